@@ -1,0 +1,405 @@
+//! The words of the command line and of the script: address families, CIDRs, port ranges and
+//! marks, each parsed once into a type that cannot hold a wrong value.
+//!
+//! Parsing errors are the second half of a sentence ("… , expected …"); the caller puts the option
+//! or the line in front of them.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+/// An IP address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+impl Family {
+    /// Both families, in the order in which they are always treated.
+    pub const ALL: [Family; 2] = [Family::V4, Family::V6];
+
+    /// The family of `address`.
+    pub fn of(address: IpAddr) -> Family {
+        match address {
+            IpAddr::V4(_) => Family::V4,
+            IpAddr::V6(_) => Family::V6,
+        }
+    }
+
+    /// The length of an address, in bits.
+    pub fn address_bits(self) -> u8 {
+        match self {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        }
+    }
+
+    /// The loopback address, to which the listener binds.
+    pub fn loopback(self) -> IpAddr {
+        match self {
+            Family::V4 => Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        })
+    }
+}
+
+/// An address block, `ADDRESS/PREFIX`; the bits after the prefix are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    network: IpAddr,
+    prefix: u8,
+}
+
+impl Cidr {
+    /// Reads `ADDRESS[/PREFIX]` and clears the host bits, as iptables does for `-s` and `-d`.
+    ///
+    /// # Errors
+    /// What is wrong with the address or the prefix length.
+    pub fn masking(text: &str) -> Result<Cidr, String> {
+        let (address, prefix) = Cidr::parts(text)?;
+        Ok(Cidr {
+            network: network_of(address, prefix),
+            prefix,
+        })
+    }
+
+    fn parts(text: &str) -> Result<(IpAddr, u8), String> {
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| {
+            "expected an address block such as 10.244.0.0/16 or fd00:10:244::/56".to_owned()
+        })?;
+        let bits = Family::of(address).address_bits();
+        let prefix = match prefix {
+            None => bits,
+            Some(prefix) => number(prefix)
+                .and_then(|prefix| u8::try_from(prefix).ok())
+                .filter(|prefix| *prefix <= bits)
+                .ok_or_else(|| format!("expected a prefix length from 0 to {bits}"))?,
+        };
+        Ok((address, prefix))
+    }
+
+    /// The first address of the block.
+    pub fn network(&self) -> IpAddr {
+        self.network
+    }
+
+    /// The prefix length, in bits.
+    pub fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
+    /// The family of the block.
+    pub fn family(&self) -> Family {
+        Family::of(self.network)
+    }
+
+    /// The addresses of the block, as numbers.
+    pub fn range(&self) -> RangeInclusive<u128> {
+        let low = bits_of(self.network);
+        low..=low | !prefix_mask(self.family(), self.prefix) & family_mask(self.family())
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    /// Reads `ADDRESS[/PREFIX]`; host bits are an error that says what was probably meant.
+    fn from_str(text: &str) -> Result<Cidr, String> {
+        let (address, prefix) = Cidr::parts(text)?;
+        let cidr = Cidr {
+            network: network_of(address, prefix),
+            prefix,
+        };
+        if cidr.network == address {
+            Ok(cidr)
+        } else {
+            let bits = cidr.family().address_bits();
+            Err(format!(
+                "expected no host bits: {cidr} is the block, {address}/{bits} the single address"
+            ))
+        }
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.prefix)
+    }
+}
+
+fn bits_of(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+fn family_mask(family: Family) -> u128 {
+    match family {
+        Family::V4 => u32::MAX.into(),
+        Family::V6 => u128::MAX,
+    }
+}
+
+fn prefix_mask(family: Family, prefix: u8) -> u128 {
+    let host_bits = u32::from(family.address_bits() - prefix);
+    u128::MAX.checked_shl(host_bits).unwrap_or(0) & family_mask(family)
+}
+
+fn network_of(address: IpAddr, prefix: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(u32::from(32 - prefix)).unwrap_or(0);
+            Ipv4Addr::from_bits(v4.to_bits() & mask).into()
+        }
+        IpAddr::V6(v6) => {
+            Ipv6Addr::from_bits(v6.to_bits() & prefix_mask(Family::V6, prefix)).into()
+        }
+    }
+}
+
+/// TCP or UDP ports, `PORT` or `LOW:HIGH`, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    /// The first port.
+    pub low: u16,
+    /// The last port, not below `low`.
+    pub high: u16,
+}
+
+impl PortRange {
+    /// The places that the range takes in iptables' `-m multiport`, which has 15 of them.
+    pub fn multiport_slots(&self) -> usize {
+        if self.low == self.high { 1 } else { 2 }
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<PortRange, String> {
+        let port = |text: &str| {
+            number(text)
+                .and_then(|port| u16::try_from(port).ok())
+                .ok_or_else(|| "expected ports from 0 to 65535, as PORT or LOW:HIGH".to_owned())
+        };
+        let (low, high) = match text.split_once(':') {
+            Some((low, high)) => (port(low)?, port(high)?),
+            None => (port(text)?, port(text)?),
+        };
+        if low > high {
+            return Err(format!("expected the lower port first, as in {high}:{low}"));
+        }
+        Ok(PortRange { low, high })
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.low == self.high {
+            true => write!(f, "{}", self.low),
+            false => write!(f, "{}:{}", self.low, self.high),
+        }
+    }
+}
+
+/// A packet mark (fwmark) and the bits of it that count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The bits that are set.
+    pub value: u32,
+    /// The bits that are looked at, or written.
+    pub mask: u32,
+}
+
+impl FromStr for Mark {
+    type Err = String;
+
+    /// Reads `VALUE/MASK` or `VALUE`, whose mask is then all ones; hexadecimal (`0x…`) or decimal.
+    fn from_str(text: &str) -> Result<Mark, String> {
+        let part = |text: &str| {
+            number(text)
+                .and_then(|number| u32::try_from(number).ok())
+                .ok_or_else(|| "expected VALUE/MASK, 32 bits each, such as 0x1/0x1".to_owned())
+        };
+        match text.split_once('/') {
+            Some((value, mask)) => Ok(Mark {
+                value: part(value)?,
+                mask: part(mask)?,
+            }),
+            None => Ok(Mark {
+                value: part(text)?,
+                mask: u32::MAX,
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}/{:#x}", self.value, self.mask)
+    }
+}
+
+/// Reads digits, decimal or hexadecimal after `0x`, with no sign and no space.
+///
+/// A leading zero is refused: iptables would read the number as octal.
+pub fn number(text: &str) -> Option<u64> {
+    let (digits, radix) = match text.strip_prefix("0x") {
+        Some(digits) => (digits, 16),
+        None if text.len() > 1 && text.starts_with('0') => return None,
+        None => (text, 10),
+    };
+    let all_digits = !digits.is_empty() && digits.chars().all(|digit| digit.is_digit(radix));
+    all_digits
+        .then(|| u64::from_str_radix(digits, radix).ok())
+        .flatten()
+}
+
+/// Reads a comma-separated list.
+///
+/// # Errors
+/// The item that could not be read, and why.
+pub fn list<T: FromStr<Err = String>>(text: &str) -> Result<Vec<T>, String> {
+    list_with(text, str::parse)
+}
+
+/// Reads a comma-separated list whose items `read` reads.
+///
+/// # Errors
+/// The item that could not be read, and why.
+pub fn list_with<T>(
+    text: &str,
+    read: impl Fn(&str) -> Result<T, String>,
+) -> Result<Vec<T>, String> {
+    text.split(',')
+        .map(|item| {
+            read(item).map_err(|expected| match item == text {
+                true => expected,
+                false => format!("in the list item \"{item}\": {expected}"),
+            })
+        })
+        .collect()
+}
+
+/// Writes a comma-separated list.
+pub fn join<T: fmt::Display>(items: &[T]) -> String {
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_bits_name_the_block_and_the_single_address() {
+        let error = "10.244.0.1/16".parse::<Cidr>().unwrap_err();
+        assert_eq!(
+            error,
+            "expected no host bits: 10.244.0.0/16 is the block, 10.244.0.1/32 the single address"
+        );
+    }
+
+    #[test]
+    fn the_script_clears_host_bits_as_iptables_does() {
+        assert_eq!(
+            Cidr::masking("10.244.7.1/16").unwrap().to_string(),
+            "10.244.0.0/16"
+        );
+        assert_eq!(
+            Cidr::masking("fd00::5/64").unwrap().to_string(),
+            "fd00::/64"
+        );
+        assert_eq!(Cidr::masking("1.2.3.4/0").unwrap().to_string(), "0.0.0.0/0");
+    }
+
+    #[test]
+    fn a_block_covers_its_first_to_its_last_address() {
+        let range = |text: &str| text.parse::<Cidr>().unwrap().range();
+        assert_eq!(range("10.244.0.0/16"), 0x0af4_0000..=0x0af4_ffff);
+        assert_eq!(range("0.0.0.0/0"), 0..=0xffff_ffff);
+        assert_eq!(range("10.0.0.1"), 0x0a00_0001..=0x0a00_0001);
+        assert_eq!(range("::/0"), 0..=u128::MAX);
+        assert_eq!(range("fd00::/8"), 0xfd << 120..=(0xfe << 120) - 1);
+    }
+
+    #[test]
+    fn prefixes_out_of_range_are_refused_with_the_limit() {
+        assert_eq!(
+            "10.244.0.0/33".parse::<Cidr>().unwrap_err(),
+            "expected a prefix length from 0 to 32"
+        );
+        assert_eq!(
+            "::/129".parse::<Cidr>().unwrap_err(),
+            "expected a prefix length from 0 to 128"
+        );
+        for bad in [
+            "10.0.0.0/",
+            "10.0.0.0/+8",
+            "10.0.0.0/ 8",
+            "10.0.0.0/08",
+            "10.0.0.0/-1",
+        ] {
+            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn port_ranges_are_ordered() {
+        assert_eq!(
+            "9000:8000".parse::<PortRange>().unwrap_err(),
+            "expected the lower port first, as in 8000:9000"
+        );
+        assert_eq!("80:90".parse(), Ok(PortRange { low: 80, high: 90 }));
+        for bad in ["", ":", "80:", ":80", "70000", "+1", "1:2:3", "010"] {
+            assert!(bad.parse::<PortRange>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn marks_are_hexadecimal_or_decimal() {
+        assert_eq!(
+            "0x10/0xff".parse(),
+            Ok(Mark {
+                value: 16,
+                mask: 255
+            })
+        );
+        assert_eq!(
+            "16".parse(),
+            Ok(Mark {
+                value: 16,
+                mask: u32::MAX
+            })
+        );
+        for bad in ["", "/", "0x", "0x1/", "0x100000000/1", "010", "-1"] {
+            assert!(bad.parse::<Mark>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_list_error_names_the_item() {
+        let error = list::<PortRange>("80,x,90").unwrap_err();
+        assert_eq!(
+            error,
+            "in the list item \"x\": expected ports from 0 to 65535, as PORT or LOW:HIGH"
+        );
+    }
+}

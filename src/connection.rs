@@ -1,0 +1,359 @@
+//! The life of a connection: requests are read, answered and logged, one after the other, until a
+//! side ends it.
+//!
+//! A whole head, a whole body and a whole answer have one deadline each: a client that sends or
+//! takes a byte now and then does not extend them.
+
+use std::net::{SocketAddr, TcpStream};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::answer::{Answer, CONTINUE};
+use crate::body::Decoder;
+use crate::echo::{self, Ends, Lost, Refused, Served};
+use crate::http::{Head, HeadScanner, MAX_HEAD, Persistence, Rejection, Span, Status};
+use crate::idle::Seat;
+use crate::wire::{Failure, Wire};
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// Until the first byte of a request; the time-out that the listener hands down.
+    pub idle: Duration,
+    /// From the first byte of a head to its last.
+    pub head: Duration,
+    /// From the head to the last byte of the body.
+    pub body: Duration,
+    /// From the first byte of an answer to its last.
+    pub answer: Duration,
+    /// After the last answer, until the client has stopped sending.
+    pub linger: Duration,
+}
+
+/// The deadlines of the program.
+pub const DEADLINES: Deadlines = Deadlines {
+    idle: Duration::from_secs(15),
+    head: Duration::from_secs(10),
+    body: Duration::from_secs(30),
+    answer: Duration::from_secs(15),
+    linger: Duration::from_secs(1),
+};
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Context {
+    /// The node's name, shown in every echo.
+    pub node: Option<String>,
+    /// How long things may take.
+    pub deadlines: Deadlines,
+    /// Whether connections end after their next answer.
+    pub draining: AtomicBool,
+    /// Requests that were answered, refusals included.
+    pub requests: AtomicU64,
+}
+
+/// The longest head, and as much again: what is read at once of a body is never little.
+const INPUT: usize = 2 * MAX_HEAD;
+
+/// What a thread keeps from one connection to the next.
+#[derive(Debug)]
+pub struct Buffers {
+    input: Box<[u8]>,
+    answer: Answer,
+}
+
+impl Buffers {
+    /// Empty buffers.
+    pub fn new() -> Buffers {
+        Buffers {
+            input: vec![0; INPUT].into_boxed_slice(),
+            answer: Answer::new(),
+        }
+    }
+}
+
+impl Default for Buffers {
+    fn default() -> Buffers {
+        Buffers::new()
+    }
+}
+
+/// Why a connection ends before its next answer.
+enum End {
+    /// There was no request to answer.
+    Unused,
+    /// A request could not be read, or its answer not sent, to the end.
+    Lost(String),
+    /// A request is refused.
+    Rejected(Rejection),
+}
+
+impl From<Rejection> for End {
+    fn from(rejection: Rejection) -> End {
+        End::Rejected(rejection)
+    }
+}
+
+/// A connection, and who is at its ends.
+pub struct Connection<'c> {
+    wire: Wire,
+    ends: Ends,
+    /// Whether it was made to the listener's own address, from the node itself.
+    direct: bool,
+    context: &'c Context,
+    seat: &'c Seat,
+}
+
+impl<'c> Connection<'c> {
+    /// An accepted connection.
+    ///
+    /// # Errors
+    /// What the kernel answers to getsockname(2).
+    pub fn new(
+        stream: TcpStream,
+        client: SocketAddr,
+        listener: SocketAddr,
+        context: &'c Context,
+        seat: &'c Seat,
+    ) -> std::io::Result<Connection<'c>> {
+        let ends = Ends {
+            client,
+            destination: stream.local_addr()?,
+        };
+        let wire = Wire::new(stream, context.deadlines.idle);
+        Ok(Connection {
+            wire,
+            ends,
+            direct: ends.destination == listener,
+            context,
+            seat,
+        })
+    }
+
+    /// Answers requests until the connection ends.
+    pub fn serve(mut self, buffers: &mut Buffers) {
+        let mut filled = 0;
+        let mut served = 0u64;
+        loop {
+            match self.exchange(buffers, &mut filled, served > 0) {
+                Ok(Persistence::Close) if filled > 0 => {
+                    return self.wire.part(self.context.deadlines.linger);
+                }
+                Ok(Persistence::Close) => return,
+                Ok(_) => served += 1,
+                Err(End::Unused) if served > 0 || self.direct => return,
+                Err(End::Unused) => {
+                    return log::info!("Connection without a request : {}", self.ends);
+                }
+                Err(End::Lost(reason)) => {
+                    let bytes = &buffers.input[..filled];
+                    return log::info!(
+                        "{}",
+                        Lost {
+                            ends: self.ends,
+                            reason: &reason,
+                            bytes
+                        }
+                    );
+                }
+                Err(End::Rejected(rejection)) => return self.refuse(rejection, buffers, filled),
+            }
+        }
+    }
+
+    /// Reads a request and answers it. The first `filled` bytes of the input came with the request
+    /// before, and afterwards with this one.
+    fn exchange(
+        &mut self,
+        buffers: &mut Buffers,
+        filled: &mut usize,
+        between: bool,
+    ) -> Result<Persistence, End> {
+        let Buffers { input, answer } = buffers;
+        answer.clear();
+        if *filled == 0 {
+            *filled = self.wait(input, between)?;
+        }
+        let started = Instant::now();
+        let span = self.read_head(input, filled, started)?;
+        let (head_bytes, rest) = input.split_at_mut(span.range.end);
+        let head = Head::parse(head_bytes, &span)?;
+        let status = self.begin(answer.content(), &head);
+        let body = self.read_body(&head, rest, *filled - span.range.end, answer.content())?;
+        let persistence = match self.context.draining.load(Ordering::SeqCst) {
+            true => Persistence::Close,
+            false => head.persistence,
+        };
+        let bytes = answer.finish(status, persistence, head.method == b"HEAD");
+        self.wire
+            .write(bytes, self.context.deadlines.answer)
+            .map_err(|failure| End::Lost(format!("the answer was not taken: {failure}")))?;
+        self.log(&Served {
+            head: &head,
+            ends: self.ends,
+            received: body.received,
+            status,
+            took: started.elapsed(),
+        });
+        *filled = body.unread.len();
+        input.copy_within(
+            span.range.end + body.unread.start..span.range.end + body.unread.end,
+            0,
+        );
+        Ok(persistence)
+    }
+
+    /// Waits for the first bytes of a request. Between two requests, somebody else may end the
+    /// connection.
+    fn wait(&mut self, input: &mut [u8], between: bool) -> Result<usize, End> {
+        if !between {
+            return self.wire.read(input).map_err(|_| End::Unused);
+        }
+        self.seat.take(self.wire.descriptor());
+        let received = match self.context.draining.load(Ordering::SeqCst) {
+            true => Err(Failure::Closed),
+            false => self.wire.read(input),
+        };
+        self.seat.leave();
+        received.map_err(|_| End::Unused)
+    }
+
+    fn read_head(
+        &mut self,
+        input: &mut [u8],
+        filled: &mut usize,
+        started: Instant,
+    ) -> Result<Span, End> {
+        let mut scanner = HeadScanner::default();
+        let deadline = started + self.context.deadlines.head;
+        loop {
+            if let Some(span) = scanner.scan(&input[..*filled])? {
+                return Ok(span);
+            }
+            *filled += self
+                .wire
+                .read_until(deadline, &mut input[*filled..])
+                .map_err(|failure| match failure {
+                    Failure::TimedOut => End::Rejected(late("the head took too long")),
+                    failure => End::Lost(format!("the head is not complete: {failure}")),
+                })?;
+        }
+    }
+
+    /// Begins the answer: an echo, or what the node itself asked for.
+    fn begin(&self, answer: &mut Vec<u8>, head: &Head<'_>) -> Status {
+        if !self.direct {
+            echo::begin(answer, head, self.ends, self.context.node.as_deref());
+            return Status::Ok;
+        }
+        let (status, text) = match head.target {
+            b"/healthz" if self.context.draining.load(Ordering::SeqCst) => {
+                (Status::ServiceUnavailable, "draining\n")
+            }
+            b"/healthz" => (Status::Ok, "ok\n"),
+            _ => (
+                Status::NotFound,
+                "this is the listener itself, not a Pod: only /healthz is here\n",
+            ),
+        };
+        answer.extend_from_slice(text.as_bytes());
+        status
+    }
+
+    /// Reads the body, the first `filled` bytes of which are in `input`, and echoes it.
+    fn read_body(
+        &mut self,
+        head: &Head<'_>,
+        input: &mut [u8],
+        filled: usize,
+        echo: &mut Vec<u8>,
+    ) -> Result<ReadBody, End> {
+        let mut decoder = Decoder::new(head.framing);
+        let mut room = if self.direct { 0 } else { echo::MAX_ECHO };
+        let mut unread = 0..filled;
+        if head.expects_continue && !decoder.is_complete() && unread.is_empty() {
+            self.wire
+                .write(CONTINUE, self.context.deadlines.answer)
+                .map_err(|failure| End::Lost(format!("100 Continue was not taken: {failure}")))?;
+        }
+        let mut deadline = None;
+        loop {
+            unread.start += decoder.decode(&input[unread.clone()], |piece| {
+                let shown = piece.len().min(room);
+                echo.extend_from_slice(&piece[..shown]);
+                room -= shown;
+            })?;
+            if decoder.is_complete() {
+                break;
+            }
+            let deadline =
+                *deadline.get_or_insert_with(|| Instant::now() + self.context.deadlines.body);
+            unread = 0..self
+                .wire
+                .read_until(deadline, input)
+                .map_err(|failure| match failure {
+                    Failure::TimedOut => End::Rejected(late("the body took too long")),
+                    failure => End::Lost(format!("the body is not complete: {failure}")),
+                })?;
+        }
+        let received = decoder.received();
+        if !self.direct {
+            echo::end(echo, received);
+        }
+        Ok(ReadBody { received, unread })
+    }
+
+    /// A probe of the node's says nothing about who calls whom.
+    fn log(&self, served: &Served<'_>) {
+        match self.direct && served.status == Status::Ok {
+            true => log::debug!("{served}"),
+            false => {
+                self.context.requests.fetch_add(1, Ordering::Relaxed);
+                log::info!("{served}");
+            }
+        }
+    }
+
+    /// Answers what cannot be served, and ends the connection: where the next request would begin
+    /// is not known.
+    fn refuse(mut self, rejection: Rejection, buffers: &mut Buffers, filled: usize) {
+        let Buffers { input, answer } = buffers;
+        let bytes = &input[..filled];
+        answer.clear();
+        echo::refusal(answer.content(), rejection);
+        let bytes_out = answer.finish(
+            rejection.status,
+            Persistence::Close,
+            bytes.starts_with(b"HEAD "),
+        );
+        let written = self.wire.write(bytes_out, self.context.deadlines.answer);
+        self.context.requests.fetch_add(1, Ordering::Relaxed);
+        log::warn!(
+            "{}",
+            Refused {
+                ends: self.ends,
+                rejection,
+                bytes
+            }
+        );
+        if written.is_ok() {
+            self.wire.part(self.context.deadlines.linger);
+        }
+    }
+}
+
+/// A body that was read to its end.
+struct ReadBody {
+    /// The length of its content, in bytes.
+    received: u64,
+    /// What lies behind it in the input.
+    unread: Range<usize>,
+}
+
+fn late(reason: &'static str) -> Rejection {
+    Rejection {
+        status: Status::RequestTimeout,
+        reason,
+    }
+}

@@ -1,0 +1,264 @@
+//! The nf_tables expressions that rules are made of, and how they are written as attributes.
+//!
+//! From linux/netfilter/nf_tables.h. Numbers are in network order, data as it is compared. Values
+//! pass through one register; TPROXY needs a second.
+
+use std::net::IpAddr;
+
+use libc::c_int;
+
+use crate::capture::Mark;
+use crate::netlink::Message;
+
+/// Lists: `NFTA_LIST_ELEM`
+pub const NFTA_LIST_ELEM: u16 = 1;
+/// Data: a plain value
+pub const NFTA_DATA_VALUE: u16 = 1;
+
+const NFTA_DATA_VERDICT: u16 = 2;
+const NFTA_VERDICT_CODE: u16 = 1;
+const NFTA_VERDICT_CHAIN: u16 = 2;
+const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_IMMEDIATE_DREG: u16 = 1;
+const NFTA_IMMEDIATE_DATA: u16 = 2;
+const NFTA_BITWISE_SREG: u16 = 1;
+const NFTA_BITWISE_DREG: u16 = 2;
+const NFTA_BITWISE_LEN: u16 = 3;
+const NFTA_BITWISE_MASK: u16 = 4;
+const NFTA_BITWISE_XOR: u16 = 5;
+const NFTA_CMP_SREG: u16 = 1;
+const NFTA_CMP_OP: u16 = 2;
+const NFTA_CMP_DATA: u16 = 3;
+const NFTA_RANGE_SREG: u16 = 1;
+const NFTA_RANGE_OP: u16 = 2;
+const NFTA_RANGE_FROM_DATA: u16 = 3;
+const NFTA_RANGE_TO_DATA: u16 = 4;
+const NFTA_LOOKUP_SET: u16 = 1;
+const NFTA_LOOKUP_SREG: u16 = 2;
+const NFTA_LOOKUP_SET_ID: u16 = 4;
+const NFTA_LOOKUP_FLAGS: u16 = 5;
+const NFTA_PAYLOAD_DREG: u16 = 1;
+const NFTA_PAYLOAD_BASE: u16 = 2;
+const NFTA_PAYLOAD_OFFSET: u16 = 3;
+const NFTA_PAYLOAD_LEN: u16 = 4;
+const NFTA_META_DREG: u16 = 1;
+const NFTA_META_KEY: u16 = 2;
+const NFTA_META_SREG: u16 = 3;
+const NFTA_SOCKET_KEY: u16 = 1;
+const NFTA_SOCKET_DREG: u16 = 2;
+const NFTA_TPROXY_FAMILY: u16 = 1;
+const NFTA_TPROXY_REG_ADDR: u16 = 2;
+const NFTA_TPROXY_REG_PORT: u16 = 3;
+
+/// Socket expression: the value of `IP_TRANSPARENT`; no socket ends the rule
+pub const NFT_SOCKET_TRANSPARENT: u32 = 0;
+/// Socket expression: whether the socket is bound to any address; since Linux 5.10
+pub const NFT_SOCKET_WILDCARD: u32 = 2;
+
+/// The name that an anonymous set asks for; it is found by its id.
+pub const ANONYMOUS_SET: &str = "__set%d";
+
+const VALUE: c_int = libc::NFT_REG_1;
+const PORT: c_int = libc::NFT_REG_2;
+
+/// One step of a rule. A comparison that fails ends the rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expression {
+    /// Loads a property of the packet (`NFT_META_…`).
+    Meta(c_int),
+    /// Loads bytes of a header (`NFT_PAYLOAD_…`), from an offset.
+    Payload {
+        /// Which header.
+        base: c_int,
+        /// Where in it, in bytes.
+        offset: u32,
+        /// How many bytes.
+        length: u32,
+    },
+    /// Loads a property of the socket that owns the packet (`NFT_SOCKET_…`).
+    Socket(u32),
+    /// `value = value & mask ^ xor`
+    Bitwise {
+        /// The bits that stay.
+        mask: Vec<u8>,
+        /// The bits that are flipped then.
+        xor: Vec<u8>,
+    },
+    /// The value is these bytes, or is not.
+    Compare {
+        /// Whether it is not.
+        negated: bool,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// The value is from … to …, both included, or is not.
+    Range {
+        /// Whether it is not.
+        negated: bool,
+        /// The lowest value.
+        from: Vec<u8>,
+        /// The highest value.
+        to: Vec<u8>,
+    },
+    /// The value is in the set with this id, or is not.
+    Lookup {
+        /// Whether it is not.
+        negated: bool,
+        /// The number of the set in its transaction.
+        set: u32,
+    },
+    /// Hands the packet to a transparent listener; if there is none, the rule ends.
+    Tproxy {
+        /// `NFPROTO_IPV4` or `NFPROTO_IPV6`
+        family: c_int,
+        /// The listener's address.
+        address: Option<IpAddr>,
+        /// The listener's port, host order; 0 for the packet's own.
+        port: u16,
+    },
+    /// `mark = mark & !mask ^ value`
+    SetMark(Mark),
+    /// Ends the rule (`NF_ACCEPT`, `NF_DROP`, `NFT_RETURN`).
+    Verdict(c_int),
+    /// Goes through another chain.
+    Jump(String),
+}
+
+impl Expression {
+    /// Appends the expression to a rule's list.
+    pub fn write(&self, list: &mut Message) {
+        match self {
+            Expression::Meta(key) => element(list, "meta", |data| {
+                data.put_be32(NFTA_META_DREG, VALUE as u32)
+                    .put_be32(NFTA_META_KEY, *key as u32);
+            }),
+            Expression::Payload {
+                base,
+                offset,
+                length,
+            } => element(list, "payload", |data| {
+                data.put_be32(NFTA_PAYLOAD_DREG, VALUE as u32)
+                    .put_be32(NFTA_PAYLOAD_BASE, *base as u32)
+                    .put_be32(NFTA_PAYLOAD_OFFSET, *offset)
+                    .put_be32(NFTA_PAYLOAD_LEN, *length);
+            }),
+            Expression::Socket(key) => element(list, "socket", |data| {
+                data.put_be32(NFTA_SOCKET_KEY, *key)
+                    .put_be32(NFTA_SOCKET_DREG, VALUE as u32);
+            }),
+            Expression::Bitwise { mask, xor } => bitwise(list, mask, xor),
+            Expression::Compare {
+                negated,
+                data: bytes,
+            } => element(list, "cmp", |data| {
+                let operator = if *negated {
+                    libc::NFT_CMP_NEQ
+                } else {
+                    libc::NFT_CMP_EQ
+                };
+                data.put_be32(NFTA_CMP_SREG, VALUE as u32)
+                    .put_be32(NFTA_CMP_OP, operator as u32);
+                value(data, NFTA_CMP_DATA, bytes);
+            }),
+            Expression::Range { negated, from, to } => element(list, "range", |data| {
+                let operator = if *negated {
+                    libc::NFT_RANGE_NEQ
+                } else {
+                    libc::NFT_RANGE_EQ
+                };
+                data.put_be32(NFTA_RANGE_SREG, VALUE as u32)
+                    .put_be32(NFTA_RANGE_OP, operator as u32);
+                value(data, NFTA_RANGE_FROM_DATA, from);
+                value(data, NFTA_RANGE_TO_DATA, to);
+            }),
+            Expression::Lookup { negated, set } => element(list, "lookup", |data| {
+                let flags = if *negated { libc::NFT_LOOKUP_F_INV } else { 0 };
+                data.put_text(NFTA_LOOKUP_SET, ANONYMOUS_SET)
+                    .put_be32(NFTA_LOOKUP_SET_ID, *set)
+                    .put_be32(NFTA_LOOKUP_SREG, VALUE as u32)
+                    .put_be32(NFTA_LOOKUP_FLAGS, flags as u32);
+            }),
+            Expression::Tproxy {
+                family,
+                address,
+                port,
+            } => tproxy(list, *family, *address, *port),
+            Expression::SetMark(mark) => {
+                Expression::Meta(libc::NFT_META_MARK).write(list);
+                bitwise(list, &(!mark.mask).to_ne_bytes(), &mark.value.to_ne_bytes());
+                element(list, "meta", |data| {
+                    data.put_be32(NFTA_META_SREG, VALUE as u32)
+                        .put_be32(NFTA_META_KEY, libc::NFT_META_MARK as u32);
+                });
+            }
+            Expression::Verdict(code) => verdict(list, *code, None),
+            Expression::Jump(chain) => verdict(list, libc::NFT_JUMP, Some(chain)),
+        }
+    }
+}
+
+fn element(list: &mut Message, name: &str, fill: impl FnOnce(&mut Message)) {
+    list.nest(NFTA_LIST_ELEM, |element| {
+        element
+            .put_text(NFTA_EXPR_NAME, name)
+            .nest(NFTA_EXPR_DATA, fill);
+    });
+}
+
+fn value(data: &mut Message, kind: u16, bytes: &[u8]) {
+    data.nest(kind, |value| {
+        value.put(NFTA_DATA_VALUE, bytes);
+    });
+}
+
+fn load(list: &mut Message, register: c_int, bytes: &[u8]) {
+    element(list, "immediate", |data| {
+        data.put_be32(NFTA_IMMEDIATE_DREG, register as u32);
+        value(data, NFTA_IMMEDIATE_DATA, bytes);
+    });
+}
+
+fn bitwise(list: &mut Message, mask: &[u8], xor: &[u8]) {
+    element(list, "bitwise", |data| {
+        data.put_be32(NFTA_BITWISE_SREG, VALUE as u32)
+            .put_be32(NFTA_BITWISE_DREG, VALUE as u32)
+            .put_be32(NFTA_BITWISE_LEN, mask.len() as u32);
+        value(data, NFTA_BITWISE_MASK, mask);
+        value(data, NFTA_BITWISE_XOR, xor);
+    });
+}
+
+fn tproxy(list: &mut Message, family: c_int, address: Option<IpAddr>, port: u16) {
+    match address {
+        Some(IpAddr::V4(address)) => load(list, VALUE, &address.octets()),
+        Some(IpAddr::V6(address)) => load(list, VALUE, &address.octets()),
+        None => {}
+    }
+    if port != 0 {
+        load(list, PORT, &port.to_be_bytes());
+    }
+    element(list, "tproxy", |data| {
+        data.put_be32(NFTA_TPROXY_FAMILY, family as u32);
+        if address.is_some() {
+            data.put_be32(NFTA_TPROXY_REG_ADDR, VALUE as u32);
+        }
+        if port != 0 {
+            data.put_be32(NFTA_TPROXY_REG_PORT, PORT as u32);
+        }
+    });
+}
+
+fn verdict(list: &mut Message, code: c_int, chain: Option<&str>) {
+    element(list, "immediate", |data| {
+        data.put_be32(NFTA_IMMEDIATE_DREG, libc::NFT_REG_VERDICT as u32)
+            .nest(NFTA_IMMEDIATE_DATA, |data| {
+                data.nest(NFTA_DATA_VERDICT, |verdict| {
+                    verdict.put_be32(NFTA_VERDICT_CODE, code as u32);
+                    if let Some(chain) = chain {
+                        verdict.put_text(NFTA_VERDICT_CHAIN, chain);
+                    }
+                });
+            });
+    });
+}

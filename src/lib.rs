@@ -1,0 +1,28 @@
+//! The parts of tproxy-pod. `main.rs` tells how they work together; tests and fuzzers reach them
+//! here.
+
+pub mod answer;
+pub mod body;
+pub mod capture;
+pub mod clock;
+pub mod compile;
+pub mod connection;
+pub mod echo;
+pub mod error;
+pub mod expression;
+pub mod guard;
+pub mod http;
+pub mod idle;
+pub mod listener;
+pub mod logging;
+pub mod netlink;
+pub mod nftables;
+pub mod options;
+pub mod routing;
+pub mod rule;
+pub mod rule_line;
+pub mod sandbox;
+pub mod script;
+pub mod server;
+pub mod sys;
+pub mod wire;

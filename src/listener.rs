@@ -1,0 +1,57 @@
+//! Listening sockets with IP_TRANSPARENT: bound to loopback, they take connections to any address.
+//!
+//! What is set here is inherited by every accepted connection, which then needs no call of its own:
+//! TCP_NODELAY and the time-outs of a single read or write (ip(7), ipv6(7), tcp(7), socket(7)).
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use libc::c_int;
+use nix::errno::Errno;
+
+use crate::capture::Family;
+use crate::error::{self, Error};
+use crate::sys;
+
+/// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
+const BACKLOG: c_int = 4096;
+
+/// Binds a transparent listener to the family's loopback address. `timeout` bounds each read, each
+/// write and each wait for a connection.
+///
+/// # Errors
+/// The address, and what the kernel answers.
+pub fn bind(family: Family, port: u16, timeout: Duration) -> Result<TcpListener, Error> {
+    let address = SocketAddr::new(family.loopback(), port);
+    listen(family, address, timeout).map_err(|cause| {
+        let error = Error::new(format!("bind {address}"), error::errno(&cause));
+        match error.errno() {
+            Errno::EPERM => error.hint("CAP_NET_ADMIN is needed"),
+            Errno::EACCES => error.hint("CAP_NET_BIND_SERVICE is needed for ports below 1024"),
+            Errno::EADDRINUSE => error.hint("something else listens there; see --port"),
+            _ => error,
+        }
+    })
+}
+
+fn listen(family: Family, address: SocketAddr, timeout: Duration) -> std::io::Result<TcpListener> {
+    let (domain, level, transparent) = match family {
+        Family::V4 => (libc::AF_INET, libc::SOL_IP, libc::IP_TRANSPARENT),
+        Family::V6 => (libc::AF_INET6, libc::SOL_IPV6, libc::IPV6_TRANSPARENT),
+    };
+    let socket = sys::socket(domain, libc::SOCK_STREAM, 0)?;
+    let fd = socket.as_fd();
+    let timeout = libc::timeval {
+        tv_sec: timeout.as_secs() as libc::time_t,
+        tv_usec: 0,
+    };
+    sys::set_option(fd, level, transparent, 1 as c_int)?;
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1 as c_int)?;
+    sys::set_option(fd, libc::SOL_TCP, libc::TCP_NODELAY, 1 as c_int)?;
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, timeout)?;
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, timeout)?;
+    sys::bind(fd, address)?;
+    sys::listen(fd, BACKLOG)?;
+    Ok(socket.into())
+}

@@ -1,0 +1,369 @@
+//! A netlink socket: requests of messages and attributes, their acknowledgements, dumps, and
+//! notifications. It knows no family; nf_tables and rtnetlink are written on top of it.
+//!
+//! From netlink(7) and linux/netlink.h. The kernel answers a request before `send` returns, so
+//! nothing here waits.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use libc::c_int;
+use nix::errno::Errno;
+
+use crate::error;
+use crate::sys;
+
+/// `sizeof(struct nlmsghdr)`: length, type, flags, sequence, port
+const HEADER: usize = 16;
+
+/// `NLMSGERR_ATTR_MSG` (linux/netlink.h): the kernel's own words on an error
+const NLMSGERR_ATTR_MSG: u16 = 1;
+
+/// The kernel writes datagrams of up to 32 KiB (`netlink_dump`, net/netlink/af_netlink.c).
+const LONGEST_DATAGRAM: usize = 32 * 1024;
+
+/// A message that is being written: a header, the family's own header, and attributes.
+#[derive(Clone, Debug)]
+pub struct Message {
+    bytes: Vec<u8>,
+}
+
+impl Message {
+    /// A request of type `kind` with `NLM_F_REQUEST` and `flags`, and the family's header.
+    pub fn new(kind: u16, flags: c_int, family_header: &[u8]) -> Message {
+        let flags = (libc::NLM_F_REQUEST | flags) as u16;
+        let mut bytes = vec![0; HEADER];
+        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+        bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+        bytes.extend_from_slice(family_header);
+        let mut message = Message { bytes };
+        message.pad();
+        message
+    }
+
+    /// An attribute with these bytes.
+    pub fn put(&mut self, kind: u16, payload: &[u8]) -> &mut Message {
+        self.attribute(kind, |message| message.bytes.extend_from_slice(payload))
+    }
+
+    /// An attribute with a text and its closing NUL (`NLA_NUL_STRING`).
+    pub fn put_text(&mut self, kind: u16, text: &str) -> &mut Message {
+        self.attribute(kind, |message| {
+            message.bytes.extend_from_slice(text.as_bytes());
+            message.bytes.push(0);
+        })
+    }
+
+    /// A number in network order, as nf_tables has them.
+    pub fn put_be32(&mut self, kind: u16, number: u32) -> &mut Message {
+        self.put(kind, &number.to_be_bytes())
+    }
+
+    /// A number in host order, as rtnetlink has them.
+    pub fn put_ne32(&mut self, kind: u16, number: u32) -> &mut Message {
+        self.put(kind, &number.to_ne_bytes())
+    }
+
+    /// An attribute of the attributes that `fill` writes.
+    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Message)) -> &mut Message {
+        self.attribute(kind | libc::NLA_F_NESTED as u16, fill)
+    }
+
+    fn attribute(&mut self, kind: u16, fill: impl FnOnce(&mut Message)) -> &mut Message {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; 4]);
+        fill(self);
+        let length = u16::try_from(self.bytes.len() - start)
+            .expect("attributes are built shorter than 64 KiB");
+        self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+        self.bytes[start + 2..start + 4].copy_from_slice(&kind.to_ne_bytes());
+        self.pad();
+        self
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    /// Asks for an acknowledgement (`NLM_F_ACK`).
+    pub fn acknowledge(&mut self) {
+        let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) | libc::NLM_F_ACK as u16;
+        self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+    }
+
+    /// The bytes as they are sent.
+    fn finish(mut self, sequence: u32) -> Vec<u8> {
+        let length = self.bytes.len() as u32;
+        self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
+        self.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
+        self.bytes
+    }
+}
+
+/// A message that the kernel sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received<'a> {
+    /// The message type.
+    pub kind: u16,
+    /// The sequence number of the request that it answers; 0 for a notification.
+    pub sequence: u32,
+    /// What stands behind the header.
+    pub payload: &'a [u8],
+}
+
+/// The messages of a datagram; a malformed one ends it.
+pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Received<'_>> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let length = u32_at(rest, 0)? as usize;
+        let message = rest.get(..length)?;
+        let received = Received {
+            kind: u16_at(message, 4)?,
+            sequence: u32_at(message, 8)?,
+            payload: message.get(HEADER..)?,
+        };
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(received)
+    })
+}
+
+/// The attributes in `bytes`, by type and payload; a malformed one ends them.
+pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(rest, 0)?);
+        let kind = u16_at(rest, 2)? & libc::NLA_TYPE_MASK as u16;
+        let payload = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, payload))
+    })
+}
+
+/// A number in host order.
+pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// A number in host order.
+pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// Why the kernel refused a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which message of the request, counted from 0.
+    pub message: usize,
+    /// The error number.
+    pub errno: Errno,
+    /// The kernel's own words, if it has any (`NETLINK_EXT_ACK`).
+    pub words: Option<String>,
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Refusal {
+        Refusal {
+            message: 0,
+            errno: error::errno(&error),
+            words: None,
+        }
+    }
+}
+
+/// A netlink socket.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    /// A socket for requests of a protocol such as `NETLINK_ROUTE`.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn open(protocol: c_int) -> io::Result<Socket> {
+        let fd = sys::socket(libc::AF_NETLINK, libc::SOCK_RAW, protocol)?;
+        for option in [
+            libc::NETLINK_EXT_ACK,
+            libc::NETLINK_CAP_ACK,
+            libc::NETLINK_GET_STRICT_CHK,
+        ] {
+            sys::set_option(fd.as_fd(), libc::SOL_NETLINK, option, 1 as c_int)?;
+        }
+        Ok(Socket {
+            fd,
+            sequence: 0,
+            buffer: vec![0; LONGEST_DATAGRAM],
+        })
+    }
+
+    /// Has the notifications of a group, such as `RTNLGRP_IPV4_RULE`, sent to this socket.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn subscribe(&self, group: u32) -> io::Result<()> {
+        sys::set_option(
+            self.fd.as_fd(),
+            libc::SOL_NETLINK,
+            libc::NETLINK_ADD_MEMBERSHIP,
+            group,
+        )
+    }
+
+    /// Sends messages, one of which asks for an acknowledgement (`NLM_F_ACK`).
+    ///
+    /// # Errors
+    /// The first message that the kernel refuses.
+    pub fn request(&mut self, messages: Vec<Message>) -> Result<(), Refusal> {
+        self.exchange(messages, |_| {})
+    }
+
+    /// Sends a request with `NLM_F_DUMP`, and hands every message of the answer to `each`.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn dump(
+        &mut self,
+        message: Message,
+        each: impl FnMut(Received<'_>),
+    ) -> Result<(), Refusal> {
+        self.exchange(vec![message], each)
+    }
+
+    /// Reads the notifications that are there, and hands each to `each`.
+    ///
+    /// # Errors
+    /// `ENOBUFS` if some were lost, or what the kernel answers.
+    pub fn notifications(&mut self, mut each: impl FnMut(Received<'_>)) -> io::Result<()> {
+        loop {
+            match sys::receive(self.fd.as_fd(), &mut self.buffer) {
+                Ok(datagram) => messages(datagram).for_each(&mut each),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn exchange(
+        &mut self,
+        requests: Vec<Message>,
+        mut each: impl FnMut(Received<'_>),
+    ) -> Result<(), Refusal> {
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        for message in requests {
+            self.sequence = self.sequence.wrapping_add(1);
+            bytes.extend(message.finish(self.sequence));
+        }
+        sys::send(self.fd.as_fd(), &bytes)?;
+        let mut refusal = None;
+        let mut acknowledged = false;
+        loop {
+            let datagram = match sys::receive(self.fd.as_fd(), &mut self.buffer) {
+                Ok(datagram) => datagram,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error.into()),
+            };
+            for message in messages(datagram) {
+                match i32::from(message.kind) {
+                    libc::NLMSG_ERROR | libc::NLMSG_DONE => match refused(message, first) {
+                        Some(error) => refusal = refusal.or(Some(error)),
+                        None => acknowledged = true,
+                    },
+                    _ => each(message),
+                }
+            }
+        }
+        match refusal {
+            Some(refusal) => Err(refusal),
+            None if acknowledged => Ok(()),
+            None => Err(Refusal {
+                message: 0,
+                errno: Errno::EPROTO,
+                words: None,
+            }),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// `struct nlmsgerr`: an error number (0 acknowledges), the header of the request (and no more of
+/// it: `NETLINK_CAP_ACK`), and attributes. The end of a dump starts with an error number as well.
+fn refused(message: Received<'_>, first: u32) -> Option<Refusal> {
+    let errno = u32_at(message.payload, 0)?.cast_signed();
+    if errno == 0 {
+        return None;
+    }
+    let words = message
+        .payload
+        .get(4 + HEADER..)
+        .and_then(|rest| attributes(rest).find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG))
+        .map(|(_, words)| {
+            String::from_utf8_lossy(words)
+                .trim_end_matches('\0')
+                .to_owned()
+        });
+    let message = message.sequence.wrapping_sub(first) as usize;
+    Some(Refusal {
+        message,
+        errno: Errno::from_raw(errno.wrapping_neg()),
+        words,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_padded_to_four_bytes_and_nest() {
+        let mut message = Message::new(7, libc::NLM_F_ACK, &[1]);
+        message.nest(2, |inner| {
+            inner.put_text(3, "ab").put_be32(4, 5);
+        });
+        let bytes = message.finish(9);
+        let received: Vec<_> = messages(&bytes).collect();
+        assert_eq!(received.len(), 1);
+        assert_eq!((received[0].kind, received[0].sequence), (7, 9));
+        let outer: Vec<_> = attributes(&received[0].payload[4..]).collect();
+        assert_eq!(outer.len(), 1);
+        let inner: Vec<_> = attributes(outer[0].1).collect();
+        assert_eq!(
+            (outer[0].0, inner),
+            (2, vec![(3, &b"ab\0"[..]), (4, &[0, 0, 0, 5][..])])
+        );
+    }
+
+    #[test]
+    fn a_length_beyond_the_end_ends_the_reading() {
+        assert_eq!(attributes(&[9, 0, 1, 0, 0, 0, 0, 0]).count(), 0);
+        assert_eq!(attributes(&[3, 0, 1, 0]).count(), 0);
+        assert_eq!(messages(&[255; 16]).count(), 0);
+        assert_eq!(messages(&[0; 32]).count(), 0);
+    }
+
+    #[test]
+    fn a_refusal_names_the_message_and_the_kernels_words() {
+        let mut answer = Message::new(libc::NLMSG_ERROR as u16, 0, &(-libc::EEXIST).to_ne_bytes());
+        answer.bytes.extend_from_slice(&[0; HEADER]);
+        answer.put_text(NLMSGERR_ATTR_MSG, "it is there");
+        let bytes = answer.finish(12);
+        let refusal = refused(messages(&bytes).next().unwrap(), 10).unwrap();
+        let words = Some("it is there".to_owned());
+        assert_eq!(
+            refusal,
+            Refusal {
+                message: 2,
+                errno: Errno::EEXIST,
+                words
+            }
+        );
+    }
+}

@@ -1,0 +1,420 @@
+//! The command line. Everything is checked here, before anything is touched; an error names the
+//! option, the value and what was expected.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::capture::{self, Cidr, Family, Mark, PortRange};
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+Answers HTTP sent to any Pod address on a captured port, without touching the Pods.
+
+tproxy-pod [OPTIONS]
+  -p, --port PORT          where the transparent listener binds, on loopback     [1]
+  -c, --cidr CIDR,…        destinations to capture, IPv4 and IPv6                [10.244.0.0/16]
+  -d, --dport PORT,…       destination ports to capture, LOW:HIGH for a range    [8180]
+      --mark VALUE/MASK    the mark that selects the routing table               [0x1/0x1]
+      --table ID           the routing table with the AnyIP routes               [100]
+      --rules FILE         your own iptables-restore script in place of the bundled one
+      --print-rules v4|v6  print the script as it would be loaded, and exit
+      --max-connections N  connections served at once                            [1024]
+  -h, --help    -V, --version
+
+Environment: RUST_LOG is the log level (info if unset), NODE_NAME is shown in every echo.
+Exit status: 0 after an orderly stop, 1 for a failure while running, 2 for wrong usage.
+";
+
+/// What to capture, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The port of the transparent listeners on loopback, host order.
+    pub port: u16,
+    /// The destinations to capture; not empty.
+    pub cidrs: Vec<Cidr>,
+    /// The destination ports to capture; not empty.
+    pub dports: Vec<PortRange>,
+    /// The mark that selects `table`.
+    pub mark: Mark,
+    /// The routing table with the AnyIP routes.
+    pub table: u32,
+    /// The script that replaces the bundled one.
+    pub rules: Option<PathBuf>,
+    /// How many connections are served at once.
+    pub max_connections: usize,
+}
+
+impl Options {
+    /// The families with a captured CIDR, IPv4 first.
+    pub fn families(&self) -> impl Iterator<Item = Family> {
+        Family::ALL
+            .into_iter()
+            .filter(|family| self.cidrs_of(*family).next().is_some())
+    }
+
+    /// The captured CIDRs of one family.
+    pub fn cidrs_of(&self, family: Family) -> impl Iterator<Item = Cidr> {
+        self.cidrs
+            .iter()
+            .copied()
+            .filter(move |cidr| cidr.family() == family)
+    }
+}
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Intercept and echo.
+    Run(Options),
+    /// Print the script of one family.
+    PrintRules(Options, Family),
+    /// Print the help text.
+    Help,
+    /// Print the version.
+    Version,
+}
+
+/// Why the command line was refused: a line that names the option, its value and what was expected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsageError(String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (see tproxy-pod --help)", self.0)
+    }
+}
+
+/// Reads the command line, without the program's name.
+///
+/// # Errors
+/// The first option that is unknown, repeated, without a value, or with a wrong one.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, UsageError> {
+    let mut given = Given::default();
+    let mut arguments = arguments.into_iter().map(|argument| {
+        argument
+            .into_string()
+            .map_err(|raw| UsageError(format!("{raw:?}: expected UTF-8")))
+    });
+    while let Some(argument) = arguments.next() {
+        let argument = argument?;
+        let (name, inline) = match argument.split_once('=') {
+            Some((name, value)) if name.starts_with('-') => (name, Some(value.to_owned())),
+            _ => (argument.as_str(), None),
+        };
+        match (name, &inline) {
+            ("-h" | "--help", None) => return Ok(Command::Help),
+            ("-V" | "--version", None) => return Ok(Command::Version),
+            ("-h" | "--help" | "-V" | "--version", Some(value)) => {
+                return Err(UsageError(format!("{name} {value}: expected no value")));
+            }
+            _ => {}
+        }
+        let option = Given::option(name)?;
+        let value = match inline {
+            Some(value) => value,
+            None => arguments
+                .next()
+                .transpose()?
+                .ok_or_else(|| UsageError(format!("{name}: expected a value")))?,
+        };
+        given.set(name, option, value)?;
+    }
+    given.command()
+}
+
+/// The values as they were given, each at most once.
+#[derive(Default)]
+struct Given {
+    port: Option<u16>,
+    cidrs: Option<Vec<Cidr>>,
+    dports: Option<Vec<PortRange>>,
+    mark: Option<Mark>,
+    table: Option<u32>,
+    rules: Option<PathBuf>,
+    print_rules: Option<Family>,
+    max_connections: Option<usize>,
+}
+
+#[derive(Clone, Copy)]
+enum Name {
+    Port,
+    Cidr,
+    Dport,
+    Mark,
+    Table,
+    Rules,
+    PrintRules,
+    MaxConnections,
+}
+
+impl Given {
+    fn option(name: &str) -> Result<Name, UsageError> {
+        Ok(match name {
+            "-p" | "--port" => Name::Port,
+            "-c" | "--cidr" => Name::Cidr,
+            "-d" | "--dport" => Name::Dport,
+            "--mark" => Name::Mark,
+            "--table" => Name::Table,
+            "--rules" => Name::Rules,
+            "--print-rules" => Name::PrintRules,
+            "--max-connections" => Name::MaxConnections,
+            _ if name.starts_with('-') => {
+                return Err(UsageError(format!("{name}: unknown option")));
+            }
+            _ => return Err(UsageError(format!("{name}: unexpected argument"))),
+        })
+    }
+
+    fn set(&mut self, name: &str, option: Name, value: String) -> Result<(), UsageError> {
+        let refused = |expected: String| UsageError(format!("{name} {value}: {expected}"));
+        let fresh = match option {
+            Name::Port => put(&mut self.port, number(&value, 1..=65535).map_err(refused)?),
+            Name::Cidr => put(&mut self.cidrs, cidrs(&value).map_err(refused)?),
+            Name::Dport => put(&mut self.dports, dports(&value).map_err(refused)?),
+            Name::Mark => put(&mut self.mark, mark(&value).map_err(refused)?),
+            Name::Table => put(&mut self.table, table(&value).map_err(refused)?),
+            Name::Rules => put(&mut self.rules, file(&value).map_err(refused)?),
+            Name::PrintRules => put(&mut self.print_rules, family(&value).map_err(refused)?),
+            Name::MaxConnections => put(
+                &mut self.max_connections,
+                number(&value, 1..=65535).map_err(refused)?,
+            ),
+        };
+        match fresh {
+            true => Ok(()),
+            false => Err(refused("the option was given before".to_owned())),
+        }
+    }
+
+    fn command(self) -> Result<Command, UsageError> {
+        let options = Options {
+            port: self.port.unwrap_or(1),
+            cidrs: self
+                .cidrs
+                .map_or_else(|| cidrs("10.244.0.0/16").map_err(UsageError), Ok)?,
+            dports: self.dports.unwrap_or_else(|| {
+                vec![PortRange {
+                    low: 8180,
+                    high: 8180,
+                }]
+            }),
+            mark: self.mark.unwrap_or(Mark { value: 1, mask: 1 }),
+            table: self.table.unwrap_or(100),
+            rules: self.rules,
+            max_connections: self.max_connections.unwrap_or(1024),
+        };
+        match self.print_rules {
+            None => Ok(Command::Run(options)),
+            Some(family) if options.cidrs_of(family).next().is_some() => {
+                Ok(Command::PrintRules(options, family))
+            }
+            Some(family) => Err(UsageError(format!(
+                "--print-rules: expected a captured {family} block in --cidr {}",
+                capture::join(&options.cidrs)
+            ))),
+        }
+    }
+}
+
+/// Fills an empty slot; `false` if it was full.
+fn put<T>(slot: &mut Option<T>, value: T) -> bool {
+    slot.replace(value).is_none()
+}
+
+fn number<T: TryFrom<u64>>(text: &str, range: std::ops::RangeInclusive<u64>) -> Result<T, String> {
+    capture::number(text)
+        .filter(|number| range.contains(number))
+        .and_then(|number| T::try_from(number).ok())
+        .ok_or_else(|| {
+            format!(
+                "expected a number from {} to {}",
+                range.start(),
+                range.end()
+            )
+        })
+}
+
+fn cidrs(text: &str) -> Result<Vec<Cidr>, String> {
+    let mut cidrs: Vec<Cidr> = Vec::new();
+    for cidr in capture::list::<Cidr>(text)? {
+        if !cidrs.contains(&cidr) {
+            cidrs.push(cidr);
+        }
+    }
+    Ok(cidrs)
+}
+
+fn dports(text: &str) -> Result<Vec<PortRange>, String> {
+    capture::list_with(text, |item| match PortRange::from_str(item) {
+        Ok(range) if range.low > 0 => Ok(range),
+        Ok(_) | Err(_) if !item.contains(':') => Err("expected a port from 1 to 65535".to_owned()),
+        Ok(_) => Err("expected ports from 1 to 65535".to_owned()),
+        Err(expected) => Err(expected),
+    })
+}
+
+fn mark(text: &str) -> Result<Mark, String> {
+    let mark = Mark::from_str(text)?;
+    if !text.contains('/') {
+        return Err("expected VALUE/MASK, such as 0x1/0x1".to_owned());
+    }
+    if mark.value & !mark.mask != 0 {
+        return Err("expected a value within its mask".to_owned());
+    }
+    if mark.value == 0 {
+        return Err("expected a value that is not 0, which is what other packets carry".to_owned());
+    }
+    Ok(mark)
+}
+
+/// `RT_TABLE_DEFAULT`, `RT_TABLE_MAIN` and `RT_TABLE_LOCAL` (linux/rtnetlink.h) are the node's own.
+fn table(text: &str) -> Result<u32, String> {
+    match number(text, 1..=u32::MAX.into())? {
+        253..=255 => {
+            Err("expected a table other than default, main and local (253 to 255)".to_owned())
+        }
+        table => Ok(table),
+    }
+}
+
+fn file(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "" => Err("expected a file".to_owned()),
+        _ => Ok(text.into()),
+    }
+}
+
+fn family(text: &str) -> Result<Family, String> {
+    match text {
+        "v4" => Ok(Family::V4),
+        "v6" => Ok(Family::V6),
+        _ => Err("expected v4 or v6".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Command, String> {
+        parse(line.split_whitespace().map(OsString::from)).map_err(|error| error.0)
+    }
+
+    fn options(line: &str) -> Options {
+        match read(line) {
+            Ok(Command::Run(options)) => options,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_help_text() {
+        let defaults = options("");
+        let spelled =
+            "-p 1 -c 10.244.0.0/16 -d 8180 --mark 0x1/0x1 --table 100 --max-connections 1024";
+        assert_eq!(defaults, options(spelled));
+        for value in [
+            "[1]",
+            "[10.244.0.0/16]",
+            "[8180]",
+            "[0x1/0x1]",
+            "[100]",
+            "[1024]",
+        ] {
+            assert!(HELP.contains(value), "{value}");
+        }
+    }
+
+    #[test]
+    fn values_follow_a_space_or_an_equals_sign() {
+        let spaced = options("--port 7 --cidr 10.0.0.0/8,fd00::/8 --dport 80,90:99 --rules a=b");
+        let joined = options("--port=7 --cidr=10.0.0.0/8,fd00::/8 --dport=80,90:99 --rules=a=b");
+        assert_eq!(spaced, joined);
+        assert_eq!(spaced.rules, Some("a=b".into()));
+        assert_eq!(
+            spaced.families().collect::<Vec<_>>(),
+            [Family::V4, Family::V6]
+        );
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused_by_option_value_and_expectation() {
+        let refused =
+            |line: &str, message: &str| assert_eq!(read(line), Err(message.to_owned()), "{line}");
+        refused(
+            "--cidr 10.244.0.0/33",
+            "--cidr 10.244.0.0/33: expected a prefix length from 0 to 32",
+        );
+        refused(
+            "--cidr 10.244.0.1/16",
+            "--cidr 10.244.0.1/16: expected no host bits: 10.244.0.0/16 is the block, \
+             10.244.0.1/32 the single address",
+        );
+        refused("--dport 0", "--dport 0: expected a port from 1 to 65535");
+        refused(
+            "--dport 70000",
+            "--dport 70000: expected a port from 1 to 65535",
+        );
+        refused(
+            "--dport 9000:8000",
+            "--dport 9000:8000: expected the lower port first, as in 8000:9000",
+        );
+        refused(
+            "--dport 0:8000",
+            "--dport 0:8000: expected ports from 1 to 65535",
+        );
+        refused(
+            "--mark 0x2/0x1",
+            "--mark 0x2/0x1: expected a value within its mask",
+        );
+        refused(
+            "--mark 0/0",
+            "--mark 0/0: expected a value that is not 0, which is what other packets carry",
+        );
+        refused("--mark 1", "--mark 1: expected VALUE/MASK, such as 0x1/0x1");
+        refused(
+            "--table 254",
+            "--table 254: expected a table other than default, main and local (253 to 255)",
+        );
+        refused(
+            "--port 65536",
+            "--port 65536: expected a number from 1 to 65535",
+        );
+        refused(
+            "--max-connections 0",
+            "--max-connections 0: expected a number from 1 to 65535",
+        );
+        refused("--print-rules v5", "--print-rules v5: expected v4 or v6");
+        refused(
+            "--print-rules v6",
+            "--print-rules: expected a captured IPv6 block in --cidr 10.244.0.0/16",
+        );
+        refused("--verbose", "--verbose: unknown option");
+        refused("serve", "serve: unexpected argument");
+        refused("--port", "--port: expected a value");
+        refused("-p 1 --port 2", "--port 2: the option was given before");
+        refused("--help=1", "--help 1: expected no value");
+        refused("--rules=", "--rules : expected a file");
+    }
+
+    #[test]
+    fn a_block_that_is_given_twice_counts_once() {
+        assert_eq!(options("-c 10.0.0.0/8,10.0.0.0/8").cidrs.len(), 1);
+    }
+
+    #[test]
+    fn help_and_version_need_nothing_else() {
+        assert_eq!(read("-h"), Ok(Command::Help));
+        assert_eq!(read("--version --nonsense"), Ok(Command::Version));
+    }
+
+    #[test]
+    fn printing_needs_a_captured_block_of_the_family() {
+        let Ok(Command::PrintRules(_, family)) = read("--print-rules v6 -c fd00::/8") else {
+            panic!("refused");
+        };
+        assert_eq!(family, Family::V6);
+    }
+}

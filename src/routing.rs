@@ -1,0 +1,427 @@
+//! The mark rule and the AnyIP routes: packets with our mark look up a routing table in which every
+//! captured CIDR is local.
+//!
+//! Both carry our own protocol number, so that what is ours can be told from what was there before:
+//! a rule or route of somebody else's that does the same is used, and stays. From rtnetlink(7),
+//! linux/rtnetlink.h and linux/fib_rules.h.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+
+use crate::capture::{Cidr, Family, Mark};
+use crate::error::{self, Error};
+use crate::netlink::{Message, Received, Refusal, Socket, attributes, u32_at};
+
+/// Who installed a rule or route (`rtm_protocol`): a number that is free in rtnetlink.h, `'T'`.
+const PROTOCOL: u8 = 84;
+
+/// Ahead of the rules of CNI plugins, the first of which stand at 9 (Cilium) and 10 (AWS).
+const PRIORITY: u32 = 8;
+
+/// `LOOPBACK_IFINDEX` (include/net/flow.h): `lo` is the first device of every network namespace.
+const LOOPBACK: u32 = 1;
+
+const FRA_DST: u16 = 1;
+const FRA_PRIORITY: u16 = 6;
+const FRA_FWMARK: u16 = 10;
+const FRA_SUPPRESS_IFGROUP: u16 = 13;
+const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
+const FRA_TABLE: u16 = 15;
+const FRA_FWMASK: u16 = 16;
+const FRA_PROTOCOL: u16 = 21;
+const FR_ACT_TO_TBL: u8 = 1;
+
+/// What stands in the kernel's policy database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    /// `fwmark MARK lookup TABLE`
+    Rule {
+        family: Family,
+        mark: Mark,
+        table: u32,
+    },
+    /// `local CIDR dev lo table TABLE`
+    Route { cidr: Cidr, table: u32 },
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Entry::Rule {
+                family: Family::V4,
+                mark,
+                table,
+            } => write!(f, "rule fwmark {mark} lookup {table}"),
+            Entry::Rule {
+                family: Family::V6,
+                mark,
+                table,
+            } => write!(f, "IPv6 rule fwmark {mark} lookup {table}"),
+            Entry::Route { cidr, table } => write!(f, "route local {cidr} dev lo table {table}"),
+        }
+    }
+}
+
+/// An entry that was found, and whether it is ours.
+struct Found {
+    entry: Entry,
+    priority: u32,
+    ours: bool,
+}
+
+/// Keeps the mark rule and the AnyIP routes of the captured CIDRs in place.
+#[derive(Debug)]
+pub struct Routing {
+    socket: Socket,
+    wanted: Vec<Entry>,
+    table: u32,
+}
+
+impl Routing {
+    /// The routing for these CIDRs. Nothing is changed yet.
+    ///
+    /// # Errors
+    /// What the kernel answers to a new netlink socket.
+    pub fn new(cidrs: &[Cidr], mark: Mark, table: u32) -> Result<Routing, Error> {
+        let socket = Socket::open(libc::NETLINK_ROUTE)
+            .map_err(|error| Error::new("open a netlink socket", error::errno(&error)))?;
+        let captured = |family: &Family| cidrs.iter().any(|cidr| cidr.family() == *family);
+        let rules = Family::ALL
+            .into_iter()
+            .filter(captured)
+            .map(|family| Entry::Rule {
+                family,
+                mark,
+                table,
+            });
+        let routes = cidrs.iter().map(|cidr| Entry::Route { cidr: *cidr, table });
+        Ok(Routing {
+            socket,
+            wanted: routes.chain(rules).collect(),
+            table,
+        })
+    }
+
+    /// Adds what is missing and removes what an earlier process of ours left behind; returns what
+    /// it added.
+    ///
+    /// # Errors
+    /// The first request that the kernel refuses.
+    pub fn install(&mut self) -> Result<Vec<String>, Error> {
+        let found = self.found()?;
+        for it in &found {
+            if it.ours && !self.wanted.contains(&it.entry) {
+                self.delete(it)?;
+            }
+        }
+        let missing = |entry: &&Entry| !found.iter().any(|it| it.entry == **entry);
+        let missing: Vec<Entry> = self.wanted.iter().filter(missing).copied().collect();
+        for entry in &missing {
+            self.add(*entry)?;
+        }
+        Ok(missing.iter().map(Entry::to_string).collect())
+    }
+
+    /// Removes what is ours; returns what it removed.
+    ///
+    /// # Errors
+    /// The first request that the kernel refuses.
+    pub fn remove(&mut self) -> Result<Vec<String>, Error> {
+        let mut removed = Vec::new();
+        for it in self.found()?.iter().filter(|it| it.ours) {
+            self.delete(it)?;
+            removed.push(it.entry.to_string());
+        }
+        Ok(removed)
+    }
+
+    /// All mark rules, and all AnyIP routes of the tables that ours are in.
+    fn found(&mut self) -> Result<Vec<Found>, Error> {
+        let mut found = Vec::new();
+        for family in Family::ALL {
+            let mut question =
+                Message::new(libc::RTM_GETRULE, libc::NLM_F_DUMP, &rule_header(family, 0));
+            self.list("list rules", family, question.clone(), |answer| {
+                found.extend(read_rule(family, answer.payload));
+            })?;
+            let of_ours = |it: &Found| match it.entry {
+                Entry::Rule { table, .. } if it.ours => Some(table),
+                _ => None,
+            };
+            let mut tables: Vec<u32> = found
+                .iter()
+                .filter_map(of_ours)
+                .chain([self.table])
+                .collect();
+            tables.sort_unstable();
+            tables.dedup();
+            for table in tables {
+                question = Message::new(
+                    libc::RTM_GETROUTE,
+                    libc::NLM_F_DUMP,
+                    &route_header(family, 0, 0, 0, 0),
+                );
+                question.put_ne32(libc::RTA_TABLE, table);
+                self.list("list routes", family, question, |answer| {
+                    found.extend(read_route(family, table, answer.payload));
+                })?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// A dump; a kernel without the family, or without the table, has nothing to list.
+    fn list(
+        &mut self,
+        attempt: &str,
+        family: Family,
+        question: Message,
+        each: impl FnMut(Received<'_>),
+    ) -> Result<(), Error> {
+        match self.socket.dump(question, each) {
+            Err(refusal) if refusal.errno == Errno::ENOENT => Ok(()),
+            Err(refusal) if !self.wants(family) && refusal.errno != Errno::EPERM => Ok(()),
+            result => result.map_err(|refusal| explain(attempt.to_owned(), refusal)),
+        }
+    }
+
+    fn wants(&self, family: Family) -> bool {
+        self.wanted
+            .iter()
+            .any(|entry| matches!(entry, Entry::Rule { family: wanted, .. } if *wanted == family))
+    }
+
+    fn add(&mut self, entry: Entry) -> Result<(), Error> {
+        let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_ACK;
+        let message = match entry {
+            Entry::Rule { .. } => entry_message(entry, libc::RTM_NEWRULE, flags, PRIORITY),
+            Entry::Route { .. } => entry_message(entry, libc::RTM_NEWROUTE, flags, 0),
+        };
+        self.socket
+            .request(vec![message])
+            .map_err(|refusal| explain(format!("add {entry}"), refusal))
+    }
+
+    /// Something that is gone already is as good as deleted.
+    fn delete(&mut self, it: &Found) -> Result<(), Error> {
+        let kind = match it.entry {
+            Entry::Rule { .. } => libc::RTM_DELRULE,
+            Entry::Route { .. } => libc::RTM_DELROUTE,
+        };
+        let message = entry_message(it.entry, kind, libc::NLM_F_ACK, it.priority);
+        match self.socket.request(vec![message]) {
+            Err(refusal) if matches!(refusal.errno, Errno::ENOENT | Errno::ESRCH) => Ok(()),
+            result => result.map_err(|refusal| explain(format!("delete {}", it.entry), refusal)),
+        }
+    }
+}
+
+/// What was attempted, the kernel's answer, and what helps.
+fn explain(attempt: String, refusal: Refusal) -> Error {
+    let error = Error::new(attempt, refusal.errno);
+    match (refusal.errno, refusal.words) {
+        (Errno::EPERM, _) => error.hint("CAP_NET_ADMIN is needed"),
+        (Errno::ENETDOWN, _) => error.hint("the device lo must be up"),
+        (Errno::EEXIST, _) => error.hint("the table has another route to it; see --table"),
+        (Errno::EACCES, _) => error.hint("is IPv6 disabled on lo?"),
+        (_, Some(words)) => error.hint(words),
+        (_, None) => error,
+    }
+}
+
+/// `struct fib_rule_hdr`: family, lengths of destination and source, TOS, table, two bytes that are
+/// not used, action, flags. Tables beyond 255 stand in an attribute.
+fn rule_header(family: Family, action: u8) -> [u8; 12] {
+    [address_family(family), 0, 0, 0, 0, 0, 0, action, 0, 0, 0, 0]
+}
+
+/// `struct rtmsg`: family, lengths of destination and source, TOS, table, protocol, scope, type,
+/// flags.
+fn route_header(family: Family, prefix: u8, protocol: u8, scope: u8, kind: u8) -> [u8; 12] {
+    [
+        address_family(family),
+        prefix,
+        0,
+        0,
+        0,
+        protocol,
+        scope,
+        kind,
+        0,
+        0,
+        0,
+        0,
+    ]
+}
+
+fn address_family(family: Family) -> u8 {
+    match family {
+        Family::V4 => libc::AF_INET as u8,
+        Family::V6 => libc::AF_INET6 as u8,
+    }
+}
+
+fn entry_message(entry: Entry, kind: u16, flags: libc::c_int, priority: u32) -> Message {
+    match entry {
+        Entry::Rule {
+            family,
+            mark,
+            table,
+        } => {
+            let mut message = Message::new(kind, flags, &rule_header(family, FR_ACT_TO_TBL));
+            message
+                .put_ne32(FRA_PRIORITY, priority)
+                .put_ne32(FRA_FWMARK, mark.value)
+                .put_ne32(FRA_FWMASK, mark.mask)
+                .put_ne32(FRA_TABLE, table)
+                .put(FRA_PROTOCOL, &[PROTOCOL]);
+            message
+        }
+        Entry::Route { cidr, table } => {
+            let family = cidr.family();
+            let scope = match family {
+                Family::V4 => libc::RT_SCOPE_HOST,
+                Family::V6 => libc::RT_SCOPE_UNIVERSE,
+            };
+            let header = route_header(family, cidr.prefix(), PROTOCOL, scope, libc::RTN_LOCAL);
+            let mut message = Message::new(kind, flags, &header);
+            match cidr.network() {
+                IpAddr::V4(network) => message.put(libc::RTA_DST, &network.octets()),
+                IpAddr::V6(network) => message.put(libc::RTA_DST, &network.octets()),
+            };
+            message
+                .put_ne32(libc::RTA_OIF, LOOPBACK)
+                .put_ne32(libc::RTA_TABLE, table);
+            message
+        }
+    }
+}
+
+/// A rule that selects by mark alone; one that asks for more is not the same.
+fn read_rule(family: Family, payload: &[u8]) -> Option<Found> {
+    let header: &[u8; 12] = payload.first_chunk()?;
+    let unconditional =
+        header[1..4] == [0; 3] && header[7] == FR_ACT_TO_TBL && header[8..12] == [0; 4];
+    let mut mark = Mark {
+        value: 0,
+        mask: u32::MAX,
+    };
+    let (mut table, mut priority, mut protocol) = (u32::from(header[4]), 0, 0);
+    for (kind, value) in attributes(&payload[12..]) {
+        match (kind, u32_at(value, 0)) {
+            (FRA_FWMARK, Some(number)) => mark.value = number,
+            (FRA_FWMASK, Some(number)) => mark.mask = number,
+            (FRA_TABLE, Some(number)) => table = number,
+            (FRA_PRIORITY, Some(number)) => priority = number,
+            (FRA_PROTOCOL, _) => protocol = *value.first()?,
+            (FRA_SUPPRESS_PREFIXLEN | FRA_SUPPRESS_IFGROUP, Some(u32::MAX)) => {}
+            (FRA_DST.., _) => return None,
+            _ => {}
+        }
+    }
+    let entry = Entry::Rule {
+        family,
+        mark,
+        table,
+    };
+    (unconditional && mark.value != 0).then_some(Found {
+        entry,
+        priority,
+        ours: protocol == PROTOCOL,
+    })
+}
+
+fn read_route(family: Family, table: u32, payload: &[u8]) -> Option<Found> {
+    let header: &[u8; 12] = payload.first_chunk()?;
+    let (prefix, protocol, kind) = (header[1], header[5], header[7]);
+    let mut network = match family {
+        Family::V4 => IpAddr::from([0u8; 4]),
+        Family::V6 => IpAddr::from([0u8; 16]),
+    };
+    let mut device = None;
+    for (kind, value) in attributes(&payload[12..]) {
+        match kind {
+            libc::RTA_DST if family == Family::V4 => {
+                network = IpAddr::from(*value.first_chunk::<4>()?)
+            }
+            libc::RTA_DST => network = IpAddr::from(*value.first_chunk::<16>()?),
+            libc::RTA_OIF => device = u32_at(value, 0),
+            libc::RTA_TABLE if u32_at(value, 0) != Some(table) => return None,
+            _ => {}
+        }
+    }
+    let any_ip = kind == libc::RTN_LOCAL && device == Some(LOOPBACK);
+    let cidr = Cidr::masking(&format!("{network}/{prefix}")).ok()?;
+    any_ip.then_some(Found {
+        entry: Entry::Route { cidr, table },
+        priority: 0,
+        ours: protocol == PROTOCOL,
+    })
+}
+
+/// The notifications that tell of lost rules and routes (linux/rtnetlink.h). The routes of IPv4
+/// vanish with their device, without a word of their own.
+const GROUPS: [u32; 5] = [
+    libc::RTNLGRP_LINK,
+    libc::RTNLGRP_IPV4_ROUTE,
+    libc::RTNLGRP_IPV4_RULE,
+    libc::RTNLGRP_IPV6_ROUTE,
+    libc::RTNLGRP_IPV6_RULE,
+];
+
+/// Notices changes of rules, routes and devices.
+#[derive(Debug)]
+pub struct Watch {
+    socket: Socket,
+}
+
+impl Watch {
+    /// Starts watching.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn start() -> Result<Watch, Error> {
+        let fault =
+            |cause: std::io::Error| Error::new("watch rules and routes", error::errno(&cause));
+        let socket = Socket::open(libc::NETLINK_ROUTE).map_err(fault)?;
+        GROUPS
+            .into_iter()
+            .try_for_each(|group| socket.subscribe(group))
+            .map_err(fault)?;
+        Ok(Watch { socket })
+    }
+
+    /// Whether something may have gone since the last time that `routing` wants.
+    pub fn has_lost(&mut self, routing: &Routing) -> bool {
+        let mut lost = false;
+        let read = self
+            .socket
+            .notifications(|message| lost |= concerns(routing, message));
+        // Notifications that were lost (ENOBUFS) may have been about ours.
+        lost || read.is_err()
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// A rule is gone, a route of our table is gone, or `lo` has changed.
+fn concerns(routing: &Routing, message: Received<'_>) -> bool {
+    let attribute = |wanted: u16, number: u32| {
+        let mut found = attributes(message.payload.get(12..).unwrap_or_default());
+        found.any(|(kind, value)| kind == wanted && u32_at(value, 0) == Some(number))
+    };
+    match message.kind {
+        libc::RTM_DELRULE => true,
+        libc::RTM_DELROUTE => attribute(libc::RTA_TABLE, routing.table),
+        // struct ifinfomsg: family, type, and at 4 the index
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => u32_at(message.payload, 4) == Some(LOOPBACK),
+        _ => false,
+    }
+}

@@ -1,0 +1,188 @@
+//! The system calls that neither the standard library nor `nix` wraps as they are needed here, each
+//! alone in a function. The only module with `unsafe`.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use libc::{c_int, c_void, socklen_t};
+use nix::unistd::{ForkResult, fork};
+
+fn check(result: c_int) -> io::Result<c_int> {
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        result => Ok(result),
+    }
+}
+
+/// socket(2), closed on exec.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn socket(domain: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are passed; the result is a new descriptor that nobody else owns.
+    unsafe {
+        let fd = check(libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// setsockopt(2) with a value of plain data, such as `c_int` or `timeval`.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn set_option<T: Copy>(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: T,
+) -> io::Result<()> {
+    // SAFETY: the kernel reads `size_of::<T>()` bytes of `value`, which lives across the call.
+    unsafe {
+        let value = (&raw const value).cast::<c_void>();
+        check(libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            value,
+            mem::size_of::<T>() as socklen_t,
+        ))?;
+    }
+    Ok(())
+}
+
+/// bind(2) to an IP address.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn bind(fd: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(v4) => bind_raw(
+            fd,
+            &libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(v4.ip().octets()),
+                },
+                sin_zero: [0; 8],
+            },
+        ),
+        SocketAddr::V6(v6) => bind_raw(
+            fd,
+            &libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: v6.port().to_be(),
+                sin6_flowinfo: v6.flowinfo(),
+                sin6_addr: libc::in6_addr {
+                    s6_addr: v6.ip().octets(),
+                },
+                sin6_scope_id: v6.scope_id(),
+            },
+        ),
+    }
+}
+
+/// `T` is one of libc's `sockaddr_…` types.
+fn bind_raw<T>(fd: BorrowedFd<'_>, address: &T) -> io::Result<()> {
+    // SAFETY: the kernel reads `size_of::<T>()` bytes of `address`, which lives across the call.
+    unsafe {
+        let pointer = (&raw const *address).cast::<libc::sockaddr>();
+        check(libc::bind(
+            fd.as_raw_fd(),
+            pointer,
+            mem::size_of::<T>() as socklen_t,
+        ))?;
+    }
+    Ok(())
+}
+
+/// listen(2).
+///
+/// # Errors
+/// What the kernel answers.
+pub fn listen(fd: BorrowedFd<'_>, backlog: c_int) -> io::Result<()> {
+    // SAFETY: no pointers are passed.
+    unsafe { check(libc::listen(fd.as_raw_fd(), backlog)) }.map(drop)
+}
+
+/// send(2), to the kernel if `fd` is a netlink socket.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+    // SAFETY: the kernel reads `bytes.len()` bytes of `bytes`.
+    let sent = unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
+    match usize::try_from(sent) {
+        Ok(sent) if sent == bytes.len() => Ok(()),
+        Ok(_) => Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// recv(2) of one datagram, without waiting for one; a longer datagram than `buffer` is an error.
+///
+/// # Errors
+/// `WouldBlock` if there is none, `EMSGSIZE` if it is too long, or what the kernel answers.
+pub fn receive<'b>(fd: BorrowedFd<'_>, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    // SAFETY: the kernel writes at most `buffer.len()` bytes to `buffer`.
+    let length = unsafe {
+        libc::recv(
+            fd.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            flags,
+        )
+    };
+    match usize::try_from(length) {
+        Ok(length) => buffer
+            .get(..length)
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::EMSGSIZE)),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// fork(2).
+///
+/// # Errors
+/// What the kernel answers.
+///
+/// # Panics
+/// If the process has more than one thread: the child would inherit their locks.
+pub fn fork_single_threaded() -> io::Result<ForkResult> {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    assert_eq!(threads, 1, "fork comes before the first thread");
+    // SAFETY: the child of a single-threaded process may do whatever the parent may.
+    unsafe { fork() }.map_err(io::Error::from)
+}
+
+/// Empties the effective, permitted and inheritable capability sets of this thread, and with them
+/// the ambient one (capset(2), capabilities(7)).
+///
+/// # Errors
+/// What the kernel answers.
+pub fn drop_capabilities() -> io::Result<()> {
+    /// `struct __user_cap_header_struct` (linux/capability.h)
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: c_int,
+    }
+    /// `_LINUX_CAPABILITY_VERSION_3`: two `struct __user_cap_data_struct` follow.
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
+    let empty = [[0u32; 3]; 2];
+    // SAFETY: the kernel reads a header and two data structs, of the layout that the version says.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const empty) };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,134 @@
+//! A connected socket with deadlines: a read, a write, or the end of both.
+//!
+//! Reads and writes are bounded by the time-outs inherited from the listener. Only where a deadline
+//! is nearer than that, for a client that is slow, the read time-out is changed.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
+
+/// Why nothing was read or written.
+#[derive(Debug)]
+pub enum Failure {
+    /// The other side has ended its side.
+    Closed,
+    /// The deadline has passed.
+    TimedOut,
+    /// The kernel reports an error.
+    Broken(io::Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Failure::TimedOut,
+            _ => Failure::Broken(error),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Closed => f.write_str("the client closed the connection"),
+            Failure::TimedOut => f.write_str("the client was too slow"),
+            Failure::Broken(error) => write!(f, "{}", crate::error::errno(error).desc()),
+        }
+    }
+}
+
+/// A connected socket.
+#[derive(Debug)]
+pub struct Wire {
+    stream: TcpStream,
+    /// The read time-out that the socket inherited.
+    inherited: Duration,
+    /// Whether the read time-out is another one now.
+    changed: bool,
+}
+
+impl Wire {
+    /// A socket that inherited the read time-out `inherited`.
+    pub fn new(stream: TcpStream, inherited: Duration) -> Wire {
+        Wire {
+            stream,
+            inherited,
+            changed: false,
+        }
+    }
+
+    /// The descriptor, to end the connection from another thread.
+    pub fn descriptor(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+
+    /// Reads for as long as the inherited time-out allows.
+    ///
+    /// # Errors
+    /// Why there is nothing to read.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
+        if self.changed {
+            self.stream.set_read_timeout(Some(self.inherited))?;
+            self.changed = false;
+        }
+        self.read_once(buffer)
+    }
+
+    /// Reads until the deadline.
+    ///
+    /// # Errors
+    /// Why there is nothing to read.
+    pub fn read_until(&mut self, deadline: Instant, buffer: &mut [u8]) -> Result<usize, Failure> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Failure::TimedOut);
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.changed = true;
+        self.read_once(buffer)
+    }
+
+    fn read_once(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
+        loop {
+            match self.stream.read(buffer) {
+                Ok(0) => return Err(Failure::Closed),
+                Ok(length) => return Ok(length),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Writes everything, within about `limit`: a single write may wait for the inherited time-out.
+    ///
+    /// # Errors
+    /// Why not everything was written.
+    pub fn write(&mut self, mut bytes: &[u8], limit: Duration) -> Result<(), Failure> {
+        let mut deadline = None;
+        loop {
+            match self.stream.write(bytes) {
+                Ok(written) if written == bytes.len() => return Ok(()),
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+            let now = Instant::now();
+            if now >= *deadline.get_or_insert(now + limit) {
+                return Err(Failure::TimedOut);
+            }
+        }
+    }
+
+    /// Ends the connection so that the client can read what was written last: closing with bytes
+    /// unread would reset it (RFC 9112, 9.6). What the client sends until it closes its side, at
+    /// most until `limit` has passed, is thrown away.
+    pub fn part(mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let mut scrap = [0; 1024];
+        if self.stream.shutdown(Shutdown::Write).is_ok() {
+            while self.read_until(deadline, &mut scrap).is_ok() {}
+        }
+    }
+}
