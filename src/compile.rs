@@ -97,9 +97,11 @@ fn cost(test: &Test) -> usize {
         Test::Ports(..) => 3,
         Test::Interface { .. } => 4,
         Test::Address(..) => 5,
-        Test::Socket { .. } => 6,
+        Test::Socket { .. } => HIGHEST_COST,
     }
 }
+
+const HIGHEST_COST: usize = 6;
 
 impl Ruleset {
     fn add(&mut self, chain: &str, rule: &Rule, family: Family) {
@@ -109,15 +111,16 @@ impl Ruleset {
         } else {
             user_chain(chain, family)
         };
-        for mut tests in alternatives(&rule.matches) {
-            tests.sort_by_key(|it| cost(&it.test));
+        for tests in alternatives(&rule.matches) {
             let mut steps = Vec::new();
             if base {
                 steps.push(Expression::Meta(libc::NFT_META_NFPROTO));
                 steps.push(equals(vec![nfproto(family) as u8]));
             }
-            for it in &tests {
-                self.test(&mut steps, it, family);
+            for cost_now in 0..=HIGHEST_COST {
+                for it in tests.iter().filter(|it| cost(&it.test) == cost_now) {
+                    self.test(&mut steps, it, family);
+                }
             }
             let action = action(rule.target.as_ref(), family);
             let wildcards_count = !tests.iter().any(|it| {

@@ -113,7 +113,7 @@ impl fmt::Display for Served<'_> {
             escaped(head.host),
             escaped(head.user_agent),
             status.code(),
-            took.as_micros(),
+            took.as_micros() as u64,
             target = escaped(head.target),
         )
     }

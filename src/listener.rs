@@ -43,7 +43,7 @@ fn listen(family: Family, address: SocketAddr, timeout: Duration) -> std::io::Re
     let socket = sys::socket(domain, libc::SOCK_STREAM, 0)?;
     let fd = socket.as_fd();
     let timeout = libc::timeval {
-        tv_sec: timeout.as_secs() as libc::time_t,
+        tv_sec: timeout.as_secs() as _,
         tv_usec: 0,
     };
     sys::set_option(fd, level, transparent, 1 as c_int)?;

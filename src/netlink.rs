@@ -192,6 +192,7 @@ impl Socket {
         ] {
             sys::set_option(fd.as_fd(), libc::SOL_NETLINK, option, 1 as c_int)?;
         }
+        sys::bind_netlink(fd.as_fd())?;
         Ok(Socket {
             fd,
             sequence: 0,

@@ -95,7 +95,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
     let mut arguments = arguments.into_iter().map(|argument| {
         argument
             .into_string()
-            .map_err(|raw| UsageError(format!("{raw:?}: expected UTF-8")))
+            .map_err(|raw| UsageError(format!("{}: expected UTF-8", raw.display())))
     });
     while let Some(argument) = arguments.next() {
         let argument = argument?;

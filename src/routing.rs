@@ -151,13 +151,12 @@ impl Routing {
                 Entry::Rule { table, .. } if it.ours => Some(table),
                 _ => None,
             };
-            let mut tables: Vec<u32> = found
-                .iter()
-                .filter_map(of_ours)
-                .chain([self.table])
-                .collect();
-            tables.sort_unstable();
-            tables.dedup();
+            let mut tables = vec![self.table];
+            for table in found.iter().filter_map(of_ours) {
+                if !tables.contains(&table) {
+                    tables.push(table);
+                }
+            }
             for table in tables {
                 question = Message::new(
                     libc::RTM_GETROUTE,

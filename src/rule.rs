@@ -114,17 +114,21 @@ pub enum Target {
     Jump(String),
 }
 
-/// Joins ranges that overlap or touch, and sorts them.
-pub fn merge(mut ranges: Ranges) -> Ranges {
-    ranges.sort_by_key(|range| *range.start());
+/// Sorts ranges, and joins those that overlap or touch.
+pub fn merge(ranges: Ranges) -> Ranges {
     let mut merged: Ranges = Vec::with_capacity(ranges.len());
     for range in ranges {
-        match merged.last_mut() {
-            Some(last) if *range.start() <= last.end().saturating_add(1) => {
-                *last = *last.start()..=*last.end().max(range.end());
-            }
-            _ => merged.push(range),
-        }
+        let first = merged.partition_point(|other| other.end().saturating_add(1) < *range.start());
+        let behind =
+            merged.partition_point(|other| *other.start() <= range.end().saturating_add(1));
+        let touched = &merged[first..behind];
+        let start = touched
+            .first()
+            .map_or(*range.start(), |first| *first.start().min(range.start()));
+        let end = touched
+            .last()
+            .map_or(*range.end(), |last| *last.end().max(range.end()));
+        merged.splice(first..behind, [start..=end]);
     }
     merged
 }
@@ -188,4 +192,21 @@ fn union(a: &Ranges, b: &Ranges) -> Option<Ranges> {
             .any(|b| a.start() <= b.end() && b.start() <= a.end())
     });
     (!overlap).then(|| merge([a.as_slice(), b.as_slice()].concat()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_sorted_and_joined_where_they_overlap_or_touch() {
+        assert_eq!(merge(vec![8..=9, 1..=2, 4..=5, 3..=3]), [1..=5, 8..=9]);
+        assert_eq!(merge(vec![1..=9, 3..=4]), [1..=9]);
+        assert_eq!(merge(vec![3..=4, 7..=8, 1..=9]), [1..=9]);
+        assert_eq!(
+            merge(vec![0..=0, u128::MAX..=u128::MAX, 5..=u128::MAX]),
+            [0..=0, 5..=u128::MAX]
+        );
+        assert_eq!(merge(vec![]), []);
+    }
 }

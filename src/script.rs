@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::capture::{self, Cidr, Family, Mark, PortRange};
+use crate::logging::escaped;
 use crate::rule::{self, Rule, Target};
 use crate::rule_line::{self, RuleError};
 
@@ -98,7 +99,7 @@ impl fmt::Display for ScriptError {
                 f,
                 "line {}: \"{}\": {}",
                 self.line,
-                self.word.escape_debug(),
+                escaped(self.word.as_bytes()),
                 self.expected
             ),
         }

@@ -86,6 +86,18 @@ pub fn bind(fd: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
     }
 }
 
+/// bind(2) of a netlink socket to an address that the kernel chooses: a socket without one gets no
+/// notifications.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn bind_netlink(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: all zeroes is a valid `sockaddr_nl`.
+    let mut address: libc::sockaddr_nl = unsafe { mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    bind_raw(fd, &address)
+}
+
 /// `T` is one of libc's `sockaddr_…` types.
 fn bind_raw<T>(fd: BorrowedFd<'_>, address: &T) -> io::Result<()> {
     // SAFETY: the kernel reads `size_of::<T>()` bytes of `address`, which lives across the call.

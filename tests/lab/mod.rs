@@ -1,0 +1,407 @@
+//! A client, a node and a Pod, each in a network namespace of its own, and the program on the node.
+//!
+//! ```text
+//!  client 192.0.2.2  ──── 192.0.2.1  node  10.244.0.1 ──── 10.244.0.5  pod
+//!    2001:db8:1::2   ──── …:1::1         fd00:10:244::1 ── …::5
+//! ```
+//!
+//! A namespace lives as long as the descriptor that holds it: nothing is left behind, however a
+//! test ends.
+
+// Every test file is a crate of its own, and none uses all of the lab.
+#![allow(dead_code)]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// The program under test, of the profile and target that the tests are built for.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tproxy-pod");
+
+/// How long a test waits for something that has to happen.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A Pod's address and the captured port.
+pub const POD: &str = "10.244.0.5:8180";
+/// The same Pod, over IPv6.
+pub const POD6: &str = "[fd00:10:244::5]:8180";
+/// The blocks that hold the Pod's addresses.
+pub const CIDRS: &str = "10.244.0.0/16,fd00:10:244::/56";
+
+/// A network namespace.
+#[derive(Clone)]
+pub struct Namespace(Arc<File>);
+
+impl Namespace {
+    fn new() -> Namespace {
+        let made = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)
+                .expect("a namespace: run the tests with scripts/test.sh");
+            File::open("/proc/thread-self/ns/net").unwrap()
+        });
+        let namespace = Namespace(Arc::new(made.join().unwrap()));
+        namespace.run("ip link set lo up");
+        namespace
+    }
+
+    /// The path by which other programs find it.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
+    /// A command that will run in it.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path())).arg(program);
+        command
+    }
+
+    /// Runs a command line, split at blanks, which has to succeed; returns what it prints.
+    pub fn run(&self, line: &str) -> String {
+        let output = self.try_run(line);
+        assert!(
+            output.status.success(),
+            "{line}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a command line, split at blanks.
+    pub fn try_run(&self, line: &str) -> Output {
+        let mut words = line.split_whitespace();
+        let mut command = self.command(words.next().unwrap());
+        command
+            .args(words)
+            .output()
+            .unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    /// Runs a command line with an input.
+    pub fn feed(&self, line: &str, input: &str) -> Output {
+        let mut words = line.split_whitespace();
+        let mut command = self.command(words.next().unwrap());
+        command
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(input.as_bytes())
+            .unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// Runs code in it.
+    pub fn enter<T: Send>(&self, code: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(&*self.0, CloneFlags::CLONE_NEWNET).unwrap();
+                code()
+            });
+            inside
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Sets a sysctl, such as `net.ipv4.ip_forward`.
+    pub fn sysctl(&self, name: &str, value: &str) {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        self.enter(|| {
+            std::fs::write(&path, value).unwrap_or_else(|error| panic!("{path}: {error}"))
+        });
+    }
+
+    /// Connects to an address, within [`PATIENCE`].
+    pub fn connect(&self, address: &str) -> std::io::Result<TcpStream> {
+        let address: SocketAddr = address.parse().unwrap();
+        let stream = self.enter(|| TcpStream::connect_timeout(&address, PATIENCE))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    }
+
+    /// Sends bytes to an address, and returns all that comes back until the other side closes.
+    pub fn send(&self, address: &str, bytes: impl AsRef<[u8]>) -> String {
+        let mut stream = self
+            .connect(address)
+            .unwrap_or_else(|error| panic!("{address}: {error}"));
+        stream.write_all(bytes.as_ref()).unwrap();
+        let mut answer = Vec::new();
+        stream
+            .read_to_end(&mut answer)
+            .unwrap_or_else(|error| panic!("{address}: {error}"));
+        String::from_utf8(answer).unwrap()
+    }
+
+    /// GETs a target from an address, on a connection of its own.
+    pub fn get(&self, address: &str, target: &str) -> String {
+        self.send(
+            address,
+            format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"),
+        )
+    }
+
+    /// Serves `pod` to every connection to a port of all addresses, until the test ends.
+    pub fn serve(&self, port: u16) {
+        let listener = self.enter(|| TcpListener::bind(("::", port)).unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                thread::spawn(move || answer_as_pod(stream));
+            }
+        });
+    }
+
+    /// Echoes every datagram to a port of all addresses, until the test ends.
+    pub fn serve_udp(&self, port: u16) {
+        let socket = self.enter(|| std::net::UdpSocket::bind(("::", port)).unwrap());
+        thread::spawn(move || {
+            let mut datagram = [0; 100];
+            while let Ok((length, from)) = socket.recv_from(&mut datagram) {
+                socket.send_to(&datagram[..length], from).unwrap();
+            }
+        });
+    }
+
+    /// A counter of `/proc/net/netstat`, such as `TCPSynRetrans`.
+    pub fn counter(&self, name: &str) -> u64 {
+        let text = self.enter(|| std::fs::read_to_string("/proc/thread-self/net/netstat").unwrap());
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();
+        let mut pairs = lines
+            .chunks(2)
+            .flat_map(|pair| pair[0].iter().zip(&pair[1]));
+        pairs
+            .find(|(key, _)| **key == name)
+            .map(|(_, value)| value.parse().unwrap())
+            .unwrap()
+    }
+}
+
+/// A web server that says `pod` to every request on a connection.
+fn answer_as_pod(mut stream: TcpStream) {
+    let mut request = Vec::new();
+    let mut piece = [0; 4096];
+    while let Ok(length @ 1..) = stream.read(&mut piece) {
+        request.extend_from_slice(&piece[..length]);
+        if request.ends_with(b"\r\n\r\n") {
+            let close = request.windows(5).any(|word| word == b"close");
+            request.clear();
+            if stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\npod")
+                .is_err()
+                || close
+            {
+                return;
+            }
+        }
+    }
+}
+
+/// The three namespaces.
+pub struct Lab {
+    pub client: Namespace,
+    pub node: Namespace,
+    pub pod: Namespace,
+}
+
+impl Lab {
+    /// Makes them, and the routes between them.
+    pub fn new() -> Lab {
+        let lab = Lab {
+            client: Namespace::new(),
+            node: Namespace::new(),
+            pod: Namespace::new(),
+        };
+        let Lab { client, node, pod } = &lab;
+        node.run(&format!(
+            "ip link add client type veth peer name eth0 netns {}",
+            client.path()
+        ));
+        node.run(&format!(
+            "ip link add pod type veth peer name eth0 netns {}",
+            pod.path()
+        ));
+        for (namespace, device, v4, v6) in [
+            (client, "eth0", "192.0.2.2/24", "2001:db8:1::2/64"),
+            (node, "client", "192.0.2.1/24", "2001:db8:1::1/64"),
+            (node, "pod", "10.244.0.1/24", "fd00:10:244::1/64"),
+            (pod, "eth0", "10.244.0.5/24", "fd00:10:244::5/64"),
+        ] {
+            namespace.run(&format!("ip address add {v4} dev {device}"));
+            namespace.run(&format!("ip address add {v6} dev {device} nodad"));
+            namespace.run(&format!("ip link set {device} addrgenmode none up"));
+        }
+        for (namespace, v4, v6) in [
+            (client, "192.0.2.1", "2001:db8:1::1"),
+            (pod, "10.244.0.1", "fd00:10:244::1"),
+        ] {
+            namespace.run(&format!("ip route add default via {v4}"));
+            namespace.run(&format!("ip -6 route add default via {v6}"));
+        }
+        node.sysctl("net.ipv4.ip_forward", "1");
+        node.sysctl("net.ipv6.conf.all.forwarding", "1");
+        lab
+    }
+
+    /// Starts the program on the node, and waits until it intercepts.
+    pub fn start(&self, arguments: &[&str]) -> Daemon {
+        let daemon = self.spawn(arguments);
+        daemon.wait_for("Created table");
+        daemon
+    }
+
+    /// Starts the program on the node.
+    pub fn spawn(&self, arguments: &[&str]) -> Daemon {
+        let mut command = self.node.command(PROGRAM);
+        command.args(arguments).env("NODE_NAME", "lab");
+        Daemon::spawn(command)
+    }
+
+    /// What the program would leave behind: rules with a mark, routes of table 100, our table.
+    pub fn remains(&self) -> Vec<String> {
+        let commands = [
+            "ip rule show",
+            "ip -6 rule show",
+            "ip route show table 100",
+            "ip -6 route show table 100",
+            "nft list tables",
+        ];
+        let lines = commands.iter().flat_map(|command| {
+            let output = self.node.try_run(command);
+            String::from_utf8(output.stdout)
+                .unwrap()
+                .lines()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        });
+        let standard = ["lookup local", "lookup main", "lookup default"];
+        lines
+            .filter(|line| !standard.iter().any(|end| line.ends_with(end)))
+            .collect()
+    }
+}
+
+/// The program, running.
+pub struct Daemon {
+    child: Child,
+    log: Arc<(Mutex<String>, Condvar)>,
+    ended: Option<ExitStatus>,
+}
+
+impl Daemon {
+    /// Starts a command, and gathers what it writes to stderr.
+    pub fn spawn(mut command: Command) -> Daemon {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new((Mutex::new(String::new()), Condvar::new()));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let shared = Arc::clone(&log);
+        thread::spawn(move || {
+            for line in stderr.lines() {
+                let mut text = shared.0.lock().unwrap();
+                *text += &(line.unwrap() + "\n");
+                shared.1.notify_all();
+            }
+        });
+        Daemon {
+            child,
+            log,
+            ended: None,
+        }
+    }
+
+    /// The guard's process id: nsenter(1) becomes the program.
+    pub fn guard(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// The server's process id.
+    pub fn server(&self) -> Pid {
+        let guard = self.guard();
+        let children =
+            std::fs::read_to_string(format!("/proc/{guard}/task/{guard}/children")).unwrap();
+        Pid::from_raw(children.trim().parse().unwrap())
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.0.lock().unwrap().clone()
+    }
+
+    /// Waits until a line with this text is logged, and returns the line.
+    pub fn wait_for(&self, text: &str) -> String {
+        let line = |log: &String| {
+            log.lines()
+                .find(|line| line.contains(text))
+                .map(str::to_owned)
+        };
+        let (log, changed) = &*self.log;
+        let log = log.lock().unwrap();
+        let (log, _) = changed
+            .wait_timeout_while(log, PATIENCE, |log| line(log).is_none())
+            .unwrap();
+        line(&log).unwrap_or_else(|| panic!("no line with {text:?} in:\n{log}"))
+    }
+
+    /// Sends the guard a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.guard(), signal).unwrap();
+    }
+
+    /// Waits for the end; returns the exit status.
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + 2 * PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                self.ended = Some(status);
+                return status;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        panic!("it does not end:\n{}", self.log());
+    }
+
+    /// Stops it in order, and returns its exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        self.signal(Signal::SIGTERM);
+        self.wait().code()
+    }
+
+    /// Kills the guard, and waits until the kernel has removed its table.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.wait();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Waits until a condition holds.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it never came to be: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
