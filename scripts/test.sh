@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Everything that has to hold before a change lands.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+scripts/test.sh: installs what the tests need, then checks and tests everything.
+
+  format, clippy, shellcheck, unit tests, and end-to-end tests of the release
+  binary in network namespaces of their own. Debian or Ubuntu, x86_64 or arm64.
+
+As root it installs missing packages; otherwise it says what is missing.
+TEXT
+}
+
+case "${1:-}" in
+    "") ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; exit 2 ;;
+esac
+cd "$(dirname "$0")/.."
+
+# command:package, of Debian and Ubuntu
+tools=(cc:gcc curl:curl file:file ip:iproute2 iptables-restore:iptables nft:nftables
+    nsenter:util-linux python3:python3 shellcheck:shellcheck sysctl:procps unshare:util-linux)
+
+PATH="$PATH:/usr/sbin:/sbin"
+missing=()
+for tool in "${tools[@]}"; do
+    command -v "${tool%%:*}" >/dev/null || missing+=("${tool#*:}")
+done
+if ((${#missing[@]})); then
+    if ((EUID)); then
+        echo "scripts/test.sh: missing: run as root: apt-get install ${missing[*]}" >&2
+        exit 1
+    fi
+    echo "== installing ${missing[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+fi
+if ! command -v rustup >/dev/null; then
+    echo "scripts/test.sh: rustup is missing: install it (Debian 13, Ubuntu 24.04: apt-get install rustup)" >&2
+    exit 1
+fi
+echo "== toolchain of rust-toolchain.toml"
+rustup toolchain install
+if ! unshare --user --map-root-user --net --mount --pid --fork --mount-proc true; then
+    echo "scripts/test.sh: a user may not make namespaces here (kernel.unprivileged_userns_clone, " \
+        "kernel.apparmor_restrict_unprivileged_userns): run as root" >&2
+    exit 1
+fi
+
+target="$(uname -m)-unknown-linux-musl"
+echo "== format"
+cargo fmt --check
+echo "== clippy"
+cargo clippy --all-targets --target "$target" -- -D warnings
+echo "== shellcheck"
+shellcheck scripts/*.sh .ci/run
+echo "== tests of the release binary for $target"
+cargo test --release --target "$target"
