@@ -50,6 +50,7 @@ impl Namespace {
         });
         let namespace = Namespace(Arc::new(made.join().unwrap()));
         namespace.run("ip link set lo up");
+        namespace.sysctl("net.ipv6.conf.default.accept_dad", "0");
         namespace
     }
 
@@ -243,8 +244,8 @@ impl Lab {
             (pod, "eth0", "10.244.0.5/24", "fd00:10:244::5/64"),
         ] {
             namespace.run(&format!("ip address add {v4} dev {device}"));
-            namespace.run(&format!("ip address add {v6} dev {device} nodad"));
-            namespace.run(&format!("ip link set {device} addrgenmode none up"));
+            namespace.run(&format!("ip address add {v6} dev {device}"));
+            namespace.run(&format!("ip link set {device} up"));
         }
         for (namespace, v4, v6) in [
             (client, "192.0.2.1", "2001:db8:1::1"),
