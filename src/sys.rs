@@ -158,16 +158,16 @@ pub fn receive<'b>(fd: BorrowedFd<'_>, buffer: &'b mut [u8]) -> io::Result<&'b [
     }
 }
 
-/// fork(2).
+/// fork(2), which comes before the process starts its first thread.
 ///
 /// # Errors
-/// What the kernel answers.
-///
-/// # Panics
-/// If the process has more than one thread: the child would inherit their locks.
+/// `EBUSY` if there are other threads: the child would inherit their locks. Or what the kernel
+/// answers.
 pub fn fork_single_threaded() -> io::Result<ForkResult> {
-    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
-    assert_eq!(threads, 1, "fork comes before the first thread");
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    if !status.contains("\nThreads:\t1\n") {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
     // SAFETY: the child of a single-threaded process may do whatever the parent may.
     unsafe { fork() }.map_err(io::Error::from)
 }

@@ -1,0 +1,453 @@
+//! Start, stop, death and start again: what is there, what is left, and what the traffic notices.
+
+mod lab;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
+use nix::sys::signal::{Signal, kill};
+
+const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
+
+/// Sends a request on an open connection, and returns the answer's content.
+fn ask(stream: &mut TcpStream) -> String {
+    stream.write_all(REQUEST.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    let mut piece = [0; 1024];
+    loop {
+        let length = stream.read(&mut piece).unwrap();
+        assert!(length > 0, "the connection ended");
+        answer.extend_from_slice(&piece[..length]);
+        let text = String::from_utf8_lossy(&answer);
+        if let Some((head, content)) = text.split_once("\r\n\r\n") {
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("Content-Length: "))
+                .unwrap();
+            if content.len() == length.parse::<usize>().unwrap() {
+                return content.to_owned();
+            }
+        }
+    }
+}
+
+fn lines_with<'l>(lines: &'l [String], text: &str) -> Vec<&'l String> {
+    lines.iter().filter(|line| line.contains(text)).collect()
+}
+
+#[test]
+fn the_binary_is_static_and_small() {
+    let file = std::process::Command::new("file")
+        .args(["-L", PROGRAM])
+        .output()
+        .unwrap();
+    let kind = String::from_utf8(file.stdout).unwrap();
+    assert!(
+        kind.contains("static-pie linked") && kind.contains("stripped"),
+        "run scripts/test.sh: {kind}"
+    );
+    assert!(!kind.contains("interpreter"), "{kind}");
+    let size = std::fs::metadata(PROGRAM).unwrap().len();
+    assert!(size <= 600_000, "{size} bytes");
+}
+
+#[test]
+fn a_connection_to_the_pod_from_before_outlives_start_stop_and_start() {
+    let lab = Lab::new();
+    lab.pod.serve(8180);
+    let mut connections: Vec<TcpStream> = [POD, POD6]
+        .iter()
+        .map(|pod| lab.client.connect(pod).unwrap())
+        .collect();
+    let mut check = |when: &str| {
+        for stream in &mut connections {
+            assert_eq!(ask(stream), "pod", "{when}");
+        }
+    };
+    check("before");
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    for _ in 0..5 {
+        check("while it intercepts");
+        assert!(
+            lab.client.get(POD, "/").contains("Request received"),
+            "a new connection is captured"
+        );
+    }
+    assert_eq!(daemon.stop(), Some(0));
+    check("after the stop");
+    let _daemon = lab.start(&["--cidr", CIDRS]);
+    check("after another start");
+}
+
+#[test]
+fn starts_after_sigkill_leave_one_of_everything() {
+    let lab = Lab::new();
+    for _ in 0..3 {
+        lab.start(&["--cidr", CIDRS]).kill();
+    }
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    let lines = lab.remains();
+    assert_eq!(
+        lines_with(&lines, "fwmark 0x1/0x1 lookup 100").len(),
+        2,
+        "a rule a family: {lines:?}"
+    );
+    assert_eq!(
+        lines_with(&lines, "local 10.244.0.0/16 dev lo").len(),
+        1,
+        "{lines:?}"
+    );
+    assert_eq!(
+        lines_with(&lines, "local fd00:10:244::/56 dev lo").len(),
+        1,
+        "{lines:?}"
+    );
+    assert_eq!(
+        lines_with(&lines, "table inet tproxy-pod").len(),
+        1,
+        "{lines:?}"
+    );
+    assert_eq!(lines.len(), 5, "and nothing else: {lines:?}");
+    assert!(lab.client.get(POD, "/").contains("Request received"));
+    assert_eq!(daemon.stop(), Some(0));
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+#[test]
+fn what_an_earlier_start_with_other_options_left_is_removed() {
+    let lab = Lab::new();
+    lab.start(&["--cidr", CIDRS, "--mark", "0x20/0x30", "--table", "77"])
+        .kill();
+    lab.start(&["--cidr", "10.99.0.0/16"]).kill();
+    let mut daemon = lab.start(&[]);
+    let lines = lab.remains();
+    assert_eq!(lines_with(&lines, "fwmark").len(), 1, "{lines:?}");
+    assert_eq!(lines_with(&lines, "dev lo").len(), 1, "{lines:?}");
+    assert_eq!(lab.node.run("ip route show table 77"), "");
+    assert_eq!(daemon.stop(), Some(0));
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+#[test]
+fn after_sigkill_the_pods_own_server_answers_at_once() {
+    let lab = Lab::new();
+    lab.pod.serve(8180);
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    daemon.kill();
+    wait_until("the table is gone", || {
+        lab.node.run("nft list tables").is_empty()
+    });
+    let start = Instant::now();
+    assert!(lab.client.get(POD, "/").ends_with("pod"));
+    assert!(lab.client.get(POD6, "/").ends_with("pod"));
+    assert!(
+        start.elapsed() < Duration::from_millis(900),
+        "no SYN was lost: {:?}",
+        start.elapsed()
+    );
+}
+
+#[test]
+fn every_orderly_stop_leaves_nothing() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let lab = Lab::new();
+        let mut daemon = lab.start(&["--cidr", CIDRS]);
+        lab.client.get(POD, "/");
+        daemon.signal(signal);
+        assert_eq!(daemon.wait().code(), Some(0), "{signal}");
+        assert_eq!(lab.remains(), [""; 0], "{signal}");
+        let log = daemon.log();
+        assert!(log.contains("Served 1 requests on 1 connections"), "{log}");
+        for removed in [
+            "table inet tproxy-pod",
+            "rule fwmark 0x1/0x1",
+            "route local 10.244.0.0/16 dev lo",
+        ] {
+            assert!(
+                log.contains(&format!("Removed {removed}")),
+                "{removed} in {log}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_was_there_before_stays() {
+    let lab = Lab::new();
+    let theirs = [
+        "rule add fwmark 0x1/0x1 lookup 100 priority 5000",
+        "rule add from 192.0.2.9 fwmark 0x1/0x1 lookup 100 priority 5001",
+        "route add local 10.244.0.0/16 dev lo table 100",
+        "route add 198.51.100.0/24 dev client table 100",
+    ];
+    for line in theirs {
+        lab.node.run(&format!("ip {line}"));
+    }
+    lab.node.run("nft add table inet theirs");
+    let before = lab.remains();
+    let mut daemon = lab.start(&[]);
+    let during = lab.remains();
+    assert_eq!(
+        during.len(),
+        before.len() + 1,
+        "our table only, the rest serves us too: {during:?}"
+    );
+    assert!(lab.client.get(POD, "/").contains("Request received"));
+    assert_eq!(daemon.stop(), Some(0));
+    assert_eq!(lab.remains(), before);
+}
+
+#[test]
+fn flushing_and_deleting_from_outside_do_not_stop_the_interception() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    lab.node.run("nft flush ruleset");
+    let deleted = lab.node.try_run("nft delete table inet tproxy-pod");
+    assert!(!deleted.status.success(), "the table has an owner");
+    assert!(lab.client.get(POD, "/").contains("Request received"));
+}
+
+#[test]
+fn lost_rules_and_routes_are_put_back() {
+    let lab = Lab::new();
+    let daemon = lab.start(&["--cidr", CIDRS]);
+    let before = lab.remains();
+    for loss in [
+        "ip rule del fwmark 0x1/0x1",
+        "ip -6 rule del fwmark 0x1/0x1",
+        "ip route flush table 100",
+    ] {
+        lab.node.run(loss);
+        wait_until(loss, || lab.remains() == before);
+    }
+    assert!(lab.client.get(POD, "/").contains("Request received"));
+    daemon.wait_for("Put back rule fwmark 0x1/0x1 lookup 100");
+    daemon.wait_for("Put back route local 10.244.0.0/16 dev lo table 100");
+}
+
+#[test]
+fn a_stop_under_load_loses_no_connection() {
+    let lab = Lab::new();
+    lab.pod.serve(8180);
+    let mut daemon = lab.start(&[]);
+    let (mut ours, mut theirs) = (0, 0);
+    let start = Instant::now();
+    let pace = Duration::from_millis(5);
+    lab.client.enter(|| {
+        std::thread::scope(|scope| {
+            let answers: Vec<_> = (0..400)
+                .map(|number| {
+                    if number == 200 {
+                        daemon.signal(Signal::SIGTERM);
+                    }
+                    std::thread::sleep(
+                        (start + number * pace).saturating_duration_since(Instant::now()),
+                    );
+                    let lab = &lab;
+                    scope.spawn(move || lab.client.get(POD, "/"))
+                })
+                .collect();
+            for answer in answers {
+                match answer.join().unwrap() {
+                    answer if answer.contains("Request received") => ours += 1,
+                    answer if answer.ends_with("pod") => theirs += 1,
+                    answer => panic!("neither: {answer}"),
+                }
+            }
+        });
+    });
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert_eq!(ours + theirs, 400);
+    assert!(
+        ours >= 200 && theirs >= 100,
+        "{ours} by us, {theirs} by the Pod"
+    );
+}
+
+#[test]
+fn a_stop_finishes_the_request_that_it_finds_and_ends_idle_connections() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&[]);
+    let mut idle = lab.client.connect(POD).unwrap();
+    ask(&mut idle);
+    let mut busy = lab.client.connect(POD).unwrap();
+    busy.write_all(b"POST /late HTTP/1.1\r\nHost: pod\r\nContent-Length: 4\r\n\r\nhal")
+        .unwrap();
+    wait_until("both are accepted", || {
+        lab.node
+            .run("ss -Htn state established sport 8180")
+            .lines()
+            .count()
+            == 2
+    });
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("Stopping");
+    assert_eq!(
+        idle.read(&mut [0; 100]).unwrap(),
+        0,
+        "the idle connection ends"
+    );
+    busy.write_all(b"f").unwrap();
+    let mut answer = String::new();
+    busy.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.contains("Connection: close\r\n") && answer.ends_with("half"),
+        "{answer}"
+    );
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn a_client_with_few_ports_connects_without_a_lost_syn() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    lab.client
+        .sysctl("net.ipv4.ip_local_port_range", "20000 20399");
+    let before = lab.client.counter("TCPSynRetrans");
+    for _ in 0..2000 {
+        assert!(lab.client.get(POD, "/").contains("Request received"));
+    }
+    let lost = lab.client.counter("TCPSynRetrans") - before;
+    assert!(lost <= 2, "{lost} SYNs were sent again");
+}
+
+#[test]
+fn the_servers_death_undoes_everything() {
+    let lab = Lab::new();
+    lab.pod.serve(8180);
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    kill(daemon.server(), Signal::SIGKILL).unwrap();
+    assert_eq!(daemon.wait().code(), Some(1));
+    daemon.wait_for("the server was killed by SIGKILL");
+    assert_eq!(lab.remains(), [""; 0]);
+    assert!(lab.client.get(POD, "/").ends_with("pod"));
+}
+
+#[test]
+fn the_server_has_no_capability() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    lab.client.get(POD, "/");
+    for thread in std::fs::read_dir(format!("/proc/{}/task", daemon.server())).unwrap() {
+        let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert!(
+                status.contains(&format!("{set}:\t0000000000000000\n")),
+                "{status}"
+            );
+        }
+        assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
+    }
+}
+
+/// What fails at start says so in one line of its own, and leaves what was there.
+fn refuses(lab: &Lab, mut daemon: Daemon, line: &str) {
+    let before: Vec<String> = lab.remains();
+    assert_eq!(daemon.wait().code(), Some(1));
+    let log = daemon.log();
+    let errors: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains(" ERROR "))
+        .collect();
+    assert_eq!(errors.len(), 1, "{log}");
+    assert!(errors[0].ends_with(line), "{log}");
+    wait_until("nothing is left behind", || {
+        lab.remains() == before || lab.remains().is_empty()
+    });
+}
+
+#[test]
+fn without_the_capability_it_says_which_one_is_needed() {
+    let lab = Lab::new();
+    let mut command = lab.node.command("setpriv");
+    command.args([
+        "--bounding-set=-net_admin",
+        "--inh-caps=-net_admin",
+        "--",
+        PROGRAM,
+    ]);
+    let line = "create table inet tproxy-pod: Operation not permitted (CAP_NET_ADMIN is needed)";
+    refuses(&lab, Daemon::spawn(command), line);
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let lab = Lab::new();
+    let _other = lab
+        .node
+        .enter(|| std::net::TcpListener::bind("127.0.0.1:1").unwrap());
+    let line =
+        "bind 127.0.0.1:1: Address already in use (something else listens there; see --port)";
+    refuses(&lab, lab.spawn(&[]), line);
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+#[test]
+fn a_second_instance_says_that_the_table_has_an_owner() {
+    let lab = Lab::new();
+    let first = lab.start(&[]);
+    let before = lab.remains();
+    for arguments in [
+        &[][..],
+        &[
+            "--port",
+            "2",
+            "--cidr",
+            "10.99.0.0/16",
+            "--mark",
+            "2/2",
+            "--table",
+            "101",
+        ],
+    ] {
+        let mut second = lab.spawn(arguments);
+        assert_eq!(second.wait().code(), Some(1));
+        let line = second.wait_for("ERROR");
+        assert!(
+            line.contains(
+                "create table inet tproxy-pod: Operation not permitted (the table has an owner"
+            ),
+            "{line}"
+        );
+        assert_eq!(lab.remains(), before);
+    }
+    assert!(lab.client.get(POD, "/").contains("Request received"));
+    drop(first);
+}
+
+#[test]
+fn a_loopback_device_that_is_down_is_named() {
+    let lab = Lab::new();
+    lab.node.run("ip link set lo down");
+    let line = "add route local 10.244.0.0/16 dev lo table 100: Network is down (the device lo must be up)";
+    refuses(&lab, lab.spawn(&[]), line);
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+#[test]
+fn wrong_usage_ends_with_status_2_and_one_line() {
+    let lab = Lab::new();
+    for (arguments, line) in [
+        (
+            "--cidr 10.244.0.1/16",
+            "tproxy-pod: --cidr 10.244.0.1/16: expected no host bits: 10.244.0.0/16 is the block",
+        ),
+        (
+            "--mark 0x2/0x1",
+            "tproxy-pod: --mark 0x2/0x1: expected a value within its mask",
+        ),
+        (
+            "--rules /nonexistent",
+            "tproxy-pod: --rules /nonexistent: No such file or directory",
+        ),
+    ] {
+        let mut daemon = lab.spawn(&arguments.split(' ').collect::<Vec<_>>());
+        assert_eq!(daemon.wait().code(), Some(2), "{arguments}");
+        daemon.wait_for(line);
+        assert_eq!(daemon.log().lines().count(), 1, "{arguments}");
+    }
+    assert_eq!(lab.remains(), [""; 0]);
+}
