@@ -1,0 +1,97 @@
+//! The request line (RFC 9112, 3): what of it is malformed, and which version it speaks.
+
+use super::{MAX_REQUEST_LINE, Rejection, Status, Version, bad, reject};
+
+/// `METHOD TARGET HTTP/1.x`, as the lengths of its first two words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RequestLine {
+    pub(super) method: usize,
+    pub(super) target: usize,
+    pub(super) version: Version,
+}
+
+impl RequestLine {
+    /// What can be said before the line is complete.
+    pub(super) fn check_beginning(line: &[u8]) -> Result<(), Rejection> {
+        match line {
+            [0x16, ..] => return Err(bad("the client speaks TLS, not HTTP")),
+            [first, ..] if !is_token_byte(*first) && *first != b'\r' => {
+                return Err(bad("this is not HTTP"));
+            }
+            _ => {}
+        }
+        match line.len() {
+            0..=MAX_REQUEST_LINE => Ok(()),
+            _ if line.contains(&b' ') => {
+                reject(Status::UriTooLong, "the request line is longer than 8 KiB")
+            }
+            _ => Err(bad("the method does not end")),
+        }
+    }
+
+    pub(super) fn parse(line: &[u8]) -> Result<RequestLine, Rejection> {
+        RequestLine::check_beginning(line)?;
+        let words: Vec<&[u8]> = line.splitn(4, |byte| *byte == b' ').collect();
+        let [method, target, version] = words.as_slice() else {
+            return Err(bad("the request line is not METHOD TARGET VERSION"));
+        };
+        let version = match *version {
+            [b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor] if minor.is_ascii_digit() => {
+                match minor {
+                    b'0' => Version::Http10,
+                    _ => Version::Http11,
+                }
+            }
+            b"HTTP/2.0" if *method == b"PRI" => {
+                return reject(
+                    Status::HttpVersionNotSupported,
+                    "the client speaks HTTP/2, not HTTP/1.1",
+                );
+            }
+            [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+                if major.is_ascii_digit() && minor.is_ascii_digit() =>
+            {
+                return reject(
+                    Status::HttpVersionNotSupported,
+                    "the version is not HTTP/1.x",
+                );
+            }
+            _ => return Err(bad("the version is malformed")),
+        };
+        if method.is_empty() || !method.iter().copied().all(is_token_byte) {
+            return Err(bad("the method is malformed"));
+        }
+        if *method == b"CONNECT" {
+            return reject(Status::MethodNotAllowed, "CONNECT is for proxies");
+        }
+        match is_target(method, target) {
+            true => Ok(RequestLine {
+                method: method.len(),
+                target: target.len(),
+                version,
+            }),
+            false => Err(bad("the target is malformed")),
+        }
+    }
+}
+
+/// RFC 9112, 3.2. Bytes beyond ASCII are let through, as curl sends what it is given.
+fn is_target(method: &[u8], target: &[u8]) -> bool {
+    let absolute = || {
+        let colon = target.iter().position(|byte| *byte == b':').unwrap_or(0);
+        let (scheme, rest) = target.split_at(colon);
+        scheme.iter().all(u8::is_ascii_alphanumeric)
+            && scheme.first().is_some_and(u8::is_ascii_alphabetic)
+            && rest.starts_with(b"://")
+            && rest.get(3).is_some_and(|byte| *byte != b'/')
+    };
+    let visible = target
+        .iter()
+        .all(|byte| !byte.is_ascii_control() && *byte != b' ');
+    visible && (target.starts_with(b"/") || (target == b"*" && method == b"OPTIONS") || absolute())
+}
+
+/// `tchar` (RFC 9110, 5.6.2).
+pub fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
