@@ -25,4 +25,5 @@ pub mod sandbox;
 pub mod script;
 pub mod server;
 pub mod sys;
+pub mod template;
 pub mod wire;

@@ -1,52 +1,22 @@
-//! The script in iptables-restore syntax: the template with its `${…}` filled in, and the rendered
-//! lines as chains of rules. Errors carry the line of the template.
+//! The script in iptables-restore syntax: lines as chains of rules. Errors carry the line of the
+//! template that it was rendered from.
 //!
 //! The syntax is that of `iptables-restore` (iptables 1.8, `add_param_to_argv`): words are separated
 //! by blanks, double quotes keep blanks, a backslash inside them keeps the next character.
 
 use std::fmt;
-use std::net::IpAddr;
 
-use crate::capture::{self, Cidr, Family, Mark, PortRange};
+use crate::capture::{self, Family};
 use crate::logging::escaped;
 use crate::rule::{self, Rule, Target};
 use crate::rule_line::{self, RuleError};
-
-/// The script that is used if none is given.
-pub const BUNDLED: &str = include_str!("rules.iptables");
+use crate::template::Line;
 
 /// The one built-in chain that is supported.
 pub const PREROUTING: &str = "PREROUTING";
 
 /// iptables-restore refuses a longer word ("Parameter too long!", `xt_param_buf`).
-const LONGEST_WORD: usize = 1023;
-
-/// `XT_MULTI_PORTS` (linux/netfilter/xt_multiport.h); a range takes two.
-const MULTIPORT_SLOTS: usize = 15;
-
-/// The values of a script's `${…}`.
-#[derive(Clone, Debug)]
-pub struct Values {
-    /// `${CIDRS}`: the captured blocks of the family.
-    pub cidrs: Vec<Cidr>,
-    /// `${DPORTS}`: the captured ports.
-    pub dports: Vec<PortRange>,
-    /// `${ON_IP}`: where the listener is bound.
-    pub on_ip: IpAddr,
-    /// `${ON_PORT}`: the listener's port, host order.
-    pub on_port: u16,
-    /// `${MARK}`: the mark that leads to the listener.
-    pub mark: Mark,
-}
-
-/// A line of a script, with the number of the template's line that it comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
-    /// Counted from 1.
-    pub number: usize,
-    /// The text, with every variable filled in.
-    pub text: String,
-}
+pub const LONGEST_WORD: usize = 1023;
 
 /// The rules of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +77,8 @@ impl fmt::Display for ScriptError {
 }
 
 impl ScriptError {
-    fn new(line: usize, word: &str, expected: &str) -> ScriptError {
+    /// An error about `word`, in a line counted from 1.
+    pub fn new(line: usize, word: &str, expected: &str) -> ScriptError {
         ScriptError {
             line,
             word: word.to_owned(),
@@ -122,78 +93,6 @@ impl ScriptError {
             expected,
         }
     }
-}
-
-/// Fills in the variables of a template. A line with lists that are too long for `iptables-restore`
-/// (a word of 1023 bytes, 15 ports) becomes several lines.
-///
-/// # Errors
-/// A variable that does not exist.
-pub fn render(template: &str, values: &Values) -> Result<Vec<Line>, ScriptError> {
-    let mut lines = Vec::new();
-    for (number, text) in (1..).zip(template.lines()) {
-        if text.starts_with('#') {
-            lines.push(Line {
-                number,
-                text: text.to_owned(),
-            });
-            continue;
-        }
-        let cidrs = match text.contains("${CIDRS}") {
-            true => chunks(&values.cidrs, LONGEST_WORD, |cidr| {
-                cidr.to_string().len() + 1
-            }),
-            false => vec![String::new()],
-        };
-        let dports = match text.contains("${DPORTS}") {
-            true => chunks(&values.dports, MULTIPORT_SLOTS, PortRange::multiport_slots),
-            false => vec![String::new()],
-        };
-        for cidrs in &cidrs {
-            for dports in &dports {
-                let text = text
-                    .replace("${CIDRS}", cidrs)
-                    .replace("${DPORTS}", dports)
-                    .replace("${ON_IP}", &values.on_ip.to_string())
-                    .replace("${ON_PORT}", &values.on_port.to_string())
-                    .replace("${MARK}", &values.mark.to_string());
-                lines.push(Line { number, text });
-            }
-        }
-        if let Some((_, variable)) = lines.last().and_then(|line| line.text.split_once("${")) {
-            let name = variable.split('}').next().unwrap_or_default();
-            let expected = "supported are ${CIDRS}, ${DPORTS}, ${ON_IP}, ${ON_PORT} and ${MARK}";
-            return Err(ScriptError::new(number, &format!("${{{name}}}"), expected));
-        }
-    }
-    Ok(lines)
-}
-
-/// The script as text, as `iptables-restore` reads it.
-pub fn text(lines: &[Line]) -> String {
-    lines
-        .iter()
-        .flat_map(|line| [line.text.as_str(), "\n"])
-        .collect()
-}
-
-/// Comma-separated lists of all items, none of which weighs more than `limit`.
-fn chunks<T: fmt::Display>(items: &[T], limit: usize, weight: impl Fn(&T) -> usize) -> Vec<String> {
-    let mut lists: Vec<String> = Vec::new();
-    let mut room = 0;
-    for item in items {
-        match (lists.last_mut(), weight(item)) {
-            (Some(list), weight) if weight <= room => {
-                list.push_str(&format!(",{item}"));
-                room -= weight;
-            }
-            (_, weight) => {
-                lists.push(item.to_string());
-                room = limit - weight;
-            }
-        }
-    }
-    lists
 }
 
 /// Reads rendered lines.
