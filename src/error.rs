@@ -3,24 +3,29 @@
 use std::fmt;
 use std::io;
 
-use nix::errno::Errno;
+use libc::c_int;
 
 /// A request that the kernel refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Error {
     attempt: String,
-    errno: Errno,
+    cause: io::Error,
     hint: Option<String>,
 }
 
 impl Error {
-    /// `attempt` failed with `errno`.
-    pub fn new(attempt: impl Into<String>, errno: Errno) -> Error {
+    /// `attempt` failed because of `cause`.
+    pub fn new(attempt: impl Into<String>, cause: impl Into<io::Error>) -> Error {
         Error {
             attempt: attempt.into(),
-            errno,
+            cause: cause.into(),
             hint: None,
         }
+    }
+
+    /// `attempt` failed with an error number, such as `EPERM`.
+    pub fn numbered(attempt: impl Into<String>, errno: c_int) -> Error {
+        Error::new(attempt, io::Error::from_raw_os_error(errno))
     }
 
     /// Adds what helps, shown in parentheses; a hint that is there already stays.
@@ -29,15 +34,15 @@ impl Error {
         self
     }
 
-    /// The kernel's answer.
-    pub fn errno(&self) -> Errno {
-        self.errno
+    /// The kernel's answer, an error number; 0 if it was not the kernel that failed.
+    pub fn errno(&self) -> c_int {
+        self.cause.raw_os_error().unwrap_or(0)
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.attempt, self.errno.desc())?;
+        write!(f, "{}: {}", self.attempt, words(&self.cause))?;
         match &self.hint {
             Some(hint) => write!(f, " ({hint})"),
             None => Ok(()),
@@ -47,9 +52,12 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The error number of a failure of the standard library's.
-pub fn errno(error: &io::Error) -> Errno {
-    error
-        .raw_os_error()
-        .map_or(Errno::UnknownErrno, Errno::from_raw)
+/// What an error is called (strerror(3)), without the ` (os error NUMBER)` behind it.
+pub fn words(error: &io::Error) -> String {
+    let mut text = error.to_string();
+    if error.raw_os_error().is_some() {
+        text.truncate(text.rfind('(').unwrap_or(text.len()));
+        text.truncate(text.trim_end().len());
+    }
+    text
 }

@@ -14,12 +14,13 @@ use nix::unistd::{ForkResult, getpid};
 
 use tproxy_pod::capture::{self, Family};
 use tproxy_pod::connection::DEADLINES;
-use tproxy_pod::error::{self, Error};
+use tproxy_pod::error::Error;
 use tproxy_pod::guard::{self, Guard, Server};
 use tproxy_pod::nftables::Table;
 use tproxy_pod::options::{self, Command, HELP, Options};
 use tproxy_pod::routing::{Routing, Watch};
-use tproxy_pod::script::{self, Line, Script, Values};
+use tproxy_pod::script::{self, Script};
+use tproxy_pod::template::{self, Line, Values};
 use tproxy_pod::{listener, logging, server, sys};
 
 /// Wrong usage.
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
         Ok(Command::Help) => print(HELP),
         Ok(Command::Version) => print(concat!("tproxy-pod ", env!("CARGO_PKG_VERSION"), "\n")),
         Ok(Command::PrintRules(options, family)) => match read_script(&options, family) {
-            Ok((lines, _)) => print(&script::text(&lines)),
+            Ok((lines, _)) => print(&template::text(&lines)),
             Err(error) => refuse(&error),
         },
         Ok(Command::Run(options)) => match read_scripts(&options) {
@@ -65,7 +66,7 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
         capture::join(&options.dports),
     );
     log::info!("Capturing TCP to {cidrs} port {ports}");
-    let fault = |error: std::io::Error| Error::new("start the server", error::errno(&error));
+    let fault = |error: std::io::Error| Error::new("start the server", error);
     let (guards_end, servers_end) = UnixStream::pair().map_err(fault)?;
     let parent = getpid();
     match sys::fork_single_threaded().map_err(fault)? {
@@ -112,7 +113,10 @@ fn read_scripts(options: &Options) -> Result<Vec<Script>, String> {
 /// The script of one family, as text and as rules.
 fn read_script(options: &Options, family: Family) -> Result<(Vec<Line>, Script), String> {
     let (name, template) = match &options.rules {
-        None => ("the bundled script".to_owned(), script::BUNDLED.to_owned()),
+        None => (
+            "the bundled script".to_owned(),
+            template::BUNDLED.to_owned(),
+        ),
         Some(path) => {
             let name = format!("--rules {}", path.display());
             let text = std::fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?;
@@ -126,7 +130,7 @@ fn read_script(options: &Options, family: Family) -> Result<(Vec<Line>, Script),
         on_port: options.port,
         mark: options.mark,
     };
-    let lines = script::render(&template, &values)
+    let lines = template::render(&template, &values)
         .map_err(|error| format!("{name} for {family}, {error}"))?;
     let script =
         script::parse(&lines, family).map_err(|error| format!("{name} for {family}, {error}"))?;

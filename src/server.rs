@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::Pid;
 
 use crate::connection::{Buffers, Connection, Context, DEADLINES};
-use crate::error::{self, Error};
+use crate::error::{Error, words};
 use crate::idle::{Seat, Seats};
 use crate::sandbox;
 
@@ -49,8 +49,7 @@ pub fn run(
     max_connections: usize,
 ) -> Result<(), Error> {
     sandbox::enter(guard)?;
-    let fault =
-        |attempt: &'static str| move |error: io::Error| Error::new(attempt, error::errno(&error));
+    let fault = |attempt: &'static str| move |error: io::Error| Error::new(attempt, error);
     let server = Arc::new(Server::new(max_connections));
     for listener in listeners {
         let address = listener
@@ -136,10 +135,7 @@ impl Server {
         }
         if let Err(error) = self.spawn(pool) {
             self.threads.fetch_sub(1, Ordering::SeqCst);
-            log::warn!(
-                "Cannot start a thread, clients wait: {}",
-                error::errno(&error).desc()
-            );
+            log::warn!("Cannot start a thread, clients wait: {}", words(&error));
         }
     }
 
@@ -164,7 +160,7 @@ impl Server {
                 Err(error) => {
                     log::warn!(
                         "Cannot accept a connection, clients wait: {}",
-                        error::errno(&error).desc()
+                        words(&error)
                     );
                     thread::sleep(RECOVERY);
                 }
@@ -185,10 +181,7 @@ impl Server {
     ) {
         match Connection::new(stream, client, pool.address, &self.context, seat) {
             Ok(connection) => connection.serve(buffers),
-            Err(error) => log::info!(
-                "Connection from {client} was lost: {}",
-                error::errno(&error).desc()
-            ),
+            Err(error) => log::info!("Connection from {client} was lost: {}", words(&error)),
         }
     }
 

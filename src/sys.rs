@@ -165,7 +165,7 @@ pub fn receive<'b>(fd: BorrowedFd<'_>, buffer: &'b mut [u8]) -> io::Result<&'b [
 /// answers.
 pub fn fork_single_threaded() -> io::Result<ForkResult> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    if !status.contains("\nThreads:\t1\n") {
+    if !status.lines().any(|line| line == "Threads:\t1") {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     // SAFETY: the child of a single-threaded process may do whatever the parent may.

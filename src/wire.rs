@@ -9,6 +9,8 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
+use crate::error::words;
+
 /// Why nothing was read or written.
 #[derive(Debug)]
 pub enum Failure {
@@ -34,7 +36,7 @@ impl fmt::Display for Failure {
         match self {
             Failure::Closed => f.write_str("the client closed the connection"),
             Failure::TimedOut => f.write_str("the client was too slow"),
-            Failure::Broken(error) => write!(f, "{}", crate::error::errno(error).desc()),
+            Failure::Broken(error) => f.write_str(&words(error)),
         }
     }
 }
