@@ -3,19 +3,24 @@
 //! What is set here is inherited by every accepted connection, which then needs no call of its own:
 //! TCP_NODELAY and the time-outs of a single read or write (ip(7), ipv6(7), tcp(7), socket(7)).
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libc::c_int;
-use nix::errno::Errno;
 
 use crate::capture::Family;
-use crate::error::{self, Error};
+use crate::error::Error;
 use crate::sys;
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: c_int = 4096;
+
+/// How long a server may hold the port after its guard was killed: the kernel ends it then, but
+/// not in the same moment.
+const RELEASE: Duration = Duration::from_secs(1);
 
 /// Binds a transparent listener to the family's loopback address. `timeout` bounds each read, each
 /// write and each wait for a connection.
@@ -24,12 +29,21 @@ const BACKLOG: c_int = 4096;
 /// The address, and what the kernel answers.
 pub fn bind(family: Family, port: u16, timeout: Duration) -> Result<TcpListener, Error> {
     let address = SocketAddr::new(family.loopback(), port);
-    listen(family, address, timeout).map_err(|cause| {
-        let error = Error::new(format!("bind {address}"), error::errno(&cause));
+    let deadline = Instant::now() + RELEASE;
+    let listener = loop {
+        match listen(family, address, timeout) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(RELEASE / 100);
+            }
+            result => break result,
+        }
+    };
+    listener.map_err(|cause| {
+        let error = Error::new(format!("bind {address}"), cause);
         match error.errno() {
-            Errno::EPERM => error.hint("CAP_NET_ADMIN is needed"),
-            Errno::EACCES => error.hint("CAP_NET_BIND_SERVICE is needed for ports below 1024"),
-            Errno::EADDRINUSE => error.hint("something else listens there; see --port"),
+            libc::EPERM => error.hint("CAP_NET_ADMIN is needed"),
+            libc::EACCES => error.hint("CAP_NET_BIND_SERVICE is needed for ports below 1024"),
+            libc::EADDRINUSE => error.hint("something else listens there; see --port"),
             _ => error,
         }
     })
