@@ -15,7 +15,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::error::{self, Error};
+use crate::error::Error;
 use crate::nftables::{TABLE, Table};
 use crate::routing::{Routing, Watch};
 use crate::script::Script;
@@ -139,7 +139,7 @@ impl Guard {
         loop {
             match self.wait(None)? {
                 Event::Signal => return self.drain(),
-                Event::RoutingChanged => self.heal()?,
+                Event::RoutingChanged => self.heal(),
                 Event::ServerSpoke => self.hear_server()?,
                 Event::TimedOut => {}
             }
@@ -180,7 +180,7 @@ impl Guard {
         match self.server.control.read(&mut [0; READY.len()]) {
             Ok(0) => Err(self.server_death()),
             Ok(_) => Ok(()),
-            Err(error) => Err(Error::new("listen to the server", error::errno(&error)).into()),
+            Err(error) => Err(Error::new("listen to the server", error).into()),
         }
     }
 
@@ -191,14 +191,18 @@ impl Guard {
         }
     }
 
-    /// Puts back what somebody removed.
-    fn heal(&mut self) -> Result<(), Error> {
-        if self.watch.has_lost(&self.routing) {
-            for entry in self.routing.install()? {
-                log::warn!("Put back {entry}, which somebody removed");
-            }
+    /// Puts back what somebody removed. What cannot be put back now, as on a device that is down,
+    /// is tried again when something changes.
+    fn heal(&mut self) {
+        if !self.watch.has_lost(&self.routing) {
+            return;
         }
-        Ok(())
+        match self.routing.install() {
+            Ok(restored) => restored
+                .iter()
+                .for_each(|entry| log::warn!("Put back {entry}, which somebody removed")),
+            Err(error) => log::warn!("Cannot put back what somebody removed: {error}"),
+        }
     }
 
     /// New connections go to the Pods from here on; those that are open are finished.
@@ -206,8 +210,7 @@ impl Guard {
         log::info!("Stopping: new connections go to the Pods");
         let draining: Vec<Script> = self.scripts.iter().map(Script::draining).collect();
         self.table.replace(&draining)?;
-        let fault =
-            |error: io::Error| Error::new("tell the server to finish", error::errno(&error));
+        let fault = |error: io::Error| Error::new("tell the server to finish", error);
         self.server
             .control
             .shutdown(Shutdown::Write)
@@ -219,7 +222,7 @@ impl Guard {
                     Err(Failure::Server(WaitStatus::Exited(_, 0))) => return Ok(()),
                     heard => heard?,
                 },
-                Event::RoutingChanged => self.heal()?,
+                Event::RoutingChanged => self.heal(),
                 Event::Signal => {}
                 Event::TimedOut => {
                     log::warn!("The server does not end: killing it");

@@ -8,9 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use libc::c_int;
-use nix::errno::Errno;
 
-use crate::error;
 use crate::sys;
 
 /// `sizeof(struct nlmsghdr)`: length, type, flags, sequence, port
@@ -155,7 +153,7 @@ pub struct Refusal {
     /// Which message of the request, counted from 0.
     pub message: usize,
     /// The error number.
-    pub errno: Errno,
+    pub errno: c_int,
     /// The kernel's own words, if it has any (`NETLINK_EXT_ACK`).
     pub words: Option<String>,
 }
@@ -164,7 +162,7 @@ impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Refusal {
         Refusal {
             message: 0,
-            errno: error::errno(&error),
+            errno: error.raw_os_error().unwrap_or(libc::EIO),
             words: None,
         }
     }
@@ -221,15 +219,12 @@ impl Socket {
         self.exchange(messages, |_| {})
     }
 
-    /// Sends a request with `NLM_F_DUMP`, and hands every message of the answer to `each`.
+    /// Sends a request with `NLM_F_DUMP`, or with `NLM_F_ACK` for a single answer, and hands every
+    /// message of the answer to `each`.
     ///
     /// # Errors
     /// What the kernel answers.
-    pub fn dump(
-        &mut self,
-        message: Message,
-        each: impl FnMut(Received<'_>),
-    ) -> Result<(), Refusal> {
+    pub fn ask(&mut self, message: Message, each: impl FnMut(Received<'_>)) -> Result<(), Refusal> {
         self.exchange(vec![message], each)
     }
 
@@ -282,7 +277,7 @@ impl Socket {
             None if acknowledged => Ok(()),
             None => Err(Refusal {
                 message: 0,
-                errno: Errno::EPROTO,
+                errno: libc::EPROTO,
                 words: None,
             }),
         }
@@ -314,7 +309,7 @@ fn refused(message: Received<'_>, first: u32) -> Option<Refusal> {
     let message = message.sequence.wrapping_sub(first) as usize;
     Some(Refusal {
         message,
-        errno: Errno::from_raw(errno.wrapping_neg()),
+        errno: errno.wrapping_neg(),
         words,
     })
 }
@@ -362,7 +357,7 @@ mod tests {
             refusal,
             Refusal {
                 message: 2,
-                errno: Errno::EEXIST,
+                errno: libc::EEXIST,
                 words
             }
         );

@@ -6,10 +6,9 @@
 //! linux/netfilter/nfnetlink.h.
 
 use libc::c_int;
-use nix::errno::Errno;
 
 use crate::compile::{CompiledRule, Ruleset, Set, compile, key};
-use crate::error::{self, Error};
+use crate::error::Error;
 use crate::expression::{ANONYMOUS_SET, NFTA_DATA_VALUE, NFTA_LIST_ELEM};
 use crate::netlink::{Message, Refusal, Socket, attributes};
 use crate::script::{PREROUTING, Script};
@@ -67,19 +66,19 @@ impl Table {
     pub fn claim() -> Result<Table, Error> {
         let attempt = format!("create table inet {TABLE}");
         let socket = Socket::open(libc::NETLINK_NETFILTER)
-            .map_err(|error| Error::new("open a netlink socket", error::errno(&error)))?;
+            .map_err(|error| Error::new("open a netlink socket", error))?;
         let mut table = Table { socket, flags: 0 };
         match table.transaction(NFT_TABLE_F_OWNER, &Ruleset::default()) {
             Ok(()) => Ok(table),
-            Err(error) if matches!(error.errno(), Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(table),
-            Err(error) if error.errno() == Errno::EPERM => {
+            Err(error) if matches!(error.errno(), libc::EINVAL | libc::EOPNOTSUPP) => Ok(table),
+            Err(error) if error.errno() == libc::EPERM => {
                 let hint = match table.owner() {
                     Some(port) => format!(
                         "the table has an owner, netlink port {port}: another tproxy-pod is running"
                     ),
                     None => "CAP_NET_ADMIN is needed".to_owned(),
                 };
-                Err(Error::new(attempt, Errno::EPERM).hint(hint))
+                Err(Error::numbered(attempt, libc::EPERM).hint(hint))
             }
             Err(error) => Err(error),
         }
@@ -130,7 +129,7 @@ impl Table {
         let mut question = message(libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK);
         question.put_text(NFTA_TABLE_NAME, TABLE);
         let mut owner = None;
-        let asked = self.socket.dump(question, |answer| {
+        let asked = self.socket.ask(question, |answer| {
             let fields = answer.payload.get(4..).unwrap_or_default();
             let found = attributes(fields).find(|(kind, _)| *kind == NFTA_TABLE_OWNER);
             owner = found.and_then(|(_, port)| Some(u32::from_be_bytes(*port.first_chunk()?)));
@@ -275,7 +274,7 @@ impl Batch {
              }| {
                 let attempt = message.checked_sub(1).and_then(|at| attempts.get(at));
                 let whole = || format!("change table inet {TABLE}");
-                let error = Error::new(attempt.cloned().unwrap_or_else(whole), errno);
+                let error = Error::numbered(attempt.cloned().unwrap_or_else(whole), errno);
                 match words {
                     Some(words) => error.hint(words),
                     None => error,

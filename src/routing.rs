@@ -9,10 +9,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::errno::Errno;
-
 use crate::capture::{Cidr, Family, Mark};
-use crate::error::{self, Error};
+use crate::error::Error;
 use crate::netlink::{Message, Received, Refusal, Socket, attributes, u32_at};
 
 /// Who installed a rule or route (`rtm_protocol`): a number that is free in rtnetlink.h, `'T'`.
@@ -33,6 +31,11 @@ const FRA_TABLE: u16 = 15;
 const FRA_FWMASK: u16 = 16;
 const FRA_PROTOCOL: u16 = 21;
 const FR_ACT_TO_TBL: u8 = 1;
+
+/// `sizeof(struct ifinfomsg)`: family, type, index, flags, change mask
+const IFINFOMSG: usize = 16;
+const IFI_INDEX: usize = 4;
+const IFI_FLAGS: usize = 8;
 
 /// What stands in the kernel's policy database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +90,7 @@ impl Routing {
     /// What the kernel answers to a new netlink socket.
     pub fn new(cidrs: &[Cidr], mark: Mark, table: u32) -> Result<Routing, Error> {
         let socket = Socket::open(libc::NETLINK_ROUTE)
-            .map_err(|error| Error::new("open a netlink socket", error::errno(&error)))?;
+            .map_err(|error| Error::new("open a netlink socket", error))?;
         let captured = |family: &Family| cidrs.iter().any(|cidr| cidr.family() == *family);
         let rules = Family::ALL
             .into_iter()
@@ -111,6 +114,7 @@ impl Routing {
     /// # Errors
     /// The first request that the kernel refuses.
     pub fn install(&mut self) -> Result<Vec<String>, Error> {
+        self.require_loopback()?;
         let found = self.found()?;
         for it in &found {
             if it.ours && !self.wanted.contains(&it.entry) {
@@ -136,6 +140,24 @@ impl Routing {
             removed.push(it.entry.to_string());
         }
         Ok(removed)
+    }
+
+    /// Some kernels take a route to `lo` while it is down, and lose it when it comes up.
+    fn require_loopback(&mut self) -> Result<(), Error> {
+        let attempt = "add routes to dev lo";
+        let mut header = [0; IFINFOMSG];
+        header[IFI_INDEX..IFI_FLAGS].copy_from_slice(&LOOPBACK.to_ne_bytes());
+        let question = Message::new(libc::RTM_GETLINK, libc::NLM_F_ACK, &header);
+        let mut flags = 0;
+        self.socket
+            .ask(question, |answer| {
+                flags = u32_at(answer.payload, IFI_FLAGS).unwrap_or(0);
+            })
+            .map_err(|refusal| explain(attempt.to_owned(), refusal))?;
+        match flags & libc::IFF_UP as u32 {
+            0 => Err(Error::numbered(attempt, libc::ENETDOWN).hint("the device lo must be up")),
+            _ => Ok(()),
+        }
     }
 
     /// All mark rules, and all AnyIP routes of the tables that ours are in.
@@ -180,9 +202,9 @@ impl Routing {
         question: Message,
         each: impl FnMut(Received<'_>),
     ) -> Result<(), Error> {
-        match self.socket.dump(question, each) {
-            Err(refusal) if refusal.errno == Errno::ENOENT => Ok(()),
-            Err(refusal) if !self.wants(family) && refusal.errno != Errno::EPERM => Ok(()),
+        match self.socket.ask(question, each) {
+            Err(refusal) if refusal.errno == libc::ENOENT => Ok(()),
+            Err(refusal) if !self.wants(family) && refusal.errno != libc::EPERM => Ok(()),
             result => result.map_err(|refusal| explain(attempt.to_owned(), refusal)),
         }
     }
@@ -212,7 +234,7 @@ impl Routing {
         };
         let message = entry_message(it.entry, kind, libc::NLM_F_ACK, it.priority);
         match self.socket.request(vec![message]) {
-            Err(refusal) if matches!(refusal.errno, Errno::ENOENT | Errno::ESRCH) => Ok(()),
+            Err(refusal) if matches!(refusal.errno, libc::ENOENT | libc::ESRCH) => Ok(()),
             result => result.map_err(|refusal| explain(format!("delete {}", it.entry), refusal)),
         }
     }
@@ -220,12 +242,11 @@ impl Routing {
 
 /// What was attempted, the kernel's answer, and what helps.
 fn explain(attempt: String, refusal: Refusal) -> Error {
-    let error = Error::new(attempt, refusal.errno);
+    let error = Error::numbered(attempt, refusal.errno);
     match (refusal.errno, refusal.words) {
-        (Errno::EPERM, _) => error.hint("CAP_NET_ADMIN is needed"),
-        (Errno::ENETDOWN, _) => error.hint("the device lo must be up"),
-        (Errno::EEXIST, _) => error.hint("the table has another route to it; see --table"),
-        (Errno::EACCES, _) => error.hint("is IPv6 disabled on lo?"),
+        (libc::EPERM, _) => error.hint("CAP_NET_ADMIN is needed"),
+        (libc::EEXIST, _) => error.hint("the table has another route to it; see --table"),
+        (libc::EACCES, _) => error.hint("is IPv6 disabled on lo?"),
         (_, Some(words)) => error.hint(words),
         (_, None) => error,
     }
@@ -383,8 +404,7 @@ impl Watch {
     /// # Errors
     /// What the kernel answers.
     pub fn start() -> Result<Watch, Error> {
-        let fault =
-            |cause: std::io::Error| Error::new("watch rules and routes", error::errno(&cause));
+        let fault = |cause: std::io::Error| Error::new("watch rules and routes", cause);
         let socket = Socket::open(libc::NETLINK_ROUTE).map_err(fault)?;
         GROUPS
             .into_iter()
@@ -419,8 +439,9 @@ fn concerns(routing: &Routing, message: Received<'_>) -> bool {
     match message.kind {
         libc::RTM_DELRULE => true,
         libc::RTM_DELROUTE => attribute(libc::RTA_TABLE, routing.table),
-        // struct ifinfomsg: family, type, and at 4 the index
-        libc::RTM_NEWLINK | libc::RTM_DELLINK => u32_at(message.payload, 4) == Some(LOOPBACK),
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => {
+            u32_at(message.payload, IFI_INDEX) == Some(LOOPBACK)
+        }
         _ => false,
     }
 }
