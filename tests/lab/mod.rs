@@ -127,6 +127,16 @@ impl Namespace {
         });
     }
 
+    /// Waits until a device hears neighbour solicitations: the kernel notices its carrier up to a
+    /// second late, unless it is asked for the device (`linkwatch_sync_dev`, net/core/link_watch.c).
+    fn wait_for_multicast(&self, device: &str) {
+        wait_until("the device hears multicasts", || {
+            self.run(&format!("ip link show dev {device}"));
+            let routes = self.run(&format!("ip -6 route show table local dev {device}"));
+            routes.contains("multicast ff00::/8")
+        });
+    }
+
     /// Connects to an address, within [`PATIENCE`].
     pub fn connect(&self, address: &str) -> std::io::Result<TcpStream> {
         let address: SocketAddr = address.parse().unwrap();
@@ -237,12 +247,13 @@ impl Lab {
             "ip link add pod type veth peer name eth0 netns {}",
             pod.path()
         ));
-        for (namespace, device, v4, v6) in [
+        let ends = [
             (client, "eth0", "192.0.2.2/24", "2001:db8:1::2/64"),
             (node, "client", "192.0.2.1/24", "2001:db8:1::1/64"),
             (node, "pod", "10.244.0.1/24", "fd00:10:244::1/64"),
             (pod, "eth0", "10.244.0.5/24", "fd00:10:244::5/64"),
-        ] {
+        ];
+        for (namespace, device, v4, v6) in ends {
             namespace.run(&format!("ip address add {v4} dev {device}"));
             namespace.run(&format!("ip address add {v6} dev {device}"));
             namespace.run(&format!("ip link set {device} up"));
@@ -256,6 +267,9 @@ impl Lab {
         }
         node.sysctl("net.ipv4.ip_forward", "1");
         node.sysctl("net.ipv6.conf.all.forwarding", "1");
+        for (namespace, device, ..) in ends {
+            namespace.wait_for_multicast(device);
+        }
         lab
     }
 
