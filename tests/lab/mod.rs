@@ -315,6 +315,7 @@ impl Lab {
 pub struct Daemon {
     child: Child,
     log: Arc<(Mutex<String>, Condvar)>,
+    reader: Option<thread::JoinHandle<()>>,
     ended: Option<ExitStatus>,
 }
 
@@ -325,7 +326,7 @@ impl Daemon {
         let log = Arc::new((Mutex::new(String::new()), Condvar::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let shared = Arc::clone(&log);
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             for line in stderr.lines() {
                 let mut text = shared.0.lock().unwrap();
                 *text += &(line.unwrap() + "\n");
@@ -335,6 +336,7 @@ impl Daemon {
         Daemon {
             child,
             log,
+            reader: Some(reader),
             ended: None,
         }
     }
@@ -377,8 +379,14 @@ impl Daemon {
         kill(self.guard(), signal).unwrap();
     }
 
-    /// Waits for the end; returns the exit status.
+    /// Waits for the end of both processes, and of the log; returns the exit status.
     pub fn wait(&mut self) -> ExitStatus {
+        let status = self.wait_for_guard();
+        self.reader.take().map(thread::JoinHandle::join);
+        status
+    }
+
+    fn wait_for_guard(&mut self) -> ExitStatus {
         let deadline = Instant::now() + 2 * PATIENCE;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -399,7 +407,7 @@ impl Daemon {
     /// Kills the guard, and waits until the kernel has removed its table.
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
-        self.wait();
+        self.wait_for_guard();
     }
 }
 
