@@ -2,36 +2,13 @@
 
 mod lab;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use lab::conversation::Conversation;
 use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
 use nix::sys::signal::{Signal, kill};
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
-
-/// Sends a request on an open connection, and returns the answer's content.
-fn ask(stream: &mut TcpStream) -> String {
-    stream.write_all(REQUEST.as_bytes()).unwrap();
-    let mut answer = Vec::new();
-    let mut piece = [0; 1024];
-    loop {
-        let length = stream.read(&mut piece).unwrap();
-        assert!(length > 0, "the connection ended");
-        answer.extend_from_slice(&piece[..length]);
-        let text = String::from_utf8_lossy(&answer);
-        if let Some((head, content)) = text.split_once("\r\n\r\n") {
-            let length = head
-                .lines()
-                .find_map(|line| line.strip_prefix("Content-Length: "))
-                .unwrap();
-            if content.len() == length.parse::<usize>().unwrap() {
-                return content.to_owned();
-            }
-        }
-    }
-}
 
 fn lines_with<'l>(lines: &'l [String], text: &str) -> Vec<&'l String> {
     lines.iter().filter(|line| line.contains(text)).collect()
@@ -57,13 +34,11 @@ fn the_binary_is_static_and_small() {
 fn a_connection_to_the_pod_from_before_outlives_start_stop_and_start() {
     let lab = Lab::new();
     lab.pod.serve(8180);
-    let mut connections: Vec<TcpStream> = [POD, POD6]
-        .iter()
-        .map(|pod| lab.client.connect(pod).unwrap())
-        .collect();
+    let mut connections: Vec<Conversation> =
+        [POD, POD6].iter().map(|pod| lab.client.talk(pod)).collect();
     let mut check = |when: &str| {
-        for stream in &mut connections {
-            assert_eq!(ask(stream), "pod", "{when}");
+        for connection in &mut connections {
+            assert_eq!(connection.ask(REQUEST).text(), "pod", "{when}");
         }
     };
     check("before");
@@ -283,11 +258,10 @@ fn a_stop_under_load_loses_no_connection() {
 fn a_stop_finishes_the_request_that_it_finds_and_ends_idle_connections() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
-    let mut idle = lab.client.connect(POD).unwrap();
-    ask(&mut idle);
-    let mut busy = lab.client.connect(POD).unwrap();
-    busy.write_all(b"POST /late HTTP/1.1\r\nHost: pod\r\nContent-Length: 4\r\n\r\nhal")
-        .unwrap();
+    let mut idle = lab.client.talk(POD);
+    idle.ask(REQUEST);
+    let mut busy = lab.client.talk(POD);
+    busy.send("POST /late HTTP/1.1\r\nHost: pod\r\nContent-Length: 4\r\n\r\nhal");
     wait_until("both are accepted", || {
         lab.node
             .run("ss -Htn state established sport 8180")
@@ -297,18 +271,11 @@ fn a_stop_finishes_the_request_that_it_finds_and_ends_idle_connections() {
     });
     daemon.signal(Signal::SIGTERM);
     daemon.wait_for("Stopping");
-    assert_eq!(
-        idle.read(&mut [0; 100]).unwrap(),
-        0,
-        "the idle connection ends"
-    );
-    busy.write_all(b"f").unwrap();
-    let mut answer = String::new();
-    busy.read_to_string(&mut answer).unwrap();
-    assert!(
-        answer.contains("Connection: close\r\n") && answer.ends_with("half"),
-        "{answer}"
-    );
+    idle.ends();
+    let answer = busy.ask("f");
+    assert_eq!(answer.field("Connection"), "close");
+    assert!(answer.text().ends_with("half"), "{answer:?}");
+    busy.ends();
     assert_eq!(daemon.wait().code(), Some(0));
 }
 

@@ -11,6 +11,8 @@
 // Every test file is a crate of its own, and none uses all of the lab.
 #![allow(dead_code)]
 
+pub mod conversation;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

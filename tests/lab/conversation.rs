@@ -1,0 +1,127 @@
+//! A connection on which a client asks, and reads answers by their own framing.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+
+use super::Namespace;
+
+/// An answer, as it came.
+#[derive(Debug)]
+pub struct Answer {
+    /// Such as `200 OK`.
+    pub status: String,
+    /// The field lines, in their order.
+    pub fields: Vec<String>,
+    /// What follows, as long as Content-Length says.
+    pub content: Vec<u8>,
+}
+
+impl Answer {
+    /// A field's value.
+    pub fn field(&self, name: &str) -> &str {
+        let prefix = format!("{name}: ");
+        let mut values = self
+            .fields
+            .iter()
+            .filter_map(|line| line.strip_prefix(&prefix));
+        let value = values
+            .next()
+            .unwrap_or_else(|| panic!("no {name} in {self:?}"));
+        assert_eq!(values.next(), None, "one {name} in {self:?}");
+        value
+    }
+
+    /// The length that it says it has.
+    pub fn length(&self) -> usize {
+        self.field("Content-Length").parse().unwrap()
+    }
+
+    /// The content.
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.content).unwrap()
+    }
+
+    /// The field lines that not every answer of tproxy-pod has: Date, Content-Type and
+    /// Content-Length come first, once each.
+    pub fn other_fields(&self) -> &[String] {
+        let date = self.field("Date");
+        assert!(date.len() == 29 && date.ends_with(" GMT"), "{self:?}");
+        assert_eq!(self.field("Content-Type"), "text/plain; charset=utf-8");
+        self.length();
+        &self.fields[3..]
+    }
+}
+
+/// An open connection, and what has arrived on it.
+pub struct Conversation(pub BufReader<TcpStream>);
+
+impl Namespace {
+    /// Connects to an address.
+    pub fn talk(&self, address: &str) -> Conversation {
+        let stream = self
+            .connect(address)
+            .unwrap_or_else(|error| panic!("{address}: {error}"));
+        stream.set_nodelay(true).unwrap();
+        Conversation(BufReader::new(stream))
+    }
+}
+
+impl Conversation {
+    /// The client's own end.
+    pub fn client(&self) -> String {
+        self.0.get_ref().local_addr().unwrap().to_string()
+    }
+
+    /// Sends bytes.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.get_mut().write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// Ends the client's side.
+    pub fn finish(&mut self) {
+        self.0.get_mut().shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Sends a request, and reads its answer.
+    pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Answer {
+        self.send(request);
+        self.answer()
+    }
+
+    /// Reads an answer.
+    pub fn answer(&mut self) -> Answer {
+        let mut answer = self.answer_to_head();
+        answer.content = vec![0; answer.length()];
+        self.0.read_exact(&mut answer.content).unwrap();
+        answer
+    }
+
+    /// Reads an answer that has no content, whatever its fields say.
+    pub fn answer_to_head(&mut self) -> Answer {
+        let first = self.line();
+        let status = first
+            .strip_prefix("HTTP/1.1 ")
+            .unwrap_or_else(|| panic!("no status line: {first:?}"));
+        let fields = std::iter::from_fn(|| Some(self.line()).filter(|line| !line.is_empty()));
+        Answer {
+            fields: fields.collect(),
+            status: status.to_owned(),
+            content: Vec::new(),
+        }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        line.strip_suffix("\r\n")
+            .unwrap_or_else(|| panic!("a line that does not end with CRLF: {line:?}"))
+            .to_owned()
+    }
+
+    /// Waits for the end of the server's side; nothing may come before it.
+    pub fn ends(&mut self) {
+        let mut rest = Vec::new();
+        self.0.read_to_end(&mut rest).unwrap();
+        assert_eq!(String::from_utf8_lossy(&rest), "", "nothing more comes");
+    }
+}
