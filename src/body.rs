@@ -3,7 +3,7 @@
 
 use crate::http::{MAX_CONTENT, Rejection, Status, bad, is_token_byte};
 
-/// The longest line of a chunk size with its extensions, in bytes.
+/// The longest line of a chunk size with its extensions and its CRLF, in bytes.
 pub const MAX_CHUNK_LINE: usize = 4096;
 
 /// The longest trailer section, in bytes.
@@ -145,7 +145,7 @@ impl Decoder {
             (State::SizeLf(0), b'\n') => self.next_line(State::TrailerStart),
             (State::SizeLf(size), b'\n') => self.next_line(State::Data(size)),
             (State::DataCr, b'\r') => State::DataLf,
-            (State::DataLf, b'\n') => State::FirstDigit,
+            (State::DataLf, b'\n') => self.next_line(State::FirstDigit),
             (State::DataCr | State::DataLf, _) => {
                 return Err(bad("a chunk is longer than its size"));
             }

@@ -201,6 +201,10 @@ impl<'c> Connection<'c> {
             span.range.end + body.unread.start..span.range.end + body.unread.end,
             0,
         );
+        if &input[..*filled] == b"\r\n" {
+            // Some clients end a body with an empty line; it begins no request (RFC 9112, 2.2).
+            *filled = 0;
+        }
         Ok(persistence)
     }
 
@@ -325,7 +329,10 @@ impl<'c> Connection<'c> {
         let bytes_out = answer.finish(
             rejection.status,
             Persistence::Close,
-            bytes.starts_with(b"HEAD "),
+            bytes
+                .strip_prefix(b"\r\n")
+                .unwrap_or(bytes)
+                .starts_with(b"HEAD "),
         );
         let written = self.wire.write(bytes_out, self.context.deadlines.answer);
         self.context.requests.fetch_add(1, Ordering::Relaxed);

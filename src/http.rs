@@ -127,7 +127,7 @@ pub struct HeadScanner {
     at: usize,
     /// The index of the first byte of the line that is being read.
     line: usize,
-    /// The index of the request line: empty lines in front of it are skipped (RFC 9112, 2.2).
+    /// The index of the request line: an empty line in front of it is skipped (RFC 9112, 2.2).
     start: usize,
     request_line: Option<RequestLine>,
     fields: usize,
@@ -149,19 +149,18 @@ impl HeadScanner {
     pub fn scan(&mut self, bytes: &[u8]) -> Result<Option<Span>, Rejection> {
         while let Some(offset) = bytes[self.at..].iter().position(|byte| *byte == b'\n') {
             let end = self.at + offset;
+            self.check(&bytes[..end], end + 1)?;
             let line = bytes[self.line..end]
                 .strip_suffix(b"\r")
                 .ok_or(bad("a line does not end with CRLF"))?;
             self.at = end + 1;
             self.line = end + 1;
             match &self.request_line {
-                None if line.is_empty() => self.start = self.at,
+                None if line.is_empty() && self.start == 0 => self.start = self.at,
                 None => self.request_line = Some(RequestLine::parse(line)?),
                 Some(request_line) if line.is_empty() => {
-                    let range = self.start..self.at;
-                    check_size(range.len())?;
                     return Ok(Some(Span {
-                        range,
+                        range: self.start..self.at,
                         request_line: *request_line,
                     }));
                 }
@@ -175,11 +174,16 @@ impl HeadScanner {
             }
         }
         self.at = bytes.len();
+        self.check(bytes, bytes.len())?;
+        Ok(None)
+    }
+
+    /// What can be said before the last line of `bytes`, a head up to its byte `end`, is complete.
+    fn check(&self, bytes: &[u8], end: usize) -> Result<(), Rejection> {
         if self.request_line.is_none() {
             RequestLine::check_beginning(&bytes[self.line..])?;
         }
-        check_size(bytes.len() - self.start)?;
-        Ok(None)
+        check_size(end - self.start)
     }
 }
 

@@ -108,7 +108,7 @@ impl Wire {
     /// # Errors
     /// Why not everything was written.
     pub fn write(&mut self, mut bytes: &[u8], limit: Duration) -> Result<(), Failure> {
-        let mut deadline = None;
+        let deadline = Instant::now() + limit;
         loop {
             match self.stream.write(bytes) {
                 Ok(written) if written == bytes.len() => return Ok(()),
@@ -116,8 +116,7 @@ impl Wire {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }
-            let now = Instant::now();
-            if now >= *deadline.get_or_insert(now + limit) {
+            if Instant::now() >= deadline {
                 return Err(Failure::TimedOut);
             }
         }

@@ -105,12 +105,15 @@ fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|token| !token.is_empty())
 }
 
-/// `1*DIGIT`: no sign, no list, no blank.
+/// `1*DIGIT`: no sign, no list, no blank. A number that is too large to hold is not malformed
+/// (RFC 9110, 8.6): it is read as the largest.
 fn digits(value: &[u8]) -> Option<u64> {
+    let add = |number: u64, digit: &u8| {
+        let digit = u64::from(digit.wrapping_sub(b'0'));
+        number.saturating_mul(10).saturating_add(digit)
+    };
     let all_digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
-    all_digits
-        .then(|| std::str::from_utf8(value).ok()?.parse().ok())
-        .flatten()
+    all_digits.then(|| value.iter().fold(0, add))
 }
 
 /// Whether the list is `chunked` alone. A coding that is not known is no fault of the client's,

@@ -20,9 +20,10 @@ impl RequestLine {
             }
             _ => {}
         }
-        match line.len() {
-            0..=MAX_REQUEST_LINE => Ok(()),
-            _ if line.contains(&b' ') => {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        match line.get(..=MAX_REQUEST_LINE) {
+            None => Ok(()),
+            Some(beginning) if beginning.contains(&b' ') => {
                 reject(Status::UriTooLong, "the request line is longer than 8 KiB")
             }
             _ => Err(bad("the method does not end")),
@@ -30,7 +31,6 @@ impl RequestLine {
     }
 
     pub(super) fn parse(line: &[u8]) -> Result<RequestLine, Rejection> {
-        RequestLine::check_beginning(line)?;
         let words: Vec<&[u8]> = line.splitn(4, |byte| *byte == b' ').collect();
         let [method, target, version] = words.as_slice() else {
             return Err(bad("the request line is not METHOD TARGET VERSION"));
