@@ -12,10 +12,11 @@
 #![allow(dead_code)]
 
 pub mod conversation;
+pub mod script;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -171,7 +172,12 @@ impl Namespace {
 
     /// Serves `pod` to every connection to a port of all addresses, until the test ends.
     pub fn serve(&self, port: u16) {
-        let listener = self.enter(|| TcpListener::bind(("::", port)).unwrap());
+        self.serve_at((Ipv6Addr::UNSPECIFIED, port).into());
+    }
+
+    /// Serves `pod` to every connection to one address, until the test ends.
+    pub fn serve_at(&self, address: SocketAddr) {
+        let listener = self.enter(|| TcpListener::bind(address).unwrap());
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let stream = stream.unwrap();

@@ -1,0 +1,103 @@
+//! Scripts for `--rules`, and the two programs that load them: ours and iptables-restore.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::process::Output;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{CIDRS, Daemon, Lab, PROGRAM};
+
+/// A script with no rule: only the routes and the listener are ours then.
+pub const EMPTY: &str = "*mangle\nCOMMIT\n";
+
+/// A script for `--rules`. It has no name that could be left behind.
+pub struct ScriptFile {
+    path: String,
+    _file: File,
+}
+
+impl ScriptFile {
+    /// Writes it.
+    pub fn new(text: &str) -> ScriptFile {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}/{number}.iptables", env!("CARGO_TARGET_TMPDIR"));
+        let mut file = File::create(&name).unwrap();
+        std::fs::remove_file(&name).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        ScriptFile { path, _file: file }
+    }
+
+    /// The path by which the program finds it.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+/// Who loads a script.
+#[derive(Clone, Copy, Debug)]
+pub enum Loader {
+    /// The program, into its own table.
+    Ours,
+    /// iptables-restore and ip6tables-restore, what `--print-rules` prints.
+    Iptables,
+}
+
+impl Loader {
+    /// Both, the one that says what is right first.
+    pub const ALL: [Loader; 2] = [Loader::Iptables, Loader::Ours];
+
+    /// Starts the program with `options`, its bundled script loaded for both families.
+    pub fn load_bundled(self, lab: &Lab, options: &[&str]) -> Daemon {
+        match self {
+            Loader::Ours => lab.start(options),
+            Loader::Iptables => {
+                let empty = ScriptFile::new(EMPTY);
+                let daemon = lab.start(&[options, &["--rules", empty.path()]].concat());
+                restore(lab, "v4", options, "iptables-restore --noflush");
+                restore(lab, "v6", options, "ip6tables-restore --noflush");
+                daemon
+            }
+        }
+    }
+}
+
+/// Lines between `*mangle` and `COMMIT`.
+pub fn whole(body: &str) -> String {
+    format!("*mangle\n{body}\nCOMMIT\n")
+}
+
+/// The program's verdict on a script: as it would be loaded, or refused.
+pub fn print_rules(lab: &Lab, script: &ScriptFile, family: &str) -> Output {
+    let mut command = lab.node.command(PROGRAM);
+    command.args([
+        "--cidr",
+        CIDRS,
+        "--rules",
+        script.path(),
+        "--print-rules",
+        family,
+    ]);
+    command.output().unwrap()
+}
+
+/// What a command has written to stderr.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Feeds what the program prints to a command line.
+pub fn restore(lab: &Lab, family: &str, options: &[&str], command: &str) {
+    let mut print = lab.node.command(PROGRAM);
+    let printed = print
+        .args(options)
+        .args(["--print-rules", family])
+        .output()
+        .unwrap();
+    assert!(printed.status.success(), "{}", stderr(&printed));
+    let script = String::from_utf8(printed.stdout).unwrap();
+    let restored = lab.node.feed(command, &script);
+    assert!(restored.status.success(), "{}\n{script}", stderr(&restored));
+}
