@@ -195,8 +195,10 @@ impl FromStr for PortRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<PortRange, String> {
+        // iptables reads hexadecimal ports in some places, and not in others.
         let port = |text: &str| {
             number(text)
+                .filter(|_| !text.starts_with("0x"))
                 .and_then(|port| u16::try_from(port).ok())
                 .ok_or_else(|| "expected ports from 0 to 65535, as PORT or LOW:HIGH".to_owned())
         };

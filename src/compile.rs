@@ -214,11 +214,16 @@ impl Ruleset {
             }
             Test::Interface { name, prefix } => {
                 let mut data = name.clone().into_bytes();
-                if !prefix {
+                // The kernel compares at least a byte: any name is one that is not empty.
+                let any = *prefix && name.is_empty();
+                if any || !prefix {
                     data.resize(libc::IFNAMSIZ, 0);
                 }
                 steps.push(Expression::Meta(libc::NFT_META_IIFNAME));
-                steps.push(Expression::Compare { negated, data });
+                steps.push(Expression::Compare {
+                    negated: negated != any,
+                    data,
+                });
             }
             Test::Address(of, ranges) => {
                 let (offset, width, key_type) = address_field(*of, family);

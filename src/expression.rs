@@ -137,12 +137,7 @@ impl Expression {
                 base,
                 offset,
                 length,
-            } => element(list, "payload", |data| {
-                data.put_be32(NFTA_PAYLOAD_DREG, VALUE as u32)
-                    .put_be32(NFTA_PAYLOAD_BASE, *base as u32)
-                    .put_be32(NFTA_PAYLOAD_OFFSET, *offset)
-                    .put_be32(NFTA_PAYLOAD_LEN, *length);
-            }),
+            } => payload(list, VALUE, *base, *offset, *length),
             Expression::Socket(key) => element(list, "socket", |data| {
                 data.put_be32(NFTA_SOCKET_KEY, *key)
                     .put_be32(NFTA_SOCKET_DREG, VALUE as u32);
@@ -229,21 +224,33 @@ fn bitwise(list: &mut Message, mask: &[u8], xor: &[u8]) {
     });
 }
 
+fn payload(list: &mut Message, register: c_int, base: c_int, offset: u32, length: u32) {
+    element(list, "payload", |data| {
+        data.put_be32(NFTA_PAYLOAD_DREG, register as u32)
+            .put_be32(NFTA_PAYLOAD_BASE, base as u32)
+            .put_be32(NFTA_PAYLOAD_OFFSET, offset)
+            .put_be32(NFTA_PAYLOAD_LEN, length);
+    });
+}
+
 fn tproxy(list: &mut Message, family: c_int, address: Option<IpAddr>, port: u16) {
     match address {
         Some(IpAddr::V4(address)) => load(list, VALUE, &address.octets()),
         Some(IpAddr::V6(address)) => load(list, VALUE, &address.octets()),
         None => {}
     }
-    if port != 0 {
-        load(list, PORT, &port.to_be_bytes());
+    match (address, port) {
+        // The kernel wants an address or a port: the packet's own, which is what 0 means.
+        (None, 0) => payload(list, PORT, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2),
+        (_, 0) => {}
+        (_, port) => load(list, PORT, &port.to_be_bytes()),
     }
     element(list, "tproxy", |data| {
         data.put_be32(NFTA_TPROXY_FAMILY, family as u32);
         if address.is_some() {
             data.put_be32(NFTA_TPROXY_REG_ADDR, VALUE as u32);
         }
-        if port != 0 {
+        if port != 0 || address.is_none() {
             data.put_be32(NFTA_TPROXY_REG_PORT, PORT as u32);
         }
     });

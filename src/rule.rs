@@ -50,7 +50,7 @@ pub enum Test {
         /// Whether more letters may follow.
         prefix: bool,
     },
-    /// `-s`, `-d`
+    /// `-s`, `-d`; one rule for each block until [`coalesce`] has seen them
     Address(AddressOf, Ranges),
     /// `-m socket`: a local socket owns the packet
     Socket {
@@ -131,6 +131,27 @@ pub fn merge(ranges: Ranges) -> Ranges {
         merged.splice(first..behind, [start..=end]);
     }
     merged
+}
+
+/// A rule for every block of the lists of a rule, as iptables makes them: a packet meets each that
+/// it is in.
+pub fn apart(rule: Rule) -> Vec<Rule> {
+    let mut rules = vec![rule];
+    for at in 0..rules[0].matches.len() {
+        let split = |rule: Rule| match &rule.matches[at].test {
+            Test::Address(of, ranges) => ranges
+                .iter()
+                .map(|range| {
+                    let mut one = rule.clone();
+                    one.matches[at].test = Test::Address(*of, vec![range.clone()]);
+                    one
+                })
+                .collect(),
+            _ => vec![rule],
+        };
+        rules = rules.into_iter().flat_map(split).collect();
+    }
+    rules
 }
 
 /// Two rules next to each other that differ in one list of addresses or ports are one rule, with

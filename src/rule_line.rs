@@ -6,11 +6,11 @@ mod values;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use crate::capture::{Cidr, Family, Mark, PortRange, list, list_with};
-use crate::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test, merge};
+use crate::capture::{Family, Mark, PortRange};
+use crate::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test};
 
 pub use values::check_chain_name;
-use values::{comment, interface, ports_range, protocol, target, tcp_flags};
+use values::{blocks, comment, interface, multiport, ports_range, protocol, target, tcp_flags};
 
 /// The options of a rule, for error messages.
 const OPTIONS: &str = "-A, -p, -s, -d, -i, -m and -j; with -p tcp or -p udp: --sport, --dport; with -p tcp: --syn, --tcp-flags";
@@ -146,9 +146,17 @@ impl Draft {
                 false => self.seen.push(word.to_owned()),
             }
         }
+        let other = match word {
+            "--syn" => "--tcp-flags",
+            "--tcp-flags" => "--syn",
+            _ => "",
+        };
+        if self.seen.iter().any(|seen| seen == other) {
+            return Err(RuleError::new(word, format!("expected it without {other}")));
+        }
         let test = match word {
-            "-s" => Test::Address(AddressOf::Source, self.addresses(negated, words)?),
-            "-d" => Test::Address(AddressOf::Destination, self.addresses(negated, words)?),
+            "-s" => Test::Address(AddressOf::Source, self.blocks(negated, words)?),
+            "-d" => Test::Address(AddressOf::Destination, self.blocks(negated, words)?),
             "-i" => interface(words)?,
             "--sport" => Test::Ports(PortOf::Source, self.port(word, words)?),
             "--dport" => Test::Ports(PortOf::Destination, self.port(word, words)?),
@@ -315,22 +323,28 @@ impl Draft {
         Ok(())
     }
 
-    fn addresses(&self, negated: bool, words: &mut Words<'_>) -> Result<Ranges, RuleError> {
-        let family = self.family;
-        let cidrs = words.parse(|text| {
-            if negated && text.contains(',') {
-                return Err("expected a single block behind !".to_owned());
-            }
-            list_with(text, |item| match Cidr::masking(item)? {
-                cidr if cidr.family() == family => Ok(cidr),
-                _ => Err(format!("expected an {family} block")),
-            })
-        })?;
-        Ok(merge(cidrs.iter().map(Cidr::range).collect()))
+    fn blocks(&self, negated: bool, words: &mut Words<'_>) -> Result<Ranges, RuleError> {
+        words.parse(|text| match negated && text.contains(',') {
+            true => Err("expected a single block behind !".to_owned()),
+            false => blocks(text, self.family),
+        })
     }
 
     fn port(&self, word: &str, words: &mut Words<'_>) -> Result<Ranges, RuleError> {
+        let transport_is_loaded = !self.transports.is_empty()
+            || self.seen.iter().any(|seen| {
+                seen != word && matches!(&**seen, "--sport" | "--dport" | "--syn" | "--tcp-flags")
+            });
         match self.protocol {
+            // iptables lets options be cut short: it reads --dport as --dports then.
+            Some(_)
+                if !transport_is_loaded && self.modules.iter().any(|it| it.0 == "multiport") =>
+            {
+                Err(RuleError::new(
+                    word,
+                    "expected it, or -m tcp or udp, in front of -m multiport",
+                ))
+            }
             Some(_) => Ok(vec![ports_range(words.parse(PortRange::from_str)?)]),
             None => Err(RuleError::new(
                 word,
@@ -347,16 +361,7 @@ impl Draft {
                 "expected -p tcp or -p udp in front of it",
             ));
         }
-        let ports = words.parse(|text| {
-            let ports = list::<PortRange>(text)?;
-            match ports.iter().map(PortRange::multiport_slots).sum::<usize>() <= 15 {
-                true => Ok(ports),
-                false => {
-                    Err("expected at most 15 ports, of which a range counts as two".to_owned())
-                }
-            }
-        })?;
-        Ok(merge(ports.into_iter().map(ports_range).collect()))
+        words.parse(multiport)
     }
 
     fn tcp_only(&self, word: &str) -> Result<(), RuleError> {

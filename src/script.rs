@@ -248,7 +248,7 @@ fn append(
             to: to.clone(),
         });
     }
-    chain.rules.push(rule);
+    chain.rules.extend(rule::apart(rule));
     Ok(())
 }
 

@@ -2,13 +2,36 @@
 
 use std::ops::RangeInclusive;
 
-use crate::capture::{Mark, PortRange, list_with};
-use crate::rule::{Protocol, Target, Test};
+use crate::capture::{Cidr, Family, Mark, PortRange, list_with};
+use crate::rule::{Protocol, Ranges, Target, Test, merge};
 
 use super::{RuleError, TARGETS, Words};
 
 pub(super) fn ports_range(ports: PortRange) -> RangeInclusive<u128> {
     ports.low.into()..=ports.high.into()
+}
+
+/// Blocks of a family, in the order in which they stand.
+pub(super) fn blocks(text: &str, family: Family) -> Result<Ranges, String> {
+    let cidrs = list_with(text, |item| match Cidr::masking(item)? {
+        cidr if cidr.family() == family => Ok(cidr),
+        _ => Err(format!("expected an {family} block")),
+    })?;
+    Ok(cidrs.iter().map(Cidr::range).collect())
+}
+
+/// The ports of `-m multiport`.
+pub(super) fn multiport(text: &str) -> Result<Ranges, String> {
+    let ports = list_with(text, |item| match item.parse()? {
+        PortRange { low, high } if low == high && item.contains(':') => {
+            Err("expected a range to end above its start".to_owned())
+        }
+        range => Ok(range),
+    })?;
+    match ports.iter().map(PortRange::multiport_slots).sum::<usize>() <= 15 {
+        true => Ok(merge(ports.into_iter().map(ports_range).collect())),
+        false => Err("expected at most 15 ports, of which a range counts as two".to_owned()),
+    }
 }
 
 pub(super) fn protocol(text: &str) -> Result<Protocol, String> {
