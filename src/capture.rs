@@ -30,6 +30,14 @@ impl Family {
         }
     }
 
+    /// The number that the kernel gives it (`AF_INET`, `AF_INET6`).
+    pub fn number(self) -> u8 {
+        match self {
+            Family::V4 => libc::AF_INET as u8,
+            Family::V6 => libc::AF_INET6 as u8,
+        }
+    }
+
     /// The length of an address, in bits.
     pub fn address_bits(self) -> u8 {
         match self {
@@ -114,6 +122,11 @@ impl Cidr {
     pub fn range(&self) -> RangeInclusive<u128> {
         let low = bits_of(self.network);
         low..=low | !prefix_mask(self.family(), self.prefix) & family_mask(self.family())
+    }
+
+    /// Whether it holds an address.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        Family::of(address) == self.family() && self.range().contains(&bits_of(address))
     }
 }
 

@@ -20,6 +20,7 @@ use crate::nftables::{TABLE, Table};
 use crate::routing::{Routing, Watch};
 use crate::script::Script;
 use crate::server::{GRACE, READY};
+use crate::sockets::{Sockets, States};
 
 /// What ends the guard in order.
 const STOP: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
@@ -89,6 +90,8 @@ pub struct Guard {
     pub table: Table,
     /// The mark rule and the AnyIP routes.
     pub routing: Routing,
+    /// What would be left of captured connections.
+    pub sockets: Sockets,
     /// What becomes of the routing.
     pub watch: Watch,
     /// The rules.
@@ -210,6 +213,7 @@ impl Guard {
         log::info!("Stopping: new connections go to the Pods");
         let draining: Vec<Script> = self.scripts.iter().map(Script::draining).collect();
         self.table.replace(&draining)?;
+        self.forget(States::TimeWait);
         let fault = |error: io::Error| Error::new("tell the server to finish", error);
         self.server
             .control
@@ -234,8 +238,17 @@ impl Guard {
         }
     }
 
-    /// Removes the table first: a mark without a route is harmless, a route without a mark too.
+    /// Makes the kernel forget connections that would keep clients from reaching the Pods.
+    fn forget(&self, states: States) {
+        if let Err(error) = self.sockets.destroy(states) {
+            log::warn!("{error}");
+        }
+    }
+
+    /// Removes the table before the routing: a mark without a route is harmless, a route without
+    /// a mark too.
     fn undo(&mut self) -> Result<(), Error> {
+        self.forget(States::Connections);
         let table = self
             .table
             .remove()

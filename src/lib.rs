@@ -24,6 +24,7 @@ pub mod rule_line;
 pub mod sandbox;
 pub mod script;
 pub mod server;
+pub mod sockets;
 pub mod sys;
 pub mod template;
 pub mod wire;

@@ -20,6 +20,7 @@ use tproxy_pod::nftables::Table;
 use tproxy_pod::options::{self, Command, HELP, Options};
 use tproxy_pod::routing::{Routing, Watch};
 use tproxy_pod::script::{self, Script};
+use tproxy_pod::sockets::Sockets;
 use tproxy_pod::template::{self, Line, Values};
 use tproxy_pod::{listener, logging, server, sys};
 
@@ -91,6 +92,7 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
                 server,
                 table,
                 routing,
+                sockets: Sockets::new(&options.cidrs, &options.dports),
                 watch: Watch::start()?,
                 scripts,
             };

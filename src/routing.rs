@@ -255,14 +255,14 @@ fn explain(attempt: String, refusal: Refusal) -> Error {
 /// `struct fib_rule_hdr`: family, lengths of destination and source, TOS, table, two bytes that are
 /// not used, action, flags. Tables beyond 255 stand in an attribute.
 fn rule_header(family: Family, action: u8) -> [u8; 12] {
-    [address_family(family), 0, 0, 0, 0, 0, 0, action, 0, 0, 0, 0]
+    [family.number(), 0, 0, 0, 0, 0, 0, action, 0, 0, 0, 0]
 }
 
 /// `struct rtmsg`: family, lengths of destination and source, TOS, table, protocol, scope, type,
 /// flags.
 fn route_header(family: Family, prefix: u8, protocol: u8, scope: u8, kind: u8) -> [u8; 12] {
     [
-        address_family(family),
+        family.number(),
         prefix,
         0,
         0,
@@ -275,13 +275,6 @@ fn route_header(family: Family, prefix: u8, protocol: u8, scope: u8, kind: u8) -
         0,
         0,
     ]
-}
-
-fn address_family(family: Family) -> u8 {
-    match family {
-        Family::V4 => libc::AF_INET as u8,
-        Family::V6 => libc::AF_INET6 as u8,
-    }
 }
 
 fn entry_message(entry: Entry, kind: u16, flags: libc::c_int, priority: u32) -> Message {

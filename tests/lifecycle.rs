@@ -2,10 +2,11 @@
 
 mod lab;
 
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use lab::conversation::Conversation;
-use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
+use lab::{CIDRS, Daemon, Lab, PATIENCE, POD, POD6, PROGRAM, connect_from, wait_until};
 use nix::sys::signal::{Signal, kill};
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
@@ -277,6 +278,43 @@ fn a_stop_finishes_the_request_that_it_finds_and_ends_idle_connections() {
     assert!(answer.text().ends_with("half"), "{answer:?}");
     busy.ends();
     assert_eq!(daemon.wait().code(), Some(0));
+}
+
+/// The kernel hands a packet to the socket of a connection that it still remembers, TIME_WAIT
+/// included, and then refuses to forward it (`ip_forward`, net/ipv4/ip_forward.c).
+#[test]
+fn after_a_stop_a_client_that_uses_a_port_again_reaches_the_pod() {
+    let lab = Lab::new();
+    lab.pod.serve(8180);
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    let ends = [("192.0.2.2:20000", POD), ("[2001:db8:1::2]:20000", POD6)]
+        .map(|(from, to)| (from.parse().unwrap(), to.parse().unwrap()));
+    let get = |(from, to)| {
+        let mut stream = lab
+            .client
+            .enter(|| connect_from(from, to, PATIENCE))
+            .unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    for end in ends {
+        assert!(get(end).contains("Request received"), "{end:?}");
+    }
+    let mut idle = lab.client.talk(POD);
+    idle.ask(REQUEST);
+    assert_eq!(daemon.stop(), Some(0));
+    for end in ends {
+        assert!(get(end).ends_with("pod"), "{end:?}");
+    }
+    assert_eq!(
+        lab.node.run("ss -Htan sport 8180"),
+        "",
+        "no socket of ours is left"
+    );
 }
 
 #[test]

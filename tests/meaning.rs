@@ -5,18 +5,13 @@ mod lab;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use lab::script::{EMPTY, Loader, ScriptFile, restore};
-use lab::{Lab, Namespace, PATIENCE};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, bind, connect,
-    setsockopt, socket, sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use lab::{Lab, Namespace, PATIENCE, connect_from};
 
 /// How long a packet that has to be lost is waited for.
 const LOSS: Duration = Duration::from_millis(300);
@@ -269,32 +264,6 @@ fn ask(from: SocketAddr, to: SocketAddr, patience: Duration) -> std::io::Result<
         }
     }
     Ok("lost")
-}
-
-/// Connects from an address and port.
-fn connect_from(
-    from: SocketAddr,
-    to: SocketAddr,
-    patience: Duration,
-) -> std::io::Result<TcpStream> {
-    let family = match to {
-        SocketAddr::V4(_) => AddressFamily::Inet,
-        SocketAddr::V6(_) => AddressFamily::Inet6,
-    };
-    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    let raw = std::os::fd::AsRawFd::as_raw_fd(&socket);
-    let patience = TimeVal::milliseconds(patience.as_millis().try_into().unwrap());
-    setsockopt(&socket, sockopt::SendTimeout, &patience)?;
-    bind(raw, storage(from).as_ref())?;
-    connect(raw, storage(to).as_ref())?;
-    Ok(TcpStream::from(socket))
-}
-
-fn storage(address: SocketAddr) -> Box<dyn SockaddrLike> {
-    match address {
-        SocketAddr::V4(v4) => Box::new(SockaddrIn::from(v4)),
-        SocketAddr::V6(v6) => Box::new(SockaddrIn6::from(v6)),
-    }
 }
 
 fn ping(from: SocketAddr, to: SocketAddr, patience: Duration) -> std::io::Result<&'static str> {

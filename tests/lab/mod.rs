@@ -25,6 +25,11 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, bind, connect,
+    setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 
 /// The program under test, of the profile and target that the tests are built for.
@@ -425,6 +430,32 @@ impl Drop for Daemon {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
+    }
+}
+
+/// Connects from an address and port, within a time.
+pub fn connect_from(
+    from: SocketAddr,
+    to: SocketAddr,
+    patience: Duration,
+) -> std::io::Result<TcpStream> {
+    let family = match to {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let raw = socket.as_raw_fd();
+    let patience = TimeVal::milliseconds(patience.as_millis().try_into().unwrap());
+    setsockopt(&socket, sockopt::SendTimeout, &patience)?;
+    bind(raw, storage(from).as_ref())?;
+    connect(raw, storage(to).as_ref())?;
+    Ok(TcpStream::from(socket))
+}
+
+fn storage(address: SocketAddr) -> Box<dyn SockaddrLike> {
+    match address {
+        SocketAddr::V4(v4) => Box::new(SockaddrIn::from(v4)),
+        SocketAddr::V6(v6) => Box::new(SockaddrIn6::from(v6)),
     }
 }
 
