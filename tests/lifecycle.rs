@@ -32,6 +32,25 @@ fn the_binary_is_static_and_small() {
 }
 
 #[test]
+fn a_start_says_what_is_captured_where_the_listeners_are_and_who_owns_the_table() {
+    let lab = Lab::new();
+    let arguments = ["--cidr", CIDRS, "--dport", "8180,9000:9010", "--port", "7"];
+    let daemon = lab.start(&arguments);
+    for line in [
+        "INFO  Binding TCP TProxy listener to 127.0.0.1:7",
+        "INFO  Binding TCP TProxy listener to [::1]:7",
+        "INFO  Capturing TCP to 10.244.0.0/16,fd00:10:244::/56 port 8180,9000:9010",
+        "INFO  Added rule fwmark 0x1/0x1 lookup 100",
+        "INFO  Added IPv6 rule fwmark 0x1/0x1 lookup 100",
+        "INFO  Added route local 10.244.0.0/16 dev lo table 100",
+        "INFO  Added route local fd00:10:244::/56 dev lo table 100",
+        "INFO  Created table inet tproxy-pod, owned: the kernel removes it with this process",
+    ] {
+        assert!(daemon.wait_for(line).ends_with(line), "{}", daemon.log());
+    }
+}
+
+#[test]
 fn a_connection_to_the_pod_from_before_outlives_start_stop_and_start() {
     let lab = Lab::new();
     lab.pod.serve(8180);
