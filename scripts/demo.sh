@@ -1,0 +1,216 @@
+#!/usr/bin/env bash
+# The README's story, played with real packets; every step is checked.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+scripts/demo.sh [netns]: shows tproxy-pod at work, and checks every step.
+
+  netns   a client, a node and a Pod with a web server on port 80, in network
+          namespaces of their own: it needs no cluster and no root, and does
+          not touch this machine's own network (the default)
+
+It builds the release binary first; BINARY=path takes one that is there.
+TEXT
+}
+
+fail() {
+    echo "scripts/demo.sh: $*" >&2
+    [[ -z ${log:-} ]] || cat "$log" >&2
+    exit 1
+}
+
+step() { printf '\n# %s\n' "$*"; }
+
+on() { # NAMESPACE COMMAND…: prints it, runs it, prints what comes; $output and $status keep it
+    printf '\n%s$ %s\n' "$1" "${*:2}"
+    status=0
+    output=$(in_namespace "$@" 2>&1) || status=$?
+    [[ -z $output ]] || printf '%s\n' "$output"
+}
+
+shows() { # TEXT…: the output has to contain each
+    local text
+    for text; do
+        [[ $output == *"$text"* ]] || fail "this should have shown: $text"
+    done
+}
+
+ends_with() { ((status == $1)) || fail "this should have ended with status $1, not $status"; }
+
+wait_for() { # WHAT COMMAND…: until the command succeeds
+    local deadline=$((SECONDS + 15))
+    until "${@:2}" &>/dev/null; do
+        ((SECONDS < deadline)) || fail "it never came to be: $1"
+        sleep 0.01
+    done
+}
+
+# --- netns: three network namespaces, inside a user and a process namespace ---
+
+readonly cidrs=10.244.0.0/16,fd00:10:244::/56
+readonly client=192.0.2.2 pod=10.244.0.5 nobody=10.244.77.77
+readonly client6=2001:db8:1::2 pod6=fd00:10:244::5 nobody6=fd00:10:244:7::7
+
+in_namespace() { # NAMESPACE COMMAND…
+    case $1 in
+        node) "${@:2}" ;;
+        *) nsenter --net="$1" "${@:2}" ;;
+    esac
+}
+
+link() { # NAMESPACE ITS-IPV4 ITS-IPV6 NODE-IPV4 NODE-IPV6, without their /24 and /64
+    : >"$1"
+    unshare --net="$1" true
+    in_namespace "$1" sh -c 'ip link set lo up; echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad'
+    ip link add "$1" type veth peer name eth0 netns "$PWD/$1"
+    ip address add "$4/24" dev "$1"
+    ip address add "$5/64" dev "$1"
+    ip link set "$1" up
+    in_namespace "$1" ip address add "$2/24" dev eth0
+    in_namespace "$1" ip address add "$3/64" dev eth0
+    in_namespace "$1" ip link set eth0 up
+    in_namespace "$1" ip route add default via "$4"
+    in_namespace "$1" ip -6 route add default via "$5"
+}
+
+has_httpd() { busybox --list 2>/dev/null | grep -x httpd >/dev/null; }
+
+make_network() { # the binary comes by stdin; every file is in a tmpfs of this mount namespace
+    mount -t tmpfs tmpfs /run
+    cd /run
+    cat >tproxy-pod
+    chmod 755 tproxy-pod
+    # curl as on a terminal, but with a deadline
+    printf 'silent\nshow-error\nmax-time=5\n' >.curlrc
+    ip link set lo up
+    echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
+    echo 1 >/proc/sys/net/ipv4/ip_forward
+    echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+    link client "$client" "$client6" 192.0.2.1 2001:db8:1::1
+    link pod "$pod" "$pod6" 10.244.0.1 fd00:10:244::1
+    mkdir www
+    echo "the web server of the Pod" >www/index.html
+    local server=(python3 -m http.server --bind :: --directory www 80)
+    ! has_httpd || server=(busybox httpd -f -p 80 -h www)
+    in_namespace pod "${server[@]}" &>/dev/null &
+    wait_for "the Pod's web server answers" in_namespace client curl "$pod"
+}
+
+remains() { (ip rule; ip -6 rule; ip route show table 100; ip -6 route show table 100; nft list tables) 2>/dev/null || :; }
+
+echoes() { # DESTINATION TARGET CLIENT PORT: a request from this port of the client's is echoed
+    on client curl --local-port "$4" "$1$2"
+    shows "Request received from $1 destination $2 : GET $2 HTTP/1.1" "Client: $3:$4" "Destination: $1"
+    expected_log+=("Received request to $2 : client=$3:$4 destination=$1 method=GET")
+}
+
+play() {
+    make_network
+    local before daemon lines expected_log=()
+    before=$(remains)
+    cat <<TEXT
+Three network namespaces; the prompt says in which of them a command runs.
+
+  client  $client  $client6
+    |
+  node    routes between the two; tproxy-pod runs here
+    |
+  pod     $pod  $pod6  a web server on port 80
+TEXT
+    step "Before: the Pod answers on port 80, nobody answers on port 8180."
+    on client curl "$pod"
+    shows "the web server of the Pod"
+    on client curl "$pod:8180"
+    ends_with 7
+
+    step "tproxy-pod starts on the node."
+    log=tproxy-pod.log
+    printf '\nnode$ tproxy-pod --cidr %s 2>%s &\n' "$cidrs" "$log"
+    tproxy-pod --cidr "$cidrs" 2>"$log" &
+    daemon=$!
+    wait_for "tproxy-pod intercepts" eval "grep 'Created table' $log || ! kill -0 $daemon"
+    grep -q "Created table" "$log" || fail "tproxy-pod did not start"
+    cat "$log"
+
+    step "Port 80 of the Pod is as before."
+    on client curl "$pod"
+    shows "the web server of the Pod"
+    on client curl "[$pod6]"
+    shows "the web server of the Pod"
+
+    step "tproxy-pod answers on port 8180 of the Pod, and of an address that no Pod has."
+    echoes "$pod:8180" /hello "$client" 40001
+    echoes "$nobody:8180" /nobody "$client" 40002
+    echoes "[$pod6]:8180" /hello "[$client6]" 40003
+    echoes "[$nobody6]:8180" /nobody "[$client6]" 40004
+
+    step "The log has a line for each, with the client's real address."
+    on node grep Received "$log"
+    shows "${expected_log[@]}"
+
+    step "What is on the node while it runs."
+    on node nft list tables
+    shows "table inet tproxy-pod"
+    on node ip rule
+    shows "fwmark 0x1/0x1 lookup 100"
+    on node ip route show table 100
+    shows "local 10.244.0.0/16 dev lo"
+
+    step "It stops, and nothing is left."
+    lines=$(wc -l <"$log")
+    printf '\nnode$ kill %s; wait %s\n' "$daemon" "$daemon"
+    kill "$daemon"
+    wait_for "tproxy-pod ends" eval "! kill -0 $daemon"
+    wait "$daemon" && status=0 || status=$?
+    tail -n "+$((lines + 1))" "$log"
+    ends_with 0
+    on node nft list tables
+    on node ip rule
+    on node ip route show table 100
+    [[ $(remains) == "$before" ]] || fail "something is left:"$'\n'"$(remains)"
+    on client curl "$pod:8180"
+    ends_with 7
+    on client curl "$pod"
+    shows "the web server of the Pod"
+    step "Every step was as it should be."
+}
+
+netns() {
+    PATH="$PATH:/usr/sbin:/sbin"
+    local binary=${BINARY:-} script missing=() tool status=0
+    local tools=(curl:curl ip:iproute2 nft:nftables nsenter:util-linux unshare:util-linux)
+    has_httpd || tools+=(python3:python3)
+    for tool in "${tools[@]}"; do
+        command -v "${tool%%:*}" >/dev/null || missing+=("${tool#*:}")
+    done
+    ((${#missing[@]} == 0)) || fail "missing: run as root: apt-get install ${missing[*]}"
+    [[ -e /proc/sys/net/ipv6 ]] || fail "this kernel runs without IPv6 (ipv6.disable=1), which is part of the story"
+    script=$(realpath "$0")
+    if [[ -z $binary ]]; then
+        command -v cargo >/dev/null || fail "cargo is missing: install rustup, or give BINARY=path"
+        cd "$(dirname "$script")/.."
+        binary=$(cargo build --release --target "$(uname -m)-unknown-linux-musl" --message-format json-render-diagnostics |
+            sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
+    fi
+    local own=(unshare --user --map-root-user --net --mount --pid --fork --kill-child --mount-proc)
+    "${own[@]}" true || fail "a user may not make namespaces here (kernel.unprivileged_userns_clone," \
+        "kernel.apparmor_restrict_unprivileged_userns): run as root"
+    "${own[@]}" env -i PATH="/run:$PATH" HOME=/run bash "$script" inside <"$binary" &
+    local namespaces=$!
+    # With the first process, all others of its namespace end, and what they made is gone.
+    trap 'kill -KILL $namespaces' EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    wait "$namespaces" || status=$?
+    trap - EXIT
+    exit "$status"
+}
+
+case "$#:${1:-netns}" in
+    [01]:netns) netns ;;
+    1:inside) play ;;
+    1:-h | 1:--help) usage ;;
+    *) usage >&2; exit 2 ;;
+esac
