@@ -7,7 +7,8 @@ usage() {
 scripts/test.sh: installs what the tests need, then checks and tests everything.
 
   format, clippy, shellcheck, unit tests, and end-to-end tests of the release
-  binary in network namespaces of their own. Debian or Ubuntu, x86_64 or arm64.
+  binary and the demo, in network namespaces of their own. Debian or Ubuntu,
+  x86_64 or arm64.
 
 As root it installs missing packages; otherwise it says what is missing.
 TEXT
@@ -22,7 +23,8 @@ cd "$(dirname "$0")/.."
 
 # command:package, of Debian and Ubuntu
 tools=(cc:gcc curl:curl file:file ip:iproute2 iptables-restore:iptables nft:nftables
-    nsenter:util-linux python3:python3 shellcheck:shellcheck sysctl:procps unshare:util-linux)
+    nsenter:util-linux python3:python3 setpriv:util-linux shellcheck:shellcheck sysctl:procps
+    unshare:util-linux)
 
 PATH="$PATH:/usr/sbin:/sbin"
 missing=()
@@ -59,3 +61,21 @@ echo "== shellcheck"
 shellcheck scripts/*.sh .ci/run
 echo "== tests of the release binary for $target"
 cargo test --release --target "$target"
+echo "== demo"
+stage="$(mktemp -d)"
+trap 'rm -rf "$stage"' EXIT
+binary="$(cargo build --release --target "$target" --message-format json |
+    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')"
+install -m 755 "$binary" scripts/demo.sh "$stage"
+chmod 755 "$stage"
+BINARY="$binary" scripts/demo.sh netns >"$stage/story" || { cat "$stage/story"; exit 1; }
+if ((EUID == 0)); then
+    user=(setpriv --reuid 65534 --regid 65534 --clear-groups)
+    if "${user[@]}" unshare --user --map-root-user true; then
+        echo "== demo as an ordinary user"
+        BINARY="$stage/tproxy-pod" "${user[@]}" "$stage/demo.sh" netns >"$stage/story" ||
+            { cat "$stage/story"; exit 1; }
+    else
+        echo "== no demo as an ordinary user: only root may make namespaces here"
+    fi
+fi
