@@ -39,8 +39,10 @@ enum State {
     FirstDigit,
     /// More digits of a chunk size, or what ends them.
     Size(u64),
-    /// Blanks in front of an extension.
+    /// Blanks in front of a `;`.
     Blank(u64),
+    /// Blanks in front of an extension's name.
+    ExtensionStart(u64),
     /// An extension, up to its CR.
     Extension(u64),
     /// The LF of a chunk's line.
@@ -132,16 +134,18 @@ impl Decoder {
             (State::Size(size), byte) if byte.is_ascii_hexdigit() => {
                 State::Size(self.longer(size, byte)?)
             }
-            (State::Size(size) | State::Blank(size) | State::Extension(size), b'\r') => {
-                State::SizeLf(size)
-            }
+            (State::Size(size) | State::Extension(size), b'\r') => State::SizeLf(size),
             (State::Size(size) | State::Blank(size), b' ' | b'\t') => State::Blank(size),
-            (State::Size(size) | State::Blank(size), b';') => State::Extension(size),
+            (State::Size(size) | State::Blank(size), b';') => State::ExtensionStart(size),
+            (State::ExtensionStart(size), b' ' | b'\t') => State::ExtensionStart(size),
+            (State::ExtensionStart(size), byte) if is_token_byte(byte) => State::Extension(size),
             (State::FirstDigit | State::Size(_) | State::Blank(_), _) => {
                 return Err(bad("the chunk size is malformed"));
             }
             (State::Extension(size), byte) if is_text(byte) => State::Extension(size),
-            (State::Extension(_), _) => return Err(bad("a chunk extension is malformed")),
+            (State::ExtensionStart(_) | State::Extension(_), _) => {
+                return Err(bad("a chunk extension is malformed"));
+            }
             (State::SizeLf(0), b'\n') => self.next_line(State::TrailerStart),
             (State::SizeLf(size), b'\n') => self.next_line(State::Data(size)),
             (State::DataCr, b'\r') => State::DataLf,

@@ -135,19 +135,15 @@ impl FromStr for Cidr {
 
     /// Reads `ADDRESS[/PREFIX]`; host bits are an error that says what was probably meant.
     fn from_str(text: &str) -> Result<Cidr, String> {
-        let (address, prefix) = Cidr::parts(text)?;
-        let cidr = Cidr {
-            network: network_of(address, prefix),
-            prefix,
-        };
+        let (address, _) = Cidr::parts(text)?;
+        let cidr = Cidr::masking(text)?;
         if cidr.network == address {
-            Ok(cidr)
-        } else {
-            let bits = cidr.family().address_bits();
-            Err(format!(
-                "expected no host bits: {cidr} is the block, {address}/{bits} the single address"
-            ))
+            return Ok(cidr);
         }
+        let bits = cidr.family().address_bits();
+        Err(format!(
+            "expected no host bits: {cidr} is the block, {address}/{bits} the single address"
+        ))
     }
 }
 
@@ -177,14 +173,10 @@ fn prefix_mask(family: Family, prefix: u8) -> u128 {
 }
 
 fn network_of(address: IpAddr, prefix: u8) -> IpAddr {
+    let bits = bits_of(address) & prefix_mask(Family::of(address), prefix);
     match address {
-        IpAddr::V4(v4) => {
-            let mask = u32::MAX.checked_shl(u32::from(32 - prefix)).unwrap_or(0);
-            Ipv4Addr::from_bits(v4.to_bits() & mask).into()
-        }
-        IpAddr::V6(v6) => {
-            Ipv6Addr::from_bits(v6.to_bits() & prefix_mask(Family::V6, prefix)).into()
-        }
+        IpAddr::V4(_) => Ipv4Addr::from_bits(bits as u32).into(),
+        IpAddr::V6(_) => Ipv6Addr::from_bits(bits).into(),
     }
 }
 
@@ -286,6 +278,12 @@ pub fn number(text: &str) -> Option<u64> {
     all_digits
         .then(|| u64::from_str_radix(digits, radix).ok())
         .flatten()
+}
+
+/// The families that have a block among these, IPv4 first.
+pub fn families(cidrs: &[Cidr]) -> impl Iterator<Item = Family> {
+    let has = |family: &Family| cidrs.iter().any(|cidr| cidr.family() == *family);
+    Family::ALL.into_iter().filter(has)
 }
 
 /// Reads a comma-separated list.

@@ -49,7 +49,9 @@ pub struct Context {
     pub deadlines: Deadlines,
     /// Whether connections end after their next answer.
     pub draining: AtomicBool,
-    /// Requests that were answered, refusals included.
+    /// Connections to captured addresses.
+    pub connections: AtomicU64,
+    /// Requests on them, refusals included.
     pub requests: AtomicU64,
 }
 
@@ -122,10 +124,14 @@ impl<'c> Connection<'c> {
             destination: stream.local_addr()?,
         };
         let wire = Wire::new(stream, context.deadlines.idle);
+        let direct = ends.destination == listener;
+        if !direct {
+            context.connections.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(Connection {
             wire,
             ends,
-            direct: ends.destination == listener,
+            direct,
             context,
             seat,
         })
@@ -134,15 +140,15 @@ impl<'c> Connection<'c> {
     /// Answers requests until the connection ends.
     pub fn serve(mut self, buffers: &mut Buffers) {
         let mut filled = 0;
-        let mut served = 0u64;
+        let mut used = false;
         loop {
-            match self.exchange(buffers, &mut filled, served > 0) {
-                Ok(Persistence::Close) if filled > 0 => {
+            match self.exchange(buffers, &mut filled) {
+                Ok(Persistence::Close) if filled > 0 || self.is_draining() => {
                     return self.wire.part(self.context.deadlines.linger);
                 }
                 Ok(Persistence::Close) => return,
-                Ok(_) => served += 1,
-                Err(End::Unused) if served > 0 || self.direct => return,
+                Ok(_) => used = true,
+                Err(End::Unused) if used || self.direct => return,
                 Err(End::Unused) => {
                     return log::info!("Connection without a request : {}", self.ends);
                 }
@@ -164,24 +170,17 @@ impl<'c> Connection<'c> {
 
     /// Reads a request and answers it. The first `filled` bytes of the input came with the request
     /// before, and afterwards with this one.
-    fn exchange(
-        &mut self,
-        buffers: &mut Buffers,
-        filled: &mut usize,
-        between: bool,
-    ) -> Result<Persistence, End> {
+    fn exchange(&mut self, buffers: &mut Buffers, filled: &mut usize) -> Result<Persistence, End> {
         let Buffers { input, answer } = buffers;
         answer.clear();
-        if *filled == 0 {
-            *filled = self.wait(input, between)?;
-        }
+        *filled = self.wait(input, *filled)?;
         let started = Instant::now();
         let span = self.read_head(input, filled, started)?;
         let (head_bytes, rest) = input.split_at_mut(span.range.end);
         let head = Head::parse(head_bytes, &span)?;
         let status = self.begin(answer.content(), &head);
         let body = self.read_body(&head, rest, *filled - span.range.end, answer.content())?;
-        let persistence = match self.context.draining.load(Ordering::SeqCst) {
+        let persistence = match self.is_draining() {
             true => Persistence::Close,
             false => head.persistence,
         };
@@ -201,26 +200,30 @@ impl<'c> Connection<'c> {
             span.range.end + body.unread.start..span.range.end + body.unread.end,
             0,
         );
-        if &input[..*filled] == b"\r\n" {
-            // Some clients end a body with an empty line; it begins no request (RFC 9112, 2.2).
-            *filled = 0;
-        }
         Ok(persistence)
     }
 
-    /// Waits for the first bytes of a request. Between two requests, somebody else may end the
-    /// connection.
-    fn wait(&mut self, input: &mut [u8], between: bool) -> Result<usize, End> {
-        if !between {
-            return self.wire.read(input).map_err(|_| End::Unused);
+    /// Waits for the first bytes of a request, of which `filled` are there. Meanwhile, somebody else
+    /// may end the connection. An empty line begins no request: some clients end a body with one
+    /// (RFC 9112, 2.2).
+    fn wait(&mut self, input: &mut [u8], mut filled: usize) -> Result<usize, End> {
+        let mut skipped = false;
+        loop {
+            match &input[..filled] {
+                b"\r\n" if !skipped => (skipped, filled) = (true, 0),
+                b"" | b"\r" => {
+                    self.seat.take(self.wire.descriptor());
+                    let received = self.wire.read(&mut input[filled..]);
+                    self.seat.leave();
+                    filled += received.map_err(|_| End::Unused)?;
+                }
+                _ => return Ok(filled),
+            }
         }
-        self.seat.take(self.wire.descriptor());
-        let received = match self.context.draining.load(Ordering::SeqCst) {
-            true => Err(Failure::Closed),
-            false => self.wire.read(input),
-        };
-        self.seat.leave();
-        received.map_err(|_| End::Unused)
+    }
+
+    fn is_draining(&self) -> bool {
+        self.context.draining.load(Ordering::SeqCst)
     }
 
     fn read_head(
@@ -252,9 +255,7 @@ impl<'c> Connection<'c> {
             return Status::Ok;
         }
         let (status, text) = match head.target {
-            b"/healthz" if self.context.draining.load(Ordering::SeqCst) => {
-                (Status::ServiceUnavailable, "draining\n")
-            }
+            b"/healthz" if self.is_draining() => (Status::ServiceUnavailable, "draining\n"),
             b"/healthz" => (Status::Ok, "ok\n"),
             _ => (
                 Status::NotFound,

@@ -242,7 +242,7 @@ fn tproxy(list: &mut Message, family: c_int, address: Option<IpAddr>, port: u16)
     match (address, port) {
         // The kernel wants an address or a port: the packet's own, which is what 0 means.
         (None, 0) => payload(list, PORT, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2),
-        (_, 0) => {}
+        (Some(_), 0) => {}
         (_, port) => load(list, PORT, &port.to_be_bytes()),
     }
     element(list, "tproxy", |data| {

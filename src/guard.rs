@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -17,16 +18,24 @@ use nix::unistd::Pid;
 
 use crate::error::Error;
 use crate::nftables::{TABLE, Table};
-use crate::routing::{Routing, Watch};
+use crate::routing::Routing;
 use crate::script::Script;
 use crate::server::{GRACE, READY};
 use crate::sockets::{Sockets, States};
+use crate::watch::Watch;
 
 /// What ends the guard in order.
 const STOP: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 
 /// How much longer than its grace the server gets before it is killed.
 const MARGIN: Duration = Duration::from_secs(2);
+
+/// How long handshakes are waited for that had begun before the rules changed: a lost packet is
+/// sent again after 1 s, and then after 2 s (RFC 6298, 2.1).
+const HANDSHAKES: Duration = Duration::from_secs(3);
+
+/// How often the kernel is asked for the sockets of connections that end.
+const STEP: Duration = Duration::from_millis(20);
 
 /// The signals of [`STOP`] as something to wait for. They are blocked before the fork: the server
 /// shall not die of a Ctrl-C that is meant for the guard.
@@ -112,21 +121,29 @@ impl Guard {
     /// # Errors
     /// What could not be installed or undone, or how the server died.
     pub fn run(mut self) -> Result<(), Failure> {
-        let outcome = self.intercept();
-        let undone = self.undo();
-        outcome.and(undone.map_err(Failure::from))
+        let outcome = match self.server_is_ready() {
+            Ok(true) => self.intercept(),
+            Ok(false) => Ok(()),
+            Err(failure) => Err(failure),
+        };
+        let undone = self.undo().map_err(Failure::from);
+        first(outcome, undone)
     }
 
-    fn intercept(&mut self) -> Result<(), Failure> {
+    /// Waits for the server; `false` if a signal comes first.
+    fn server_is_ready(&mut self) -> Result<bool, Failure> {
         loop {
             match self.wait(None)? {
-                Event::ServerSpoke => break self.hear_server()?,
-                Event::Signal => return Ok(()),
+                Event::ServerSpoke => return self.hear_server().map(|()| true),
+                Event::Signal => return Ok(false),
                 // Nothing of ours is there yet that could be lost.
                 Event::RoutingChanged => drop(self.watch.has_lost(&self.routing)),
                 Event::TimedOut => {}
             }
         }
+    }
+
+    fn intercept(&mut self) -> Result<(), Failure> {
         for entry in self.routing.install()? {
             log::info!("Added {entry}");
         }
@@ -139,6 +156,12 @@ impl Guard {
                 "Created table inet {TABLE}, not owned (before Linux 5.12): SIGKILL would leave it"
             ),
         }
+        let outcome = self.watch_over();
+        self.forget(States::CLOSED);
+        outcome
+    }
+
+    fn watch_over(&mut self) -> Result<(), Failure> {
         loop {
             match self.wait(None)? {
                 Event::Signal => return self.drain(),
@@ -210,10 +233,11 @@ impl Guard {
 
     /// New connections go to the Pods from here on; those that are open are finished.
     fn drain(&mut self) -> Result<(), Failure> {
-        log::info!("Stopping: new connections go to the Pods");
         let draining: Vec<Script> = self.scripts.iter().map(Script::draining).collect();
         self.table.replace(&draining)?;
-        self.forget(States::TimeWait);
+        log::info!("Stopping: new connections go to the Pods");
+        self.forget(States::TIME_WAIT);
+        self.wait_for_end(States::HANDSHAKE, Instant::now() + HANDSHAKES);
         let fault = |error: io::Error| Error::new("tell the server to finish", error);
         self.server
             .control
@@ -223,7 +247,7 @@ impl Guard {
         loop {
             match self.wait(Some(deadline))? {
                 Event::ServerSpoke => match self.hear_server() {
-                    Err(Failure::Server(WaitStatus::Exited(_, 0))) => return Ok(()),
+                    Err(Failure::Server(WaitStatus::Exited(_, 0))) => break,
                     heard => heard?,
                 },
                 Event::RoutingChanged => self.heal(),
@@ -234,6 +258,19 @@ impl Guard {
                     let _ = kill(self.server.pid, Signal::SIGKILL);
                     return Err(self.server_death());
                 }
+            }
+        }
+        self.wait_for_end(States::SENDING, deadline);
+        Ok(())
+    }
+
+    /// Waits until no captured connection is in one of these states.
+    fn wait_for_end(&self, states: States, deadline: Instant) {
+        while Instant::now() < deadline {
+            match self.sockets.exist(states) {
+                Ok(true) => thread::sleep(STEP),
+                Ok(false) => return,
+                Err(error) => return log::warn!("{error}"),
             }
         }
     }
@@ -248,16 +285,23 @@ impl Guard {
     /// Removes the table before the routing: a mark without a route is harmless, a route without
     /// a mark too.
     fn undo(&mut self) -> Result<(), Error> {
-        self.forget(States::Connections);
-        let table = self
-            .table
-            .remove()
-            .map(|()| log::info!("Removed table inet {TABLE}"));
-        let routing = self.routing.remove().map(|removed| {
-            removed
-                .iter()
-                .for_each(|entry| log::info!("Removed {entry}"));
-        });
-        table.and(routing)
+        let had_rules = self.table.has_rules();
+        let table = self.table.remove();
+        if table.is_ok() && had_rules {
+            log::info!("Removed table inet {TABLE}");
+        }
+        let (removed, routing) = self.routing.remove();
+        removed
+            .iter()
+            .for_each(|entry| log::info!("Removed {entry}"));
+        first(table, routing)
     }
+}
+
+/// The first failure; if there is a second, it is logged.
+fn first<E: fmt::Display>(earlier: Result<(), E>, later: Result<(), E>) -> Result<(), E> {
+    if let (Err(_), Err(error)) = (&earlier, &later) {
+        log::error!("{error}");
+    }
+    earlier.and(later)
 }

@@ -27,4 +27,5 @@ pub mod server;
 pub mod sockets;
 pub mod sys;
 pub mod template;
+pub mod watch;
 pub mod wire;

@@ -21,7 +21,26 @@ pub fn start() {
         .init();
 }
 
-/// Bytes that somebody sent, safe to show: printable ASCII as it is, all else as `\n`, `\x1b`, `\"`.
+/// The most characters of a value that a log line shows: with five of them it stays within
+/// `PIPE_BUF` (limits.h), so that the lines of guard and server do not mix.
+const SHOWN: usize = 512;
+
+/// Bytes that somebody sent, safe to show: printable ASCII as it is, all else as `\n`, `\x1b`, `\"`;
+/// `...` stands for what is too long.
 pub fn escaped(bytes: &[u8]) -> impl fmt::Display {
-    bytes.escape_ascii()
+    let shown = match bytes.len() {
+        0..=LONGEST_SAFE => bytes.len(),
+        _ => {
+            let ends = bytes.iter().scan(0, |end, byte| {
+                *end += std::ascii::escape_default(*byte).len();
+                Some(*end)
+            });
+            ends.take_while(|end| *end <= SHOWN).count()
+        }
+    };
+    let dots = if shown < bytes.len() { "..." } else { "" };
+    fmt::from_fn(move |f| write!(f, "{}{dots}", bytes[..shown].escape_ascii()))
 }
+
+/// So many bytes fit however they are escaped: a byte takes four characters at most.
+const LONGEST_SAFE: usize = SHOWN / 4;

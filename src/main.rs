@@ -7,6 +7,7 @@
 //! order. If the server dies, the guard undoes everything at once.
 
 use std::fmt::Display;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -14,14 +15,15 @@ use nix::unistd::{ForkResult, getpid};
 
 use tproxy_pod::capture::{self, Family};
 use tproxy_pod::connection::DEADLINES;
-use tproxy_pod::error::Error;
+use tproxy_pod::error::{Error, words};
 use tproxy_pod::guard::{self, Guard, Server};
 use tproxy_pod::nftables::Table;
 use tproxy_pod::options::{self, Command, HELP, Options};
-use tproxy_pod::routing::{Routing, Watch};
+use tproxy_pod::routing::Routing;
 use tproxy_pod::script::{self, Script};
 use tproxy_pod::sockets::Sockets;
 use tproxy_pod::template::{self, Line, Values};
+use tproxy_pod::watch::Watch;
 use tproxy_pod::{listener, logging, server, sys};
 
 /// Wrong usage.
@@ -31,10 +33,7 @@ fn main() -> ExitCode {
     match options::parse(std::env::args_os().skip(1)) {
         Ok(Command::Help) => print(HELP),
         Ok(Command::Version) => print(concat!("tproxy-pod ", env!("CARGO_PKG_VERSION"), "\n")),
-        Ok(Command::PrintRules(options, family)) => match read_script(&options, family) {
-            Ok((lines, _)) => print(&template::text(&lines)),
-            Err(error) => refuse(&error),
-        },
+        Ok(Command::PrintRules(options, family)) => print_rules(&options, family),
         Ok(Command::Run(options)) => match read_scripts(&options) {
             Ok(scripts) => run(&options, scripts),
             Err(error) => refuse(&error),
@@ -45,40 +44,22 @@ fn main() -> ExitCode {
 
 fn run(options: &Options, scripts: Vec<Script>) -> ExitCode {
     logging::start();
-    match intercept(options, scripts) {
-        Ok(status) => status,
-        Err(error) => fail(&error),
-    }
+    intercept(options, scripts).unwrap_or_else(|error| fail(&error))
 }
 
 fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error> {
     let signals = guard::block_signals()?;
     let table = Table::claim()?;
-    let mut listeners = Vec::new();
-    for family in options.families() {
-        listeners.push(listener::bind(family, options.port, DEADLINES.idle)?);
-        log::info!(
-            "Binding TCP TProxy listener to {}",
-            std::net::SocketAddr::new(family.loopback(), options.port)
-        );
-    }
-    let (cidrs, ports) = (
-        capture::join(&options.cidrs),
-        capture::join(&options.dports),
-    );
-    log::info!("Capturing TCP to {cidrs} port {ports}");
+    let listeners = bind(options)?;
     let fault = |error: std::io::Error| Error::new("start the server", error);
     let (guards_end, servers_end) = UnixStream::pair().map_err(fault)?;
     let parent = getpid();
     match sys::fork_single_threaded().map_err(fault)? {
         ForkResult::Child => {
             drop((table, signals, guards_end));
-            Ok(
-                match server::run(listeners, servers_end, parent, options.max_connections) {
-                    Ok(()) => ExitCode::SUCCESS,
-                    Err(error) => fail(&error),
-                },
-            )
+            let limit = options.max_connections;
+            let served = server::run(listeners, servers_end, parent, limit);
+            Ok(status(served))
         }
         ForkResult::Parent { child } => {
             drop((listeners, servers_end));
@@ -86,71 +67,113 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
                 pid: child,
                 control: guards_end,
             };
-            let routing = Routing::new(&options.cidrs, options.mark, options.table)?;
             let guard = Guard {
                 signals,
                 server,
                 table,
-                routing,
+                routing: Routing::new(&options.cidrs, options.mark, options.table)?,
                 sockets: Sockets::new(&options.cidrs, &options.dports),
                 watch: Watch::start()?,
                 scripts,
             };
-            Ok(match guard.run() {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(failure) => fail(&failure),
-            })
+            Ok(status(guard.run()))
         }
+    }
+}
+
+/// A transparent listener for each family with a captured CIDR.
+fn bind(options: &Options) -> Result<Vec<TcpListener>, Error> {
+    let mut listeners = Vec::new();
+    for family in options.families() {
+        listeners.push(listener::bind(family, options.port, DEADLINES.idle)?);
+        let address = SocketAddr::new(family.loopback(), options.port);
+        log::info!("Binding TCP TProxy listener to {address}");
+    }
+    let cidrs = capture::join(&options.cidrs);
+    let ports = capture::join(&options.dports);
+    log::info!("Capturing TCP to {cidrs} port {ports}");
+    Ok(listeners)
+}
+
+/// A script, not rendered yet, and what to call it in an error.
+struct Template {
+    name: String,
+    text: String,
+}
+
+impl Template {
+    /// The bundled one, or the file's. Read once: it may be a pipe.
+    fn read(options: &Options) -> Result<Template, String> {
+        let Some(path) = &options.rules else {
+            return Ok(Template {
+                name: "the bundled script".to_owned(),
+                text: template::BUNDLED.to_owned(),
+            });
+        };
+        let name = format!("--rules {}", path.display());
+        match std::fs::read_to_string(path) {
+            Ok(text) => Ok(Template { name, text }),
+            Err(error) => Err(format!("{name}: {}", words(&error))),
+        }
+    }
+
+    /// The script of one family, as text and as rules.
+    fn render(&self, options: &Options, family: Family) -> Result<(Vec<Line>, Script), String> {
+        let values = Values {
+            cidrs: options.cidrs_of(family).collect(),
+            dports: options.dports.clone(),
+            on_ip: family.loopback(),
+            on_port: options.port,
+            mark: options.mark,
+        };
+        let rendered = template::render(&self.text, &values).and_then(|lines| {
+            let script = script::parse(&lines, family)?;
+            Ok((lines, script))
+        });
+        rendered.map_err(|error| format!("{} for {family}, {error}", self.name))
     }
 }
 
 /// The scripts of all families with a captured CIDR.
 fn read_scripts(options: &Options) -> Result<Vec<Script>, String> {
+    let template = Template::read(options)?;
     options
         .families()
-        .map(|family| read_script(options, family).map(|(_, script)| script))
+        .map(|family| template.render(options, family).map(|(_, script)| script))
         .collect()
 }
 
-/// The script of one family, as text and as rules.
-fn read_script(options: &Options, family: Family) -> Result<(Vec<Line>, Script), String> {
-    let (name, template) = match &options.rules {
-        None => (
-            "the bundled script".to_owned(),
-            template::BUNDLED.to_owned(),
-        ),
-        Some(path) => {
-            let name = format!("--rules {}", path.display());
-            let text = std::fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?;
-            (name, text)
-        }
-    };
-    let values = Values {
-        cidrs: options.cidrs_of(family).collect(),
-        dports: options.dports.clone(),
-        on_ip: family.loopback(),
-        on_port: options.port,
-        mark: options.mark,
-    };
-    let lines = template::render(&template, &values)
-        .map_err(|error| format!("{name} for {family}, {error}"))?;
-    let script =
-        script::parse(&lines, family).map_err(|error| format!("{name} for {family}, {error}"))?;
-    Ok((lines, script))
+/// The script of one family, as it would be loaded.
+fn print_rules(options: &Options, family: Family) -> ExitCode {
+    let rendered = Template::read(options).and_then(|template| template.render(options, family));
+    match rendered {
+        Ok((lines, _)) => print(&template::text(&lines)),
+        Err(error) => refuse(&error),
+    }
 }
 
 /// Writes to stdout; a reader that has gone away is no failure of ours.
 fn print(text: &str) -> ExitCode {
-    use std::io::Write;
+    use std::io::{ErrorKind, Write};
     match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("tproxy-pod: write to stdout: {}", words(&error));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
     }
 }
 
 fn refuse(error: &dyn Display) -> ExitCode {
     eprintln!("tproxy-pod: {error}");
     ExitCode::from(USAGE)
+}
+
+fn status<E: Display>(outcome: Result<(), E>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
 }
 
 fn fail(error: &dyn Display) -> ExitCode {

@@ -20,6 +20,9 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 /// The kernel writes datagrams of up to 32 KiB (`netlink_dump`, net/netlink/af_netlink.c).
 const LONGEST_DATAGRAM: usize = 32 * 1024;
 
+/// What the send buffer holds in any case (net.core.wmem_default is 208 KiB).
+const SMALL: usize = 64 * 1024;
+
 /// A message that is being written: a header, the family's own header, and attributes.
 #[derive(Clone, Debug)]
 pub struct Message {
@@ -253,6 +256,13 @@ impl Socket {
             self.sequence = self.sequence.wrapping_add(1);
             bytes.extend(message.finish(self.sequence));
         }
+        if bytes.len() > SMALL {
+            // The kernel takes nothing that is longer than the socket's buffer.
+            let room = c_int::try_from(bytes.len() + SMALL).unwrap_or(c_int::MAX);
+            let set = |option| sys::set_option(self.fd.as_fd(), libc::SOL_SOCKET, option, room);
+            // Without privilege over the whole machine there is an upper limit.
+            set(libc::SO_SNDBUFFORCE).or_else(|_| set(libc::SO_SNDBUF))?;
+        }
         sys::send(self.fd.as_fd(), &bytes)?;
         let mut refusal = None;
         let mut acknowledged = false;
@@ -293,7 +303,10 @@ impl AsFd for Socket {
 /// `struct nlmsgerr`: an error number (0 acknowledges), the header of the request (and no more of
 /// it: `NETLINK_CAP_ACK`), and attributes. The end of a dump starts with an error number as well.
 fn refused(message: Received<'_>, first: u32) -> Option<Refusal> {
-    let errno = u32_at(message.payload, 0)?.cast_signed();
+    let truncated = (-libc::EPROTO).cast_unsigned();
+    let errno = u32_at(message.payload, 0)
+        .unwrap_or(truncated)
+        .cast_signed();
     if errno == 0 {
         return None;
     }

@@ -5,6 +5,9 @@
 //! removes it when the process ends, however it ends. From linux/netfilter/nf_tables.h and
 //! linux/netfilter/nfnetlink.h.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use libc::c_int;
 
 use crate::compile::{CompiledRule, Ruleset, Set, compile, key};
@@ -46,6 +49,9 @@ const NFTA_SET_ELEM_FLAGS: u16 = 3;
 /// `NF_IP_PRI_MANGLE` (linux/netfilter_ipv4.h)
 const PRIORITY_MANGLE: i32 = -150;
 
+/// How long a table may still be there whose owner was killed.
+const RELEASE: Duration = Duration::from_secs(1);
+
 /// An element takes at most 44 bytes, an attribute at most 65,535.
 const ELEMENTS_PER_MESSAGE: usize = 1000;
 
@@ -55,6 +61,7 @@ pub struct Table {
     socket: Socket,
     /// The flags that the table has now, or would be created with.
     flags: u32,
+    has_rules: bool,
 }
 
 impl Table {
@@ -64,23 +71,31 @@ impl Table {
     /// # Errors
     /// `EPERM` if the table belongs to another process, or `CAP_NET_ADMIN` is missing.
     pub fn claim() -> Result<Table, Error> {
-        let attempt = format!("create table inet {TABLE}");
         let socket = Socket::open(libc::NETLINK_NETFILTER)
             .map_err(|error| Error::new("open a netlink socket", error))?;
-        let mut table = Table { socket, flags: 0 };
-        match table.transaction(NFT_TABLE_F_OWNER, &Ruleset::default()) {
-            Ok(()) => Ok(table),
-            Err(error) if matches!(error.errno(), libc::EINVAL | libc::EOPNOTSUPP) => Ok(table),
-            Err(error) if error.errno() == libc::EPERM => {
-                let hint = match table.owner() {
-                    Some(port) => format!(
+        let mut table = Table {
+            socket,
+            flags: 0,
+            has_rules: false,
+        };
+        let refused = || Error::numbered(format!("create table inet {TABLE}"), libc::EPERM);
+        let deadline = Instant::now() + RELEASE;
+        loop {
+            let Err(error) = table.transaction(NFT_TABLE_F_OWNER, &Ruleset::default()) else {
+                return Ok(table);
+            };
+            match (error.errno(), table.owner()) {
+                (libc::EINVAL | libc::EOPNOTSUPP, _) => return Ok(table),
+                (libc::EPERM, Err(_)) => return Err(refused().hint("CAP_NET_ADMIN is needed")),
+                // Its owner may be about to end, or has ended just now.
+                (libc::EPERM, Ok(_)) if Instant::now() < deadline => thread::sleep(RELEASE / 100),
+                (libc::EPERM, Ok(Some(port))) => {
+                    return Err(refused().hint(format!(
                         "the table has an owner, netlink port {port}: another tproxy-pod is running"
-                    ),
-                    None => "CAP_NET_ADMIN is needed".to_owned(),
-                };
-                Err(Error::numbered(attempt, libc::EPERM).hint(hint))
+                    )));
+                }
+                _ => return Err(error),
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -94,7 +109,14 @@ impl Table {
     /// # Errors
     /// The part of the table that the kernel refuses; nothing is changed then.
     pub fn replace(&mut self, scripts: &[Script]) -> Result<(), Error> {
-        self.transaction(self.flags, &compile(scripts))
+        self.transaction(self.flags, &compile(scripts))?;
+        self.has_rules = true;
+        Ok(())
+    }
+
+    /// Whether rules were put into it.
+    pub fn has_rules(&self) -> bool {
+        self.has_rules
     }
 
     /// Removes the table.
@@ -124,8 +146,11 @@ impl Table {
         Ok(())
     }
 
-    /// The netlink port of the table's owner, if it has one and this process may ask.
-    fn owner(&mut self) -> Option<u32> {
+    /// The netlink port of the table's owner, if it has one.
+    ///
+    /// # Errors
+    /// `EPERM` if this process may not ask.
+    fn owner(&mut self) -> Result<Option<u32>, Refusal> {
         let mut question = message(libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK);
         question.put_text(NFTA_TABLE_NAME, TABLE);
         let mut owner = None;
@@ -134,7 +159,10 @@ impl Table {
             let found = attributes(fields).find(|(kind, _)| *kind == NFTA_TABLE_OWNER);
             owner = found.and_then(|(_, port)| Some(u32::from_be_bytes(*port.first_chunk()?)));
         });
-        asked.ok().and(owner)
+        match asked {
+            Err(refusal) if refusal.errno == libc::ENOENT => Ok(None),
+            asked => asked.map(|()| owner),
+        }
     }
 }
 

@@ -49,9 +49,7 @@ pub struct Options {
 impl Options {
     /// The families with a captured CIDR, IPv4 first.
     pub fn families(&self) -> impl Iterator<Item = Family> {
-        Family::ALL
-            .into_iter()
-            .filter(|family| self.cidrs_of(*family).next().is_some())
+        capture::families(&self.cidrs)
     }
 
     /// The captured CIDRs of one family.

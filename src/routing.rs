@@ -7,9 +7,8 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::capture::{Cidr, Family, Mark};
+use crate::capture::{self, Cidr, Family, Mark};
 use crate::error::Error;
 use crate::netlink::{Message, Received, Refusal, Socket, attributes, u32_at};
 
@@ -20,7 +19,7 @@ const PROTOCOL: u8 = 84;
 const PRIORITY: u32 = 8;
 
 /// `LOOPBACK_IFINDEX` (include/net/flow.h): `lo` is the first device of every network namespace.
-const LOOPBACK: u32 = 1;
+pub const LOOPBACK: u32 = 1;
 
 const FRA_DST: u16 = 1;
 const FRA_PRIORITY: u16 = 6;
@@ -34,7 +33,8 @@ const FR_ACT_TO_TBL: u8 = 1;
 
 /// `sizeof(struct ifinfomsg)`: family, type, index, flags, change mask
 const IFINFOMSG: usize = 16;
-const IFI_INDEX: usize = 4;
+/// Where it has the index of the device.
+pub const IFI_INDEX: usize = 4;
 const IFI_FLAGS: usize = 8;
 
 /// What stands in the kernel's policy database.
@@ -91,21 +91,22 @@ impl Routing {
     pub fn new(cidrs: &[Cidr], mark: Mark, table: u32) -> Result<Routing, Error> {
         let socket = Socket::open(libc::NETLINK_ROUTE)
             .map_err(|error| Error::new("open a netlink socket", error))?;
-        let captured = |family: &Family| cidrs.iter().any(|cidr| cidr.family() == *family);
-        let rules = Family::ALL
-            .into_iter()
-            .filter(captured)
-            .map(|family| Entry::Rule {
-                family,
-                mark,
-                table,
-            });
+        let rules = capture::families(cidrs).map(|family| Entry::Rule {
+            family,
+            mark,
+            table,
+        });
         let routes = cidrs.iter().map(|cidr| Entry::Route { cidr: *cidr, table });
         Ok(Routing {
             socket,
             wanted: routes.chain(rules).collect(),
             table,
         })
+    }
+
+    /// The routing table.
+    pub fn table(&self) -> u32 {
+        self.table
     }
 
     /// Adds what is missing and removes what an earlier process of ours left behind; returns what
@@ -129,17 +130,23 @@ impl Routing {
         Ok(missing.iter().map(Entry::to_string).collect())
     }
 
-    /// Removes what is ours; returns what it removed.
-    ///
-    /// # Errors
-    /// The first request that the kernel refuses.
-    pub fn remove(&mut self) -> Result<Vec<String>, Error> {
+    /// Removes what is ours, as far as the kernel lets it; returns what it removed, and the first
+    /// request that the kernel refused.
+    pub fn remove(&mut self) -> (Vec<String>, Result<(), Error>) {
         let mut removed = Vec::new();
-        for it in self.found()?.iter().filter(|it| it.ours) {
-            self.delete(it)?;
-            removed.push(it.entry.to_string());
+        let mut outcome = Ok(());
+        match self.found() {
+            Ok(found) => {
+                for it in found.iter().filter(|it| it.ours) {
+                    match self.delete(it) {
+                        Ok(()) => removed.push(it.entry.to_string()),
+                        Err(error) => outcome = outcome.and(Err(error)),
+                    }
+                }
+            }
+            Err(error) => outcome = Err(error),
         }
-        Ok(removed)
+        (removed, outcome)
     }
 
     /// Some kernels take a route to `lo` while it is down, and lose it when it comes up.
@@ -373,68 +380,4 @@ fn read_route(family: Family, table: u32, payload: &[u8]) -> Option<Found> {
         priority: 0,
         ours: protocol == PROTOCOL,
     })
-}
-
-/// The notifications that tell of lost rules and routes (linux/rtnetlink.h). The routes of IPv4
-/// vanish with their device, without a word of their own.
-const GROUPS: [u32; 5] = [
-    libc::RTNLGRP_LINK,
-    libc::RTNLGRP_IPV4_ROUTE,
-    libc::RTNLGRP_IPV4_RULE,
-    libc::RTNLGRP_IPV6_ROUTE,
-    libc::RTNLGRP_IPV6_RULE,
-];
-
-/// Notices changes of rules, routes and devices.
-#[derive(Debug)]
-pub struct Watch {
-    socket: Socket,
-}
-
-impl Watch {
-    /// Starts watching.
-    ///
-    /// # Errors
-    /// What the kernel answers.
-    pub fn start() -> Result<Watch, Error> {
-        let fault = |cause: std::io::Error| Error::new("watch rules and routes", cause);
-        let socket = Socket::open(libc::NETLINK_ROUTE).map_err(fault)?;
-        GROUPS
-            .into_iter()
-            .try_for_each(|group| socket.subscribe(group))
-            .map_err(fault)?;
-        Ok(Watch { socket })
-    }
-
-    /// Whether something may have gone since the last time that `routing` wants.
-    pub fn has_lost(&mut self, routing: &Routing) -> bool {
-        let mut lost = false;
-        let read = self
-            .socket
-            .notifications(|message| lost |= concerns(routing, message));
-        // Notifications that were lost (ENOBUFS) may have been about ours.
-        lost || read.is_err()
-    }
-}
-
-impl AsFd for Watch {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
-/// A rule is gone, a route of our table is gone, or `lo` has changed.
-fn concerns(routing: &Routing, message: Received<'_>) -> bool {
-    let attribute = |wanted: u16, number: u32| {
-        let mut found = attributes(message.payload.get(12..).unwrap_or_default());
-        found.any(|(kind, value)| kind == wanted && u32_at(value, 0) == Some(number))
-    };
-    match message.kind {
-        libc::RTM_DELRULE => true,
-        libc::RTM_DELROUTE => attribute(libc::RTA_TABLE, routing.table),
-        libc::RTM_NEWLINK | libc::RTM_DELLINK => {
-            u32_at(message.payload, IFI_INDEX) == Some(LOOPBACK)
-        }
-        _ => false,
-    }
 }

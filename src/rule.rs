@@ -116,20 +116,21 @@ pub enum Target {
 
 /// Sorts ranges, and joins those that overlap or touch.
 pub fn merge(ranges: Ranges) -> Ranges {
-    let mut merged: Ranges = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        let first = merged.partition_point(|other| other.end().saturating_add(1) < *range.start());
-        let behind =
-            merged.partition_point(|other| *other.start() <= range.end().saturating_add(1));
-        let touched = &merged[first..behind];
-        let start = touched
-            .first()
-            .map_or(*range.start(), |first| *first.start().min(range.start()));
-        let end = touched
-            .last()
-            .map_or(*range.end(), |last| *last.end().max(range.end()));
-        merged.splice(first..behind, [start..=end]);
-    }
+    ranges.into_iter().fold(Ranges::new(), with)
+}
+
+/// Ranges with one more.
+fn with(mut merged: Ranges, range: RangeInclusive<u128>) -> Ranges {
+    let first = merged.partition_point(|other| other.end().saturating_add(1) < *range.start());
+    let behind = merged.partition_point(|other| *other.start() <= range.end().saturating_add(1));
+    let touched = &merged[first..behind];
+    let start = touched
+        .first()
+        .map_or(*range.start(), |first| *first.start().min(range.start()));
+    let end = touched
+        .last()
+        .map_or(*range.end(), |last| *last.end().max(range.end()));
+    merged.splice(first..behind, [start..=end]);
     merged
 }
 
@@ -138,15 +139,16 @@ pub fn merge(ranges: Ranges) -> Ranges {
 pub fn apart(rule: Rule) -> Vec<Rule> {
     let mut rules = vec![rule];
     for at in 0..rules[0].matches.len() {
-        let split = |rule: Rule| match &rule.matches[at].test {
-            Test::Address(of, ranges) => ranges
-                .iter()
-                .map(|range| {
+        let split = |mut rule: Rule| match &mut rule.matches[at].test {
+            Test::Address(of, ranges) => {
+                let (of, ranges) = (*of, std::mem::take(ranges));
+                let one = |range| {
                     let mut one = rule.clone();
-                    one.matches[at].test = Test::Address(*of, vec![range.clone()]);
+                    one.matches[at].test = Test::Address(of, vec![range]);
                     one
-                })
-                .collect(),
+                };
+                ranges.into_iter().map(one).collect()
+            }
             _ => vec![rule],
         };
         rules = rules.into_iter().flat_map(split).collect();
@@ -212,7 +214,7 @@ fn union(a: &Ranges, b: &Ranges) -> Option<Ranges> {
         b.iter()
             .any(|b| a.start() <= b.end() && b.start() <= a.end())
     });
-    (!overlap).then(|| merge([a.as_slice(), b.as_slice()].concat()))
+    (!overlap).then(|| b.iter().cloned().fold(a.clone(), with))
 }
 
 #[cfg(test)]

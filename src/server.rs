@@ -1,14 +1,14 @@
 //! The server: threads that accept a connection, serve it to its end, and accept the next.
 //!
-//! There is always one thread more than there are connections, up to the limit: the last one that
-//! waits starts another before it serves. At the limit, clients wait in the kernel's queue. Threads
-//! that wait in excess end.
+//! While there is room for another connection, a thread waits at every listener: the last one that
+//! waits starts another before it serves. At the limit, clients wait in the kernel's queue. A thread
+//! that nobody needed for a while ends.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,13 +17,13 @@ use nix::unistd::Pid;
 use crate::connection::{Buffers, Connection, Context, DEADLINES};
 use crate::error::{Error, words};
 use crate::idle::{Seat, Seats};
-use crate::sandbox;
+use crate::{sandbox, sys};
 
 /// How long the server takes at most to finish what it has.
 pub const GRACE: Duration = Duration::from_secs(10);
 
-/// How long no connection must have come before the server believes that none is on its way: a
-/// handshake that has begun when the rules change takes one round trip to be accepted.
+/// How long no connection must have come, when the server finishes, before the ones that wait for
+/// a request are ended: a client that is busy hears of the end with its next answer.
 const QUIET: Duration = Duration::from_millis(300);
 
 /// Threads that may wait for a connection at each listener.
@@ -34,6 +34,9 @@ const STACK: usize = 64 * 1024;
 
 /// How long a thread waits when the kernel has no means for another connection.
 const RECOVERY: Duration = Duration::from_millis(100);
+
+/// Descriptors that are open beside those of the connections, at most.
+const OTHER_FILES: u64 = 32;
 
 /// What the server says when it can serve.
 pub const READY: &[u8] = b"ready";
@@ -50,19 +53,16 @@ pub fn run(
 ) -> Result<(), Error> {
     sandbox::enter(guard)?;
     let fault = |attempt: &'static str| move |error: io::Error| Error::new(attempt, error);
-    let server = Arc::new(Server::new(max_connections));
-    for listener in listeners {
-        let address = listener
-            .local_addr()
-            .map_err(fault("read the listener's address"))?;
-        let pool = Arc::new(Pool {
-            listener,
-            address,
-            waiting: AtomicUsize::new(0),
-        });
-        server.threads.fetch_add(1, Ordering::SeqCst);
-        server.spawn(&pool).map_err(fault("start a thread"))?;
+    let files = max_connections as u64 + OTHER_FILES;
+    match sys::allow_open_files(files) {
+        Ok(allowed) if allowed >= files => {}
+        Ok(allowed) => log::warn!(
+            "Fewer connections at once than {max_connections}: only {allowed} files may be open"
+        ),
+        Err(error) => return Err(Error::new("raise the limit of open files", error)),
     }
+    let server = Arc::new(Server::new(listeners, max_connections).map_err(fault("listen"))?);
+    server.spawn().map_err(fault("start a thread"))?;
     control.write_all(READY).map_err(fault("tell the guard"))?;
     control
         .read_to_end(&mut Vec::new())
@@ -74,112 +74,189 @@ pub fn run(
 #[derive(Debug)]
 struct Server {
     context: Context,
-    max_threads: usize,
-    threads: AtomicUsize,
-    /// Connections that are being served.
-    open: AtomicUsize,
-    /// Connections that were accepted.
+    listeners: Vec<Listener>,
+    max_connections: usize,
+    load: Mutex<Load>,
+    /// Somebody may wait for a connection to end.
+    ended: Condvar,
+    /// Connections that were accepted, probes included.
     accepted: AtomicU64,
+    /// Whether the kernel had no means for another connection when one was accepted last.
+    starved: AtomicBool,
     seats: Seats,
 }
 
-/// The threads of one listener.
 #[derive(Debug)]
-struct Pool {
-    listener: TcpListener,
+struct Listener {
+    socket: TcpListener,
     /// Where it is bound: what a direct connection has as its destination.
     address: SocketAddr,
-    /// Threads that wait for a connection.
-    waiting: AtomicUsize,
+}
+
+/// What the threads do.
+#[derive(Debug)]
+struct Load {
+    /// Connections that were accepted and have not ended.
+    open: usize,
+    /// Those of them that are being served.
+    served: usize,
+    /// Threads that wait at each listener.
+    waiting: Vec<usize>,
+}
+
+impl Load {
+    /// A thread waits no longer at a listener; returns how many do.
+    fn leave(&mut self, number: usize) -> usize {
+        let waiting = &mut self.waiting[number];
+        *waiting -= 1;
+        *waiting
+    }
 }
 
 impl Server {
-    fn new(max_threads: usize) -> Server {
+    fn new(listeners: Vec<TcpListener>, max_connections: usize) -> io::Result<Server> {
         let context = Context {
             node: std::env::var("NODE_NAME")
                 .ok()
                 .filter(|name| !name.is_empty()),
             deadlines: DEADLINES,
             draining: AtomicBool::new(false),
+            connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
         };
-        Server {
+        let listeners = listeners
+            .into_iter()
+            .map(|socket| {
+                let address = socket.local_addr()?;
+                Ok(Listener { socket, address })
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        let load = Mutex::new(Load {
+            open: 0,
+            served: 0,
+            waiting: vec![0; listeners.len()],
+        });
+        Ok(Server {
             context,
-            max_threads,
-            threads: AtomicUsize::new(0),
-            open: AtomicUsize::new(0),
+            listeners,
+            max_connections,
+            load,
+            ended: Condvar::new(),
             accepted: AtomicU64::new(0),
+            starved: AtomicBool::new(false),
             seats: Seats::default(),
-        }
+        })
     }
 
-    /// Starts a thread that `threads` counts already.
-    fn spawn(self: &Arc<Server>, pool: &Arc<Pool>) -> io::Result<()> {
-        let (server, pool) = (Arc::clone(self), Arc::clone(pool));
-        let work = move || server.work(&pool);
+    /// The load is whole at any moment, also after a panic.
+    fn load(&self) -> MutexGuard<'_, Load> {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spawn(self: &Arc<Server>) -> io::Result<()> {
+        let server = Arc::clone(self);
+        let work = move || server.work();
         thread::Builder::new()
             .stack_size(STACK)
             .spawn(work)
             .map(drop)
     }
 
-    /// Starts a thread more, if the limit allows it.
-    fn grow(self: &Arc<Server>, pool: &Arc<Pool>) {
-        let room = |threads| (threads < self.max_threads).then_some(threads + 1);
-        if self
-            .threads
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, room)
-            .is_err()
-        {
-            return;
-        }
-        if let Err(error) = self.spawn(pool) {
-            self.threads.fetch_sub(1, Ordering::SeqCst);
+    /// Starts a thread if there is room for a connection, but nobody to accept it.
+    fn staff(self: &Arc<Server>, load: MutexGuard<'_, Load>) {
+        let wanted = load.open < self.max_connections && load.waiting.contains(&0);
+        drop(load);
+        if let (true, Err(error)) = (wanted, self.spawn()) {
             log::warn!("Cannot start a thread, clients wait: {}", words(&error));
         }
     }
 
     /// The life of a thread.
-    fn work(self: &Arc<Server>, pool: &Arc<Pool>) {
+    fn work(self: &Arc<Server>) {
         let seat = self.seats.add();
         let mut buffers = Buffers::new();
-        while pool.waiting.fetch_add(1, Ordering::SeqCst) < SPARE {
-            let accepted = pool.listener.accept();
-            let last = pool.waiting.fetch_sub(1, Ordering::SeqCst) == 1;
+        while let Some((number, listener)) = self.queue() {
+            let accepted = listener.socket.accept();
             match accepted {
                 Ok((stream, client)) => {
-                    self.open.fetch_add(1, Ordering::SeqCst);
-                    self.accepted.fetch_add(1, Ordering::SeqCst);
-                    if last {
-                        self.grow(pool);
-                    }
-                    self.serve(pool, stream, client, &seat, &mut buffers);
-                    self.open.fetch_sub(1, Ordering::SeqCst);
+                    self.begin(number);
+                    self.serve(listener, stream, client, &seat, &mut buffers);
+                    self.end();
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => {
-                    log::warn!(
-                        "Cannot accept a connection, clients wait: {}",
-                        words(&error)
-                    );
-                    thread::sleep(RECOVERY);
+                    let others = self.load().leave(number);
+                    match error.kind() {
+                        ErrorKind::WouldBlock if others > 0 => break,
+                        ErrorKind::WouldBlock | ErrorKind::Interrupted => {}
+                        _ => self.recover(&error),
+                    }
                 }
             }
         }
-        pool.waiting.fetch_sub(1, Ordering::SeqCst);
         self.seats.remove(&seat);
-        self.threads.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Chooses the listener that needs a thread most to wait at; none, if there are enough.
+    fn queue(self: &Arc<Server>) -> Option<(usize, &Listener)> {
+        let mut load = self.load();
+        let busy: usize = load.open + load.waiting.iter().sum::<usize>();
+        let (number, waiting) = (0..).zip(&mut load.waiting).min_by_key(|(_, it)| **it)?;
+        let wanted = match *waiting {
+            0 => true,
+            waiting => waiting < SPARE && busy < self.max_connections,
+        };
+        if !wanted {
+            return None;
+        }
+        *waiting += 1;
+        self.staff(load);
+        Some((number, self.listeners.get(number)?))
+    }
+
+    /// Has room for a connection that was accepted, or waits for it: where there are two listeners,
+    /// one connection more than allowed may have been accepted.
+    fn begin(self: &Arc<Server>, number: usize) {
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+        self.starved.store(false, Ordering::Relaxed);
+        let mut load = self.load();
+        load.leave(number);
+        load.open += 1;
+        while load.served >= self.max_connections {
+            load = self
+                .ended
+                .wait(load)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        load.served += 1;
+        self.staff(load);
+    }
+
+    fn end(&self) {
+        let mut load = self.load();
+        load.open -= 1;
+        load.served -= 1;
+        if load.open > load.served {
+            self.ended.notify_one();
+        }
+    }
+
+    /// Waits until the kernel may have the means for another connection, and says so once.
+    fn recover(&self, error: &io::Error) {
+        if !self.starved.swap(true, Ordering::Relaxed) {
+            log::warn!("Cannot accept a connection, clients wait: {}", words(error));
+        }
+        thread::sleep(RECOVERY);
     }
 
     fn serve(
         &self,
-        pool: &Pool,
+        listener: &Listener,
         stream: TcpStream,
         client: SocketAddr,
         seat: &Seat,
         buffers: &mut Buffers,
     ) {
-        match Connection::new(stream, client, pool.address, &self.context, seat) {
+        match Connection::new(stream, client, listener.address, &self.context, seat) {
             Ok(connection) => connection.serve(buffers),
             Err(error) => log::info!("Connection from {client} was lost: {}", words(&error)),
         }
@@ -188,21 +265,24 @@ impl Server {
     /// Ends connections after their next answer, and waits until none is left and none comes.
     fn drain(&self) {
         self.context.draining.store(true, Ordering::SeqCst);
-        self.seats.clear();
         let deadline = Instant::now() + GRACE;
+        let mut accepted = self.accepted.load(Ordering::Relaxed);
         let mut quiet_since = Instant::now();
-        let mut accepted = self.accepted.load(Ordering::SeqCst);
         while Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
-            let now = self.accepted.load(Ordering::SeqCst);
-            if now != accepted || self.open.load(Ordering::SeqCst) > 0 {
+            let now = self.accepted.load(Ordering::Relaxed);
+            if now != accepted {
                 accepted = now;
                 quiet_since = Instant::now();
-            } else if quiet_since.elapsed() >= QUIET {
-                break;
+            }
+            if quiet_since.elapsed() >= QUIET {
+                if self.load().open == 0 {
+                    break;
+                }
+                self.seats.clear();
             }
         }
-        let open = self.open.load(Ordering::SeqCst);
+        let open = self.load().open;
         if open > 0 {
             log::warn!(
                 "Cut off {open} connections that did not end within {} s",
@@ -212,7 +292,7 @@ impl Server {
         log::info!(
             "Served {} requests on {} connections",
             self.context.requests.load(Ordering::SeqCst),
-            self.accepted.load(Ordering::SeqCst)
+            self.context.connections.load(Ordering::SeqCst)
         );
     }
 }

@@ -7,9 +7,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::capture::{Cidr, Family, PortRange};
+use crate::capture::{self, Cidr, Family, PortRange};
 use crate::error::Error;
-use crate::netlink::{Message, Refusal, Socket};
+use crate::netlink::{Message, Refusal, Socket, u32_at};
 
 /// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY` (linux/sock_diag.h)
 const BY_FAMILY: u16 = 20;
@@ -18,16 +18,26 @@ const DESTROY: u16 = 21;
 /// `sizeof(struct inet_diag_sockid)`: two ports, two addresses of 16 bytes, device, cookie
 const SOCKET_ID: usize = 48;
 
+/// Where `struct inet_diag_msg` has the inode; its id begins at 4.
+const INODE: usize = 68;
+
 /// How many sockets one message to the kernel names, at most; each takes 72 bytes.
 const AT_ONCE: usize = 500;
 
-/// States of a TCP socket, as a mask of `1 << TCP_…` (include/net/tcp_states.h).
-#[derive(Clone, Copy, Debug)]
-pub enum States {
-    /// The connection has ended on both sides.
-    TimeWait = 1 << 6,
-    /// All but listening.
-    Connections = !(1 << 10),
+/// States of a TCP socket, each `1 << TCP_…` (include/net/tcp_states.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct States(u32);
+
+impl States {
+    /// The last packet of the handshake is still to come.
+    pub const HANDSHAKE: States = States(1 << 3);
+    /// The program has closed the connection, but the client has not confirmed all that was sent:
+    /// FIN_WAIT1, LAST_ACK, CLOSING.
+    pub const SENDING: States = States(1 << 4 | 1 << 9 | 1 << 11);
+    /// The program has closed the connection: these, FIN_WAIT2 and TIME_WAIT.
+    pub const CLOSED: States = States(States::SENDING.0 | 1 << 5 | 1 << 6);
+    /// Both sides have closed the connection.
+    pub const TIME_WAIT: States = States(1 << 6);
 }
 
 /// The sockets of captured connections.
@@ -46,17 +56,21 @@ impl Sockets {
         }
     }
 
-    /// Removes those in certain states. A client whose connection is open is sent a reset.
+    /// Whether there are any in these states.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn exist(&self, states: States) -> Result<bool, Error> {
+        self.each_family(|socket, family| Ok(!self.find(socket, family, states)?.is_empty()))
+    }
+
+    /// Removes those in these states. A client that has not closed its side is sent a reset.
     ///
     /// # Errors
     /// What the kernel answers, such as `EOPNOTSUPP` without `CONFIG_INET_DIAG_DESTROY`.
     pub fn destroy(&self, states: States) -> Result<(), Error> {
-        let mut socket = Socket::open(libc::NETLINK_SOCK_DIAG)
-            .map_err(|error| Error::new("open a netlink socket", error))?;
-        let captured = |family: &Family| self.cidrs.iter().any(|cidr| cidr.family() == *family);
-        for family in Family::ALL.into_iter().filter(captured) {
-            let found = self.find(&mut socket, family, states).map_err(explain)?;
-            for some in found.chunks(AT_ONCE) {
+        let destroyed = self.each_family(|socket, family| {
+            for some in self.find(socket, family, states)?.chunks(AT_ONCE) {
                 let mut messages: Vec<Message> = some
                     .iter()
                     .map(|id| request(DESTROY, 0, family, states, id))
@@ -65,11 +79,27 @@ impl Sockets {
                 match socket.request(messages) {
                     // It has ended by itself.
                     Err(refusal) if refusal.errno == libc::ENOENT => {}
-                    result => result.map_err(explain)?,
+                    result => result?,
                 }
             }
+            Ok(false)
+        });
+        destroyed.map(drop)
+    }
+
+    /// Does something for each family with a captured CIDR, until it is true.
+    fn each_family(
+        &self,
+        act: impl Fn(&mut Socket, Family) -> Result<bool, Refusal>,
+    ) -> Result<bool, Error> {
+        let mut socket = Socket::open(libc::NETLINK_SOCK_DIAG)
+            .map_err(|error| Error::new("open a netlink socket", error))?;
+        for family in capture::families(&self.cidrs) {
+            if act(&mut socket, family).map_err(explain)? {
+                return Ok(true);
+            }
         }
-        Ok(())
+        Ok(false)
     }
 
     fn find(
@@ -88,9 +118,10 @@ impl Sockets {
         let mut found = Vec::new();
         let question = request(BY_FAMILY, libc::NLM_F_DUMP, family, states, &[0; SOCKET_ID]);
         socket.ask(question, |answer| {
-            // struct inet_diag_msg: family, state, timer, retransmissions, and the id
+            // A socket that a process still holds has an inode; such a one is another program's.
+            let held = u32_at(answer.payload, INODE) != Some(0);
             let id = answer.payload.get(4..).and_then(<[u8]>::first_chunk);
-            let ours = id.filter(|id| local_end(family, id).is_some_and(captured));
+            let ours = id.filter(|id| !held && local_end(family, id).is_some_and(captured));
             found.extend(ours);
         })?;
         Ok(found)
@@ -117,12 +148,12 @@ fn request(
     let mut header = [0; 8 + SOCKET_ID];
     header[0] = family.number();
     header[1] = libc::IPPROTO_TCP as u8;
-    header[4..8].copy_from_slice(&(states as i32).to_ne_bytes());
+    header[4..8].copy_from_slice(&states.0.to_ne_bytes());
     header[8..].copy_from_slice(id);
     Message::new(kind, flags, &header)
 }
 
 fn explain(refusal: Refusal) -> Error {
-    Error::numbered("end the sockets of captured connections", refusal.errno)
-        .hint("a client that uses a port again within a minute may not reach its Pod")
+    Error::numbered("end what is left of captured connections", refusal.errno)
+        .hint("for a minute, a client that uses its port again may not reach the Pod")
 }

@@ -158,6 +158,27 @@ pub fn receive<'b>(fd: BorrowedFd<'_>, buffer: &'b mut [u8]) -> io::Result<&'b [
     }
 }
 
+/// Raises the number of files that this process may open to `wanted`, as far as its hard limit
+/// goes (`RLIMIT_NOFILE`, getrlimit(2)); returns what is allowed then.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn allow_open_files(wanted: u64) -> io::Result<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the kernel writes one `rlimit`, and reads one.
+    unsafe {
+        check(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit))?;
+        if limit.rlim_cur < wanted {
+            limit.rlim_cur = wanted.min(limit.rlim_max);
+            check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit))?;
+        }
+    }
+    Ok(limit.rlim_cur)
+}
+
 /// fork(2), which comes before the process starts its first thread.
 ///
 /// # Errors

@@ -46,7 +46,8 @@ pub fn render(template: &str, values: &Values) -> Result<Vec<Line>, ScriptError>
     let all_cidrs = chunks(&values.cidrs, LONGEST_WORD, cidr_length);
     let all_dports = chunks(&values.dports, MULTIPORT_SLOTS, PortRange::multiport_slots);
     let mut lines = Vec::new();
-    for (number, text) in (1..).zip(template.lines()) {
+    let template = template.strip_suffix('\n').unwrap_or(template);
+    for (number, text) in (1..).zip(template.split('\n')) {
         if text.starts_with('#') {
             let text = text.to_owned();
             lines.push(Line { number, text });
