@@ -2,11 +2,10 @@
 
 mod lab;
 
-use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use lab::conversation::Conversation;
-use lab::{CIDRS, Daemon, Lab, PATIENCE, POD, POD6, PROGRAM, connect_from, wait_until};
+use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
 use nix::sys::signal::{Signal, kill};
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
@@ -145,30 +144,6 @@ fn after_sigkill_the_pods_own_server_answers_at_once() {
 }
 
 #[test]
-fn every_orderly_stop_leaves_nothing() {
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        let lab = Lab::new();
-        let mut daemon = lab.start(&["--cidr", CIDRS]);
-        lab.client.get(POD, "/");
-        daemon.signal(signal);
-        assert_eq!(daemon.wait().code(), Some(0), "{signal}");
-        assert_eq!(lab.remains(), [""; 0], "{signal}");
-        let log = daemon.log();
-        assert!(log.contains("Served 1 requests on 1 connections"), "{log}");
-        for removed in [
-            "table inet tproxy-pod",
-            "rule fwmark 0x1/0x1",
-            "route local 10.244.0.0/16 dev lo",
-        ] {
-            assert!(
-                log.contains(&format!("Removed {removed}")),
-                "{removed} in {log}"
-            );
-        }
-    }
-}
-
-#[test]
 fn what_was_there_before_stays() {
     let lab = Lab::new();
     let theirs = [
@@ -235,107 +210,8 @@ fn routes_that_vanish_with_the_loopback_device_come_back_with_it() {
     assert!(lab.client.get(POD6, "/").contains("Request received"));
 }
 
-#[test]
-fn a_stop_under_load_loses_no_connection() {
-    let lab = Lab::new();
-    lab.pod.serve(8180);
-    let mut daemon = lab.start(&[]);
-    let (mut ours, mut theirs) = (0, 0);
-    let start = Instant::now();
-    let pace = Duration::from_millis(5);
-    lab.client.enter(|| {
-        std::thread::scope(|scope| {
-            let answers: Vec<_> = (0..400)
-                .map(|number| {
-                    if number == 200 {
-                        daemon.signal(Signal::SIGTERM);
-                    }
-                    std::thread::sleep(
-                        (start + number * pace).saturating_duration_since(Instant::now()),
-                    );
-                    let lab = &lab;
-                    scope.spawn(move || lab.client.get(POD, "/"))
-                })
-                .collect();
-            for answer in answers {
-                match answer.join().unwrap() {
-                    answer if answer.contains("Request received") => ours += 1,
-                    answer if answer.ends_with("pod") => theirs += 1,
-                    answer => panic!("neither: {answer}"),
-                }
-            }
-        });
-    });
-    assert_eq!(daemon.wait().code(), Some(0));
-    assert_eq!(ours + theirs, 400);
-    assert!(
-        ours >= 100 && theirs >= 100,
-        "{ours} by us, {theirs} by the Pod"
-    );
-}
-
-#[test]
-fn a_stop_finishes_the_request_that_it_finds_and_ends_idle_connections() {
-    let lab = Lab::new();
-    let mut daemon = lab.start(&[]);
-    let mut idle = lab.client.talk(POD);
-    idle.ask(REQUEST);
-    let mut busy = lab.client.talk(POD);
-    busy.send("POST /late HTTP/1.1\r\nHost: pod\r\nContent-Length: 4\r\n\r\nhal");
-    wait_until("both are accepted", || {
-        lab.node
-            .run("ss -Htn state established sport 8180")
-            .lines()
-            .count()
-            == 2
-    });
-    daemon.signal(Signal::SIGTERM);
-    daemon.wait_for("Stopping");
-    idle.ends();
-    let answer = busy.ask("f");
-    assert_eq!(answer.field("Connection"), "close");
-    assert!(answer.text().ends_with("half"), "{answer:?}");
-    busy.ends();
-    assert_eq!(daemon.wait().code(), Some(0));
-}
-
 /// The kernel hands a packet to the socket of a connection that it still remembers, TIME_WAIT
 /// included, and then refuses to forward it (`ip_forward`, net/ipv4/ip_forward.c).
-#[test]
-fn after_a_stop_a_client_that_uses_a_port_again_reaches_the_pod() {
-    let lab = Lab::new();
-    lab.pod.serve(8180);
-    let mut daemon = lab.start(&["--cidr", CIDRS]);
-    let ends = [("192.0.2.2:20000", POD), ("[2001:db8:1::2]:20000", POD6)]
-        .map(|(from, to)| (from.parse().unwrap(), to.parse().unwrap()));
-    let get = |(from, to)| {
-        let mut stream = lab
-            .client
-            .enter(|| connect_from(from, to, PATIENCE))
-            .unwrap();
-        stream
-            .write_all(b"GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n")
-            .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    };
-    for end in ends {
-        assert!(get(end).contains("Request received"), "{end:?}");
-    }
-    let mut idle = lab.client.talk(POD);
-    idle.ask(REQUEST);
-    assert_eq!(daemon.stop(), Some(0));
-    for end in ends {
-        assert!(get(end).ends_with("pod"), "{end:?}");
-    }
-    assert_eq!(
-        lab.node.run("ss -Htan sport 8180"),
-        "",
-        "no socket of ours is left"
-    );
-}
-
 #[test]
 fn a_client_with_few_ports_connects_without_a_lost_syn() {
     let lab = Lab::new();

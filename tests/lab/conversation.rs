@@ -1,7 +1,8 @@
 //! A connection on which a client asks, and reads answers by their own framing.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
 
 use super::Namespace;
 
@@ -116,6 +117,18 @@ impl Conversation {
         line.strip_suffix("\r\n")
             .unwrap_or_else(|| panic!("a line that does not end with CRLF: {line:?}"))
             .to_owned()
+    }
+
+    /// Nothing has arrived, and nothing does for a moment.
+    pub fn has_no_answer_yet(&mut self) {
+        let stream = self.0.get_ref();
+        let patience = stream.read_timeout().unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_millis(300)))
+            .unwrap();
+        let read = self.0.get_ref().peek(&mut [0]);
+        assert!(read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
+        self.0.get_ref().set_read_timeout(patience).unwrap();
     }
 
     /// Waits for the end of the server's side; nothing may come before it.

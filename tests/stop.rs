@@ -1,0 +1,233 @@
+//! Orderly stops: what is finished, what is ended, what is left, and what the traffic notices.
+
+mod lab;
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use lab::{CIDRS, Lab, PATIENCE, POD, POD6, connect_from, wait_until};
+use nix::sys::signal::Signal;
+
+const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
+
+#[test]
+fn every_orderly_stop_leaves_nothing() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let lab = Lab::new();
+        let mut daemon = lab.start(&["--cidr", CIDRS]);
+        lab.client.get(POD, "/");
+        daemon.signal(signal);
+        assert_eq!(daemon.wait().code(), Some(0), "{signal}");
+        assert_eq!(lab.remains(), [""; 0], "{signal}");
+        let log = daemon.log();
+        assert!(log.contains("Served 1 requests on 1 connections"), "{log}");
+        for removed in [
+            "table inet tproxy-pod",
+            "rule fwmark 0x1/0x1",
+            "route local 10.244.0.0/16 dev lo",
+        ] {
+            assert!(
+                log.contains(&format!("Removed {removed}")),
+                "{removed} in {log}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_stop_under_load_loses_no_connection() {
+    let lab = Lab::new();
+    lab.pod.serve(8180);
+    let mut daemon = lab.start(&[]);
+    let (mut ours, mut theirs) = (0, 0);
+    let start = Instant::now();
+    let pace = Duration::from_millis(5);
+    lab.client.enter(|| {
+        std::thread::scope(|scope| {
+            let answers: Vec<_> = (0..400)
+                .map(|number| {
+                    if number == 200 {
+                        daemon.signal(Signal::SIGTERM);
+                    }
+                    std::thread::sleep(
+                        (start + number * pace).saturating_duration_since(Instant::now()),
+                    );
+                    let lab = &lab;
+                    scope.spawn(move || lab.client.get(POD, "/"))
+                })
+                .collect();
+            for answer in answers {
+                match answer.join().unwrap() {
+                    answer if answer.contains("Request received") => ours += 1,
+                    answer if answer.ends_with("pod") => theirs += 1,
+                    answer => panic!("neither: {answer}"),
+                }
+            }
+        });
+    });
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert_eq!(ours + theirs, 400);
+    assert!(
+        ours >= 100 && theirs >= 100,
+        "{ours} by us, {theirs} by the Pod"
+    );
+}
+
+#[test]
+fn a_stop_finishes_the_request_that_it_finds_and_ends_idle_connections() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&[]);
+    let mut idle = lab.client.talk(POD);
+    idle.ask(REQUEST);
+    let mut busy = lab.client.talk(POD);
+    busy.send("POST /late HTTP/1.1\r\nHost: pod\r\nContent-Length: 4\r\n\r\nhal");
+    wait_until("both are accepted", || {
+        lab.node
+            .run("ss -Htn state established sport 8180")
+            .lines()
+            .count()
+            == 2
+    });
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("Stopping");
+    idle.ends();
+    let answer = busy.ask("f");
+    assert_eq!(answer.field("Connection"), "close");
+    assert!(answer.text().ends_with("half"), "{answer:?}");
+    busy.ends();
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn after_a_stop_a_client_that_uses_a_port_again_reaches_the_pod() {
+    let lab = Lab::new();
+    lab.pod.serve(8180);
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    let ends = [("192.0.2.2:20000", POD), ("[2001:db8:1::2]:20000", POD6)]
+        .map(|(from, to)| (from.parse().unwrap(), to.parse().unwrap()));
+    let get = |(from, to)| {
+        let mut stream = lab
+            .client
+            .enter(|| connect_from(from, to, PATIENCE))
+            .unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    for end in ends {
+        assert!(get(end).contains("Request received"), "{end:?}");
+    }
+    let mut idle = lab.client.talk(POD);
+    idle.ask(REQUEST);
+    assert_eq!(daemon.stop(), Some(0));
+    for end in ends {
+        assert!(get(end).ends_with("pod"), "{end:?}");
+    }
+    assert_eq!(
+        lab.node.run("ss -Htan sport 8180"),
+        "",
+        "no socket of ours is left"
+    );
+}
+
+#[test]
+fn a_stop_leaves_the_nodes_own_connections_alone() {
+    let lab = Lab::new();
+    let listener = lab
+        .node
+        .enter(|| TcpListener::bind("10.244.0.1:8180").unwrap());
+    let mut client = lab.client.connect("10.244.0.1:8180").unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    let mut daemon = lab.start(&[]);
+    assert_eq!(daemon.stop(), Some(0));
+    client.write_all(b"ping").unwrap();
+    server.read_exact(&mut [0; 4]).unwrap();
+    server.write_all(b"pong").unwrap();
+    client.read_exact(&mut [0; 4]).unwrap();
+}
+
+#[test]
+fn a_stop_lets_a_slow_client_take_its_answer() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&[]);
+    lab.client.sysctl("net.ipv4.tcp_rmem", "4096 4096 4096");
+    let mut client = lab.client.connect(POD).unwrap();
+    let body = "x".repeat(30_000);
+    let request = format!("POST / HTTP/1.1\r\nHost: pod\r\nContent-Length: 30000\r\n\r\n{body}");
+    client.write_all(request.as_bytes()).unwrap();
+    daemon.wait_for("Received request to / : ");
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("Served 1 requests");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.ends_with(&body),
+        "{} bytes of the answer",
+        answer.len()
+    );
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn a_stop_waits_for_a_handshake_that_has_begun() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&[]);
+    // The client's ACK, and all that follows, is lost for a while.
+    lab.client.run("nft add table ip lossy");
+    lab.client
+        .run("nft add chain ip lossy output { type filter hook output priority 0 ; }");
+    lab.client
+        .run("nft add rule ip lossy output tcp flags & syn == 0 drop");
+    let mut client = lab.client.talk(POD);
+    client.send(REQUEST);
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("Stopping");
+    std::thread::sleep(Duration::from_millis(500));
+    lab.client.run("nft delete table ip lossy");
+    assert!(client.answer().text().contains("Request received"));
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn a_busy_client_hears_of_the_stop_with_an_answer() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&[]);
+    let mut busy = lab.client.talk(POD);
+    busy.ask(REQUEST);
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("Stopping");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = busy.ask(REQUEST);
+        if answer.fields.contains(&"Connection: close".to_owned()) {
+            break;
+        }
+        assert!(Instant::now() < deadline);
+    }
+    busy.ends();
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn a_client_that_says_nothing_does_not_hold_the_stop() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&[]);
+    let mut silent = lab.client.connect(POD).unwrap();
+    wait_until("it is accepted", || {
+        !lab.node
+            .run("ss -Htn state established sport 8180")
+            .is_empty()
+    });
+    let start = Instant::now();
+    assert_eq!(daemon.stop(), Some(0));
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(silent.read(&mut [0; 10]).unwrap(), 0);
+}
