@@ -373,9 +373,29 @@ fn an_empty_line_behind_a_body_is_no_request() {
     connection.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi\r\n");
     connection.finish();
     connection.ends();
+    let mut connection = lab.client.talk(POD);
+    connection.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    connection.send("\r\n");
+    connection.has_no_answer_yet();
+    connection.finish();
+    connection.ends();
     daemon.stop();
-    daemon.wait_for("Served 1 requests on 1 connections");
+    daemon.wait_for("Served 2 requests on 2 connections");
     assert!(!daemon.log().contains("Lost request"), "{}", daemon.log());
+}
+
+#[test]
+fn no_client_makes_a_long_line_of_the_log() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let long = "\u{ff}".repeat(1800);
+    let request = format!("GET /{long} HTTP/1.1\r\nHost: a\r\nUser-Agent: {long}\r\n\r\n");
+    assert_eq!(lab.client.talk(POD).ask(request).status, "200 OK");
+    let line = daemon.wait_for("Received request to /\\xc3\\xbf");
+    assert!(
+        line.len() < 4096 && line.contains("... : client="),
+        "{line}"
+    );
 }
 
 #[test]

@@ -110,6 +110,18 @@ fn starts_after_sigkill_leave_one_of_everything() {
 }
 
 #[test]
+fn a_start_right_behind_sigkill_waits_for_the_dying() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    for _ in 0..8 {
+        daemon.signal(Signal::SIGKILL);
+        let next = lab.start(&["--cidr", CIDRS]);
+        daemon.wait();
+        daemon = next;
+    }
+}
+
+#[test]
 fn what_an_earlier_start_with_other_options_left_is_removed() {
     let lab = Lab::new();
     lab.start(&["--cidr", CIDRS, "--mark", "0x20/0x30", "--table", "77"])

@@ -170,6 +170,14 @@ const MALFORMED: &[(&str, &str)] = &[
         "400 Bad Request",
     ),
     (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1 \r\nx\r\n0\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1; \r\nx\r\n0\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;\0\r\nx\r\n0\r\n\r\n",
         "400 Bad Request",
     ),

@@ -4,6 +4,7 @@ mod lab;
 
 use lab::Lab;
 use lab::script::{ScriptFile, print_rules, stderr, whole};
+use lab::{CIDRS, PROGRAM};
 
 /// Accepted for both families. Every line stands between `*mangle` and `COMMIT`.
 const ACCEPTED: &[&str] = &[
@@ -190,4 +191,40 @@ fn the_kernel_accepts_what_the_parser_accepts() {
             .map_or(Ok(()), |line| Err(line.to_owned()))
     });
     assert_eq!(complaints, [""; 0]);
+}
+
+#[test]
+fn a_script_may_come_from_a_pipe() {
+    let lab = Lab::new();
+    let line = format!("{PROGRAM} --cidr {CIDRS} --rules /dev/stdin --print-rules v6");
+    let printed = lab.node.feed(
+        &line,
+        "*mangle\n-A PREROUTING -d ${CIDRS} -j ACCEPT\nCOMMIT\n",
+    );
+    let expected = "*mangle\n-A PREROUTING -d fd00:10:244::/56 -j ACCEPT\nCOMMIT\n";
+    assert_eq!(
+        String::from_utf8_lossy(&printed.stdout),
+        expected,
+        "{}",
+        stderr(&printed)
+    );
+    let mut command = lab.node.command("sh");
+    let script =
+        format!("printf '*mangle\\nCOMMIT\\n' | {PROGRAM} --cidr {CIDRS} --rules /dev/stdin");
+    command.args(["-c", &script]);
+    let daemon = lab::Daemon::spawn(command);
+    daemon.wait_for("Created table");
+}
+
+#[test]
+fn a_script_that_cannot_be_printed_is_a_failure() {
+    let lab = Lab::new();
+    let mut command = lab.node.command("sh");
+    command.args(["-c", &format!("{PROGRAM} --print-rules v4 >/dev/full")]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        stderr(&output),
+        "tproxy-pod: write to stdout: No space left on device\n"
+    );
 }

@@ -173,6 +173,7 @@ fn a_script_that_does_not_begin_or_end_as_it_should_is_refused_by_name() {
             "-A PREROUTING -j ACCEPT",
         ),
         ("*mangle\nCOMMIT\n*filter\nCOMMIT\n", 3, "*filter"),
+        ("*mangle\r\nCOMMIT\r\n", 1, "*mangle\\r"),
     ] {
         let script = ScriptFile::new(text);
         refuses(print_rules(&lab, &script, "v4"), &script, line, word);
