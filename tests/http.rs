@@ -472,7 +472,8 @@ fn an_upload_of_100_mib_takes_no_memory() {
     let word = "x\n[104792064 more bytes of 104857600 are not echoed]\n";
     assert!(answer.text().ends_with(word), "{}", answer.length());
     let grown = peak(daemon.server()) - before;
-    assert!(grown < 1024, "{grown} KiB more");
+    // The kernel counts in batches, and the code itself is read in as it is used.
+    assert!(grown < 4096, "{grown} KiB more");
     assert!(
         daemon
             .wait_for("Received request to /large : ")
