@@ -126,8 +126,12 @@ impl Conversation {
         stream
             .set_read_timeout(Some(Duration::from_millis(300)))
             .unwrap();
-        let read = self.0.get_ref().peek(&mut [0]);
-        assert!(read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
+        let kind = self
+            .0
+            .get_ref()
+            .peek(&mut [0])
+            .map_err(|error| error.kind());
+        assert_eq!(kind, Err(ErrorKind::WouldBlock));
         self.0.get_ref().set_read_timeout(patience).unwrap();
     }
 
