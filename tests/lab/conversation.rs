@@ -126,13 +126,10 @@ impl Conversation {
         stream
             .set_read_timeout(Some(Duration::from_millis(300)))
             .unwrap();
-        let kind = self
-            .0
-            .get_ref()
-            .peek(&mut [0])
-            .map_err(|error| error.kind());
-        assert_eq!(kind, Err(ErrorKind::WouldBlock));
-        self.0.get_ref().set_read_timeout(patience).unwrap();
+        let peek = || stream.peek(&mut [0]).map_err(|error| error.kind());
+        let kind = std::iter::repeat_with(peek).find(|kind| *kind != Err(ErrorKind::Interrupted));
+        assert_eq!(kind, Some(Err(ErrorKind::WouldBlock)));
+        stream.set_read_timeout(patience).unwrap();
     }
 
     /// Waits for the end of the server's side; nothing may come before it.
