@@ -109,15 +109,11 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
             }
             _ => {}
         }
-        let option = Given::option(name)?;
         let value = match inline {
-            Some(value) => value,
-            None => arguments
-                .next()
-                .transpose()?
-                .ok_or_else(|| UsageError(format!("{name}: expected a value")))?,
+            Some(value) => Some(value),
+            None => arguments.next().transpose()?,
         };
-        given.set(name, option, value)?;
+        given.set(name, value)?;
     }
     given.command()
 }
@@ -135,54 +131,21 @@ struct Given {
     max_connections: Option<usize>,
 }
 
-#[derive(Clone, Copy)]
-enum Name {
-    Port,
-    Cidr,
-    Dport,
-    Mark,
-    Table,
-    Rules,
-    PrintRules,
-    MaxConnections,
-}
-
 impl Given {
-    fn option(name: &str) -> Result<Name, UsageError> {
-        Ok(match name {
-            "-p" | "--port" => Name::Port,
-            "-c" | "--cidr" => Name::Cidr,
-            "-d" | "--dport" => Name::Dport,
-            "--mark" => Name::Mark,
-            "--table" => Name::Table,
-            "--rules" => Name::Rules,
-            "--print-rules" => Name::PrintRules,
-            "--max-connections" => Name::MaxConnections,
-            _ if name.starts_with('-') => {
-                return Err(UsageError(format!("{name}: unknown option")));
-            }
-            _ => return Err(UsageError(format!("{name}: unexpected argument"))),
-        })
-    }
-
-    fn set(&mut self, name: &str, option: Name, value: String) -> Result<(), UsageError> {
-        let refused = |expected: String| UsageError(format!("{name} {value}: {expected}"));
-        let fresh = match option {
-            Name::Port => put(&mut self.port, number(&value, 1..=65535).map_err(refused)?),
-            Name::Cidr => put(&mut self.cidrs, cidrs(&value).map_err(refused)?),
-            Name::Dport => put(&mut self.dports, dports(&value).map_err(refused)?),
-            Name::Mark => put(&mut self.mark, mark(&value).map_err(refused)?),
-            Name::Table => put(&mut self.table, table(&value).map_err(refused)?),
-            Name::Rules => put(&mut self.rules, file(&value).map_err(refused)?),
-            Name::PrintRules => put(&mut self.print_rules, family(&value).map_err(refused)?),
-            Name::MaxConnections => put(
-                &mut self.max_connections,
-                number(&value, 1..=65535).map_err(refused)?,
-            ),
-        };
-        match fresh {
-            true => Ok(()),
-            false => Err(refused("the option was given before".to_owned())),
+    fn set(&mut self, name: &str, value: Option<String>) -> Result<(), UsageError> {
+        match name {
+            "-p" | "--port" => put(&mut self.port, name, value, |text| number(text, 1..=65535)),
+            "-c" | "--cidr" => put(&mut self.cidrs, name, value, cidrs),
+            "-d" | "--dport" => put(&mut self.dports, name, value, dports),
+            "--mark" => put(&mut self.mark, name, value, mark),
+            "--table" => put(&mut self.table, name, value, table),
+            "--rules" => put(&mut self.rules, name, value, file),
+            "--print-rules" => put(&mut self.print_rules, name, value, family),
+            "--max-connections" => put(&mut self.max_connections, name, value, |text| {
+                number(text, 1..=65535)
+            }),
+            _ if name.starts_with('-') => Err(UsageError(format!("{name}: unknown option"))),
+            _ => Err(UsageError(format!("{name}: unexpected argument"))),
         }
     }
 
@@ -216,9 +179,20 @@ impl Given {
     }
 }
 
-/// Fills an empty slot; `false` if it was full.
-fn put<T>(slot: &mut Option<T>, value: T) -> bool {
-    slot.replace(value).is_none()
+/// Reads the value of an option into its slot, which has to be empty.
+fn put<T>(
+    slot: &mut Option<T>,
+    name: &str,
+    value: Option<String>,
+    read: impl Fn(&str) -> Result<T, String>,
+) -> Result<(), UsageError> {
+    let value = value.ok_or_else(|| UsageError(format!("{name}: expected a value")))?;
+    let refused = |expected: &str| UsageError(format!("{name} {value}: {expected}"));
+    let read = read(&value).map_err(|expected| refused(&expected))?;
+    match slot.replace(read) {
+        None => Ok(()),
+        Some(_) => Err(refused("the option was given before")),
+    }
 }
 
 fn number<T: TryFrom<u64>>(text: &str, range: std::ops::RangeInclusive<u64>) -> Result<T, String> {
