@@ -31,18 +31,20 @@ impl RequestLine {
     }
 
     pub(super) fn parse(line: &[u8]) -> Result<RequestLine, Rejection> {
-        let words: Vec<&[u8]> = line.splitn(4, |byte| *byte == b' ').collect();
-        let [method, target, version] = words.as_slice() else {
+        let mut words = line.splitn(4, |byte| *byte == b' ');
+        let (Some(method), Some(target), Some(version), None) =
+            (words.next(), words.next(), words.next(), words.next())
+        else {
             return Err(bad("the request line is not METHOD TARGET VERSION"));
         };
-        let version = match *version {
+        let version = match version {
             [b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor] if minor.is_ascii_digit() => {
                 match minor {
                     b'0' => Version::Http10,
                     _ => Version::Http11,
                 }
             }
-            b"HTTP/2.0" if *method == b"PRI" => {
+            b"HTTP/2.0" if method == b"PRI" => {
                 return reject(
                     Status::HttpVersionNotSupported,
                     "the client speaks HTTP/2, not HTTP/1.1",
@@ -61,7 +63,7 @@ impl RequestLine {
         if method.is_empty() || !method.iter().copied().all(is_token_byte) {
             return Err(bad("the method is malformed"));
         }
-        if *method == b"CONNECT" {
+        if method == b"CONNECT" {
             return reject(Status::MethodNotAllowed, "CONNECT is for proxies");
         }
         match is_target(method, target) {
