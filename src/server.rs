@@ -268,6 +268,8 @@ impl Server {
         let deadline = Instant::now() + GRACE;
         let mut accepted = self.accepted.load(Ordering::Relaxed);
         let mut quiet_since = Instant::now();
+        // A thread may be on its way from one connection to the next that waits.
+        let mut was_empty = false;
         while Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
             let now = self.accepted.load(Ordering::Relaxed);
@@ -276,9 +278,11 @@ impl Server {
                 quiet_since = Instant::now();
             }
             if quiet_since.elapsed() >= QUIET {
-                if self.load().open == 0 {
+                let is_empty = self.load().open == 0;
+                if is_empty && was_empty {
                     break;
                 }
+                was_empty = is_empty;
                 self.seats.clear();
             }
         }
