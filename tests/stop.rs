@@ -4,10 +4,11 @@ mod lab;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use lab::{CIDRS, Lab, PATIENCE, POD, POD6, connect_from, wait_until};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 
@@ -232,4 +233,41 @@ fn a_client_that_says_nothing_does_not_hold_the_stop() {
         start.elapsed()
     );
     assert_eq!(silent.read(&mut [0; 10]).unwrap(), 0);
+}
+
+#[test]
+fn a_signal_at_any_moment_of_the_start_leaves_nothing() {
+    let lab = Lab::new();
+    for step in 0..25 {
+        let mut daemon = lab.spawn(&["--cidr", CIDRS]);
+        std::thread::sleep(step * Duration::from_micros(200));
+        daemon.signal(Signal::SIGTERM);
+        let status = daemon.wait();
+        let at_once = status.signal() == Some(Signal::SIGTERM as i32);
+        assert!(
+            at_once || status.code() == Some(0),
+            "{status}: {}",
+            daemon.log()
+        );
+        assert_eq!(lab.remains(), [""; 0], "{}", daemon.log());
+    }
+}
+
+#[test]
+fn a_server_that_dies_while_it_finishes_leaves_nothing() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    let mut client = lab.client.talk(POD);
+    client.send("POST / HTTP/1.1\r\nHost: pod\r\nContent-Length: 4\r\n\r\nhal");
+    wait_until("it is accepted", || {
+        !lab.node
+            .run("ss -Htn state established sport 8180")
+            .is_empty()
+    });
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("Stopping");
+    kill(daemon.server(), Signal::SIGKILL).unwrap();
+    assert_eq!(daemon.wait().code(), Some(1));
+    assert_eq!(lab.remains(), [""; 0]);
+    assert_eq!(lab.node.run("ss -Htan sport 8180"), "");
 }
