@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# The static binaries, with the same bytes wherever they are built.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+scripts/build.sh [amd64|arm64]…: builds the static binaries, both without an argument.
+
+  They are target/amd64/tproxy-pod and target/arm64/tproxy-pod; it prints the
+  path of each. The bytes do not depend on the directory, the user or the cargo
+  home. It needs rustup, and gcc for this machine only.
+TEXT
+}
+
+declare -A triples=([amd64]=x86_64-unknown-linux-musl [arm64]=aarch64-unknown-linux-musl)
+(($#)) || set -- amd64 arm64
+for architecture; do
+    case $architecture in
+        -h | --help) usage; exit 0 ;;
+        amd64 | arm64) ;;
+        *) echo "scripts/build.sh: \"$architecture\": expected amd64 or arm64" >&2; exit 2 ;;
+    esac
+done
+cd "$(dirname "$0")/.."
+
+# A caller's flags would take the place of those of .cargo/config.toml.
+unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
+cargo fetch --quiet --locked
+flags=()
+for crates in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/; do
+    flags+=("'--remap-path-prefix=${crates%/}=crates'")
+done
+config="target.'cfg(target_env = \"musl\")'.rustflags=[$(IFS=,; echo "${flags[*]}")]"
+for architecture; do
+    triple=${triples[$architecture]}
+    cargo build --quiet --config "$config" --locked --release --target-dir target/static --target "$triple"
+    install -D -m 755 "target/static/$triple/release/tproxy-pod" "target/$architecture/tproxy-pod"
+    echo "target/$architecture/tproxy-pod"
+done
