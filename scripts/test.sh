@@ -6,9 +6,9 @@ usage() {
     cat <<'TEXT'
 scripts/test.sh: installs what the tests need, then checks and tests everything.
 
-  format, clippy, shellcheck, unit tests, and end-to-end tests of the release
-  binary and the demo, in network namespaces of their own. Debian or Ubuntu,
-  x86_64 or arm64.
+  format, clippy, shellcheck, unit tests, the static binaries, and end-to-end
+  tests of the release binary, the image, the manifest and the demo, in network
+  namespaces of their own. Debian or Ubuntu, x86_64 or arm64.
 
 As root it installs missing packages; otherwise it says what is missing.
 TEXT
@@ -22,15 +22,16 @@ esac
 cd "$(dirname "$0")/.."
 
 # command:package, of Debian and Ubuntu
-tools=(cc:gcc curl:curl file:file ip:iproute2 iptables-restore:iptables nft:nftables
-    nsenter:util-linux python3:python3 setpriv:util-linux shellcheck:shellcheck sysctl:procps
-    unshare:util-linux)
+tools=(buildah:buildah cc:gcc curl:curl file:file ip:iproute2 iptables-restore:iptables
+    nft:nftables nsenter:util-linux python3:python3 qemu-aarch64-static:qemu-user-static runc:runc
+    setpriv:util-linux shellcheck:shellcheck sysctl:procps unshare:util-linux)
 
 PATH="$PATH:/usr/sbin:/sbin"
 missing=()
 for tool in "${tools[@]}"; do
     command -v "${tool%%:*}" >/dev/null || missing+=("${tool#*:}")
 done
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 if ((${#missing[@]})); then
     if ((EUID)); then
         echo "scripts/test.sh: missing: run as root: apt-get install ${missing[*]}" >&2
@@ -46,6 +47,9 @@ if ! command -v rustup >/dev/null; then
 fi
 echo "== toolchain of rust-toolchain.toml"
 rustup toolchain install
+echo "== Kubernetes' schemas"
+python3 -m venv target/python
+target/python/bin/pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0
 if ! unshare --user --map-root-user --net --mount --pid --fork --mount-proc true; then
     echo "scripts/test.sh: a user may not make namespaces here (kernel.unprivileged_userns_clone, " \
         "kernel.apparmor_restrict_unprivileged_userns): run as root" >&2
@@ -58,14 +62,24 @@ cargo fmt --check
 echo "== clippy"
 cargo clippy --all-targets --target "$target" -- -D warnings
 echo "== shellcheck"
-shellcheck scripts/*.sh .ci/run
+shellcheck scripts/*.sh tests/*.sh .ci/run
+echo "== static binaries"
+scripts/build.sh
 echo "== tests of the release binary for $target"
 cargo test --release --target "$target"
+echo "== unit and HTTP tests for arm64, emulated"
+CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static \
+    cargo test --release --target aarch64-unknown-linux-musl --lib --test reading
+if ((EUID == 0)); then
+    echo "== both stages of the Containerfile"
+    unshare --net --mount --pid --fork --kill-child --mount-proc tests/containerfile.sh
+else
+    echo "== not the first stage of the Containerfile: only root may run it here"
+fi
 echo "== demo"
 stage="$(mktemp -d)"
 trap 'rm -rf "$stage"' EXIT
-binary="$(cargo build --release --target "$target" --message-format json |
-    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')"
+binary="target/$(dpkg --print-architecture)/tproxy-pod"
 install -m 755 "$binary" scripts/demo.sh "$stage"
 chmod 755 "$stage"
 BINARY="$binary" scripts/demo.sh netns >"$stage/story" || { cat "$stage/story"; exit 1; }

@@ -34,6 +34,10 @@ const MARGIN: Duration = Duration::from_secs(2);
 /// sent again after 1 s, and then after 2 s (RFC 6298, 2.1).
 const HANDSHAKES: Duration = Duration::from_secs(3);
 
+/// How long a stop takes at most. Who stops it, as the kubelet does, should wait longer before
+/// SIGKILL, which would cut off what clients have begun.
+pub const LONGEST_STOP: Duration = HANDSHAKES.saturating_add(GRACE).saturating_add(MARGIN);
+
 /// How often the kernel is asked for the sockets of connections that end.
 const STEP: Duration = Duration::from_millis(20);
 

@@ -12,6 +12,7 @@
 #![allow(dead_code)]
 
 pub mod conversation;
+pub mod manifest;
 pub mod script;
 
 use std::fs::File;

@@ -1,0 +1,123 @@
+//! install.yaml, as the API server would read it, and Kubernetes' schemas.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// The manifest's text.
+pub const MANIFEST: &str = include_str!("../../install.yaml");
+
+/// Where scripts/test.sh installs the schemas of Kubernetes, with their YAML parser.
+const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/python/bin/python");
+
+/// Runs Python code with an input.
+pub fn python(code: &str, arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(PYTHON)
+        .args(["-c", code])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{PYTHON}: {error}: run the tests with scripts/test.sh"));
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).unwrap();
+    drop(stdin);
+    child.wait_with_output().unwrap()
+}
+
+/// The objects of a manifest.
+pub fn objects(manifest: &str) -> Vec<Value> {
+    let code = "import json, sys, yaml; json.dump(list(yaml.safe_load_all(sys.stdin)), sys.stdout)";
+    let output = python(code, &[], manifest);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{message}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The manifest with everything uncommented that is there to be: behind its `#`, prose has one
+/// blank or three, and YAML has none or an even number.
+pub fn uncommented() -> String {
+    let uncomment = |line: &str| {
+        let (indent, comment) = line.split_at(line.len() - line.trim_start().len());
+        let yaml = comment.strip_prefix('#').filter(|yaml| {
+            let blanks = yaml.len() - yaml.trim_start().len();
+            !yaml.is_empty() && blanks % 2 == 0
+        });
+        format!("{indent}{}\n", yaml.unwrap_or(comment))
+    };
+    MANIFEST.lines().map(uncomment).collect()
+}
+
+/// The object of a kind.
+pub fn object(manifest: &str, kind: &str) -> Value {
+    let objects = objects(manifest);
+    let object = objects.into_iter().find(|object| object["kind"] == kind);
+    object.unwrap_or_else(|| panic!("no {kind}"))
+}
+
+/// The Pod of the manifest's DaemonSet.
+pub struct Pod {
+    /// Its `spec`.
+    pub spec: Value,
+}
+
+impl Pod {
+    /// Reads it.
+    pub fn read() -> Pod {
+        let mut daemon_set = object(MANIFEST, "DaemonSet");
+        Pod {
+            spec: daemon_set["spec"]["template"]["spec"].take(),
+        }
+    }
+
+    /// Its only container.
+    pub fn container(&self) -> &Value {
+        let containers = self.spec["containers"].as_array().unwrap();
+        assert_eq!(containers.len(), 1);
+        &containers[0]
+    }
+
+    /// What the program is called with.
+    pub fn arguments(&self) -> Vec<&str> {
+        strings(&self.container()["args"])
+    }
+
+    /// The capabilities that it has, as the kernel names them.
+    pub fn capabilities(&self) -> Vec<String> {
+        let capabilities = &self.container()["securityContext"]["capabilities"];
+        assert_eq!(strings(&capabilities["drop"]), ["ALL"]);
+        let added = strings(&capabilities["add"]);
+        added.iter().map(|name| format!("CAP_{name}")).collect()
+    }
+
+    /// How long a stop may take.
+    pub fn grace(&self) -> Duration {
+        Duration::from_secs(self.spec["terminationGracePeriodSeconds"].as_u64().unwrap())
+    }
+
+    /// Where a probe asks: address and path.
+    pub fn probe(&self, name: &str) -> (String, &str) {
+        let get = &self.container()[name]["httpGet"];
+        let port = match &get["port"] {
+            Value::String(port) => self.port(port),
+            port => port.as_u64().unwrap(),
+        };
+        let host = get["host"].as_str().unwrap();
+        (format!("{host}:{port}"), get["path"].as_str().unwrap())
+    }
+
+    fn port(&self, name: &str) -> u64 {
+        let ports = self.container()["ports"].as_array().unwrap();
+        let port = ports.iter().find(|port| port["name"] == name).unwrap();
+        port["containerPort"].as_u64().unwrap()
+    }
+}
+
+/// A list of strings.
+pub fn strings(list: &Value) -> Vec<&str> {
+    let list = list.as_array().unwrap();
+    list.iter().map(|value| value.as_str().unwrap()).collect()
+}
