@@ -4,23 +4,42 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-scripts/demo.sh [netns]: shows tproxy-pod at work, and checks every step.
+scripts/demo.sh [kind|cluster|netns]: shows tproxy-pod at work, and checks every step.
 
-  netns   a client, a node and a Pod with a web server on port 80, in network
-          namespaces of their own: it needs no cluster and no root, and does
-          not touch this machine's own network (the default)
+  kind     makes a cluster of its own with kind, builds the image, installs
+           tproxy-pod and a web server Pod, and asks from this machine
+  cluster  the same on the cluster that kubectl talks to; a Pod asks. It uses a
+           tproxy-pod that is installed there as it is, or installs IMAGE
+  netns    a client, a node and a Pod with a web server on port 80, in network
+           namespaces of their own: it needs no cluster and no root, and does
+           not touch this machine's own network
 
-It builds the release binary first; BINARY=path takes one that is there.
+Without a mode it is kind where kind, kubectl and docker or podman work, else
+netns; the first line says which, and why.
+
+  kind --delete      removes the cluster, its routes and the image's archive
+  cluster --delete   removes what cluster made, and nothing else
+
+Environment:
+  IMAGE      cluster: the image to install, which the nodes can pull
+  CIDR       cluster: the Pod CIDRs to capture, in place of install.yaml's
+  WEB_IMAGE  kind, cluster: an nginx, for cluster with curl [nginx:alpine]
+  BINARY     netns: the program; without it the release binary is built
 TEXT
 }
 
-fail() {
+fail() { # MESSAGE…: with the state of the cluster, if there is one, and what to do
+    [[ -z ${state:-} ]] || "$state" >&2
     echo "scripts/demo.sh: $*" >&2
+    [[ -z ${advice:-} ]] || echo "What to do: $advice" >&2
     [[ -z ${log:-} ]] || cat "$log" >&2
     exit 1
 }
 
-step() { printf '\n# %s\n' "$*"; }
+step() { # WHAT [ADVICE]: the advice is for a failure in it
+    printf '\n# %s\n' "$1"
+    advice=${2:-}
+}
 
 on() { # NAMESPACE COMMAND…: prints it, runs it, prints what comes; $output and $status keep it
     printf '\n%s$ %s\n' "$1" "${*:2}"
@@ -42,7 +61,7 @@ wait_for() { # WHAT COMMAND…: until the command succeeds
     local deadline=$((SECONDS + 15))
     until "${@:2}" &>/dev/null; do
         ((SECONDS < deadline)) || fail "it never came to be: $1"
-        sleep 0.01
+        sleep "${pause:-0.01}"
     done
 }
 
@@ -208,9 +227,30 @@ netns() {
     exit "$status"
 }
 
-case "$#:${1:-netns}" in
-    [01]:netns) netns ;;
-    1:inside) play ;;
-    1:-h | 1:--help) usage ;;
+on_kubernetes() { # FUNCTION of demo-kubernetes.sh
+    # shellcheck source=scripts/demo-kubernetes.sh
+    . "$(dirname "$0")/demo-kubernetes.sh"
+    "$1"
+}
+
+kind_or_netns() {
+    if find_kind_tools; then
+        echo "scripts/demo.sh kind, because kind, kubectl and $engine work here"
+        play_kind
+    else
+        echo "scripts/demo.sh netns, because kind cannot run here; missing: $lacking"
+        netns
+    fi
+}
+
+case "$*" in
+    "") on_kubernetes kind_or_netns ;;
+    netns) netns ;;
+    inside) play ;;
+    kind) on_kubernetes play_kind ;;
+    cluster) on_kubernetes play_cluster ;;
+    "kind --delete") on_kubernetes delete_kind ;;
+    "cluster --delete") on_kubernetes delete_cluster ;;
+    -h | --help) usage ;;
     *) usage >&2; exit 2 ;;
 esac

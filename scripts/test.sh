@@ -62,7 +62,7 @@ cargo fmt --check
 echo "== clippy"
 cargo clippy --all-targets --target "$target" -- -D warnings
 echo "== shellcheck"
-shellcheck scripts/*.sh tests/*.sh .ci/run
+shellcheck scripts/*.sh tests/*.sh tests/stage/*.sh .ci/run
 echo "== static binaries"
 scripts/build.sh
 echo "== tests of the release binary for $target"

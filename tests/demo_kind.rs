@@ -1,0 +1,240 @@
+//! `scripts/demo.sh kind` and `scripts/demo.sh` without a mode, against stand-ins.
+
+mod stage;
+
+use stage::clusters::*;
+use stage::{Stage, after, answer, assert_fails, assert_succeeds, failure};
+
+#[test]
+fn root_needs_no_sudo() {
+    let stage = kind_stage("root").but(answer("id -u", "0\n"));
+    stage.remove("sudo");
+    let run = stage.demo(&["kind"]);
+    assert_succeeds(&run);
+    assert!(
+        run.shown()
+            .contains(&"ip route replace 10.244.0.0/24 via 172.18.0.2")
+    );
+}
+
+#[test]
+fn each_node_gets_a_route() {
+    let nodes =
+        "POD-CIDR        ADDRESS\n10.244.0.0/24   172.18.0.2\n10.244.1.0/24   172.18.0.3,fc00::3\n";
+    let run = kind_stage("two-routes")
+        .but(answer("kubectl get nodes -o custom-columns", nodes))
+        .demo(&["kind"]);
+    assert_succeeds(&run);
+    let added = |call: &&String| call.starts_with("ip route replace");
+    let routes: Vec<&String> = run.calls.iter().filter(added).collect();
+    let expected = [
+        "ip route replace 10.244.0.0/24 via 172.18.0.2",
+        "ip route replace 10.244.1.0/24 via 172.18.0.3",
+    ];
+    assert_eq!(routes, expected);
+}
+
+#[test]
+fn a_machine_without_ip_is_told_to_let_a_pod_ask() {
+    let stage = kind_stage("no-ip").but(answer("id -u", "0\n"));
+    stage.remove("ip");
+    let run = stage.demo(&["kind"]);
+    let why = "this failed: ip route replace 10.244.0.0/24 via 172.18.0.2";
+    assert_fails(&run, why, "let a Pod ask: scripts/demo.sh cluster");
+}
+
+#[test]
+fn no_proxy_is_asked_for_a_pod() {
+    let stage = kind_stage("proxy").set("http_proxy", "http://192.0.2.1:3128");
+    assert_succeeds(&stage.demo(&["kind"]));
+    let environment = stage.read("environment");
+    let proxied = |line: &&str| !line.ends_with("no_proxy=*");
+    let calls: Vec<&str> = environment.lines().filter(proxied).collect();
+    assert!(
+        !calls.iter().any(|call| call.starts_with("curl")),
+        "{calls:?}"
+    );
+    assert!(
+        calls.iter().any(|call| call.starts_with("docker build")),
+        "{calls:?}"
+    );
+}
+
+#[test]
+fn podman_does_what_docker_cannot() {
+    let stage = kind_stage("podman")
+        .but(failure("docker info"))
+        .but(answer("podman ", ""));
+    stage.add("podman");
+    let run = stage.demo(&["kind"]);
+    assert_succeeds(&run);
+    let told = |line: &&str| line.starts_with("export") || line.contains("podman");
+    let shown: Vec<&str> = run.shown().into_iter().filter(told).collect();
+    let image = "localhost/tproxy-pod:0.1.0";
+    let build = format!(
+        "BUILDX_NO_DEFAULT_ATTESTATIONS=1 podman build --file Containerfile --tag {image} ."
+    );
+    let save = format!("podman save --output target/tproxy-pod.tar {image}");
+    assert_eq!(
+        shown,
+        ["export KIND_EXPERIMENTAL_PROVIDER=podman", &build, &save]
+    );
+    let environment = stage.read("environment");
+    let mut calls = environment.lines().filter(|line| line.starts_with("kind "));
+    assert!(
+        calls.all(|call| call.contains("provider=podman")),
+        "{environment}"
+    );
+}
+
+/// Files and routes as a run leaves them.
+fn played_kind(name: &str) -> Stage {
+    let route = "ip route show 10.244.0.0/24 via 172.18.0.2";
+    let stage = kind_stage(name)
+        .but(answer(route, "10.244.0.0/24 dev br-kind\n"))
+        .but(after("ip route del", route, ""))
+        .but(answer("ip route del ", ""));
+    assert_succeeds(&stage.demo(&["kind"]));
+    stage.write_target("tproxy-pod.tar", "the image");
+    stage.write_target("keep", "somebody else's");
+    stage
+}
+
+#[test]
+fn kind_delete_removes_just_what_was_made() {
+    let stage = played_kind("kind-delete");
+    let run = stage.demo(&["kind", "--delete"]);
+    assert_succeeds(&run);
+    let expected = [
+        "sudo ip route del 10.244.0.0/24 via 172.18.0.2",
+        "ip route del 10.244.0.0/24 via 172.18.0.2",
+        "kind delete cluster --name tproxy-pod",
+    ];
+    assert_eq!(run.steps(), expected);
+    assert_eq!(stage.target(), ["keep"]);
+}
+
+#[test]
+fn kind_delete_is_content_where_all_is_gone() {
+    let stage = kind_stage("kind-delete-gone");
+    let run = stage.demo(&["kind", "--delete"]);
+    assert_succeeds(&run);
+    assert_eq!(run.steps(), [""; 0]);
+}
+
+#[test]
+fn kind_delete_is_content_where_the_route_is_gone() {
+    let route = "ip route show 10.244.0.0/24 via 172.18.0.2";
+    let stage = played_kind("kind-delete-no-route").but(answer(route, ""));
+    let run = stage.demo(&["kind", "--delete"]);
+    assert_succeeds(&run);
+    assert_eq!(run.steps(), ["kind delete cluster --name tproxy-pod"]);
+}
+
+#[test]
+fn kind_delete_goes_on_where_the_cluster_is_gone() {
+    let stage = played_kind("kind-delete-rest").but(answer("kind get clusters", ""));
+    let run = stage.demo(&["kind", "--delete"]);
+    assert_succeeds(&run);
+    assert!(run.called("sudo ip route del 10.244.0.0/24 via 172.18.0.2"));
+    assert!(!run.called("kind delete"));
+    assert_eq!(stage.target(), ["keep"]);
+}
+
+#[test]
+fn kind_delete_goes_on_after_a_failure_and_says_what_is_left() {
+    let stage = played_kind("kind-delete-left")
+        .but(failure("sudo ip route del 10.244.0.0/24 via 172.18.0.2"));
+    let run = stage.demo(&["kind", "--delete"]);
+    assert_eq!(run.status, Some(1));
+    assert!(
+        run.stderr
+            .contains("left: route 10.244.0.0/24 via 172.18.0.2"),
+        "{}",
+        run.stderr
+    );
+    assert!(run.called("kind delete cluster --name tproxy-pod"));
+    let route = "ip route show 10.244.0.0/24 via 172.18.0.2";
+    let stage = stage.but(answer(route, "10.244.0.0/24 dev br-kind\n"));
+    let again = stage.demo(&["kind", "--delete"]);
+    assert!(
+        again.called("sudo ip route del"),
+        "it has forgotten the route"
+    );
+}
+
+// --- without a mode ---
+
+/// What is said first without a mode, and whether kind was called.
+fn choice(stage: &Stage) -> (String, bool) {
+    let run = stage.demo(&[]);
+    let first = run.stdout.lines().next().unwrap_or_default().to_owned();
+    (first, run.called("kind create cluster"))
+}
+
+#[test]
+fn without_a_mode_it_is_kind_where_all_is_there() {
+    let (said, kind) = choice(&kind_stage("choice-kind"));
+    assert_eq!(
+        said,
+        "scripts/demo.sh kind, because kind, kubectl and docker work here"
+    );
+    assert!(kind);
+}
+
+/// Without this program it is netns, which ends here at once: the binary is not there.
+fn assert_is_netns(name: &str, stage: Stage, missing: &str) {
+    let (said, kind) = choice(&stage.set("BINARY", "nowhere"));
+    let why = "scripts/demo.sh netns, because kind cannot run here; missing: ";
+    assert_eq!(said, format!("{why}{missing}"), "{name}");
+    assert!(!kind, "{name}");
+}
+
+#[test]
+fn without_a_mode_it_is_netns_where_something_is_missing() {
+    for program in ["kind", "kubectl"] {
+        let stage = kind_stage(&format!("choice-no-{program}"));
+        stage.remove(program);
+        assert_is_netns(program, stage, program);
+    }
+    let stage = kind_stage("choice-no-engine");
+    stage.remove("docker");
+    let engine = "a container engine that works (docker or podman)";
+    assert_is_netns("docker", stage, engine);
+}
+
+#[test]
+fn without_a_mode_it_is_netns_where_the_engine_does_not_work() {
+    let stage = kind_stage("choice-no-daemon").but(failure("docker info"));
+    let engine = "a container engine that works ('docker info' fails)";
+    assert_is_netns("docker info", stage, engine);
+}
+
+#[test]
+fn kind_says_what_is_missing() {
+    let stage = kind_stage("kind-missing");
+    stage.remove("kind");
+    let run = stage.demo(&["kind"]);
+    assert_fails(
+        &run,
+        "kind cannot run here; missing: kind",
+        "scripts/demo.sh netns",
+    );
+}
+
+#[test]
+fn the_help_has_each_mode_and_variable() {
+    let run = kind_stage("help").demo(&["--help"]);
+    assert_succeeds(&run);
+    let words = [
+        "\n  kind ",
+        "\n  cluster ",
+        "\n  netns ",
+        "\n  kind --delete ",
+        "\n  cluster --delete ",
+    ];
+    let variables = ["\n  IMAGE ", "\n  CIDR ", "\n  WEB_IMAGE ", "\n  BINARY "];
+    for word in words.iter().chain(&variables) {
+        assert!(run.stdout.contains(word), "{word}");
+    }
+}
