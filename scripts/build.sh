@@ -7,8 +7,10 @@ usage() {
 scripts/build.sh [amd64|arm64]…: builds the static binaries, both without an argument.
 
   They are target/amd64/tproxy-pod and target/arm64/tproxy-pod; it prints the
-  path of each. The bytes do not depend on the directory, the user or the cargo
-  home. It needs rustup, and gcc for this machine only.
+  path of each. The bytes do not depend on the directory, the user, the cargo
+  home or the environment, unless a config.toml of cargo's own, above this
+  directory or in the cargo home, adds flags. It needs rustup, and gcc for this
+  machine only.
 TEXT
 }
 
@@ -21,14 +23,18 @@ for architecture; do
         *) echo "scripts/build.sh: \"$architecture\": expected amd64 or arm64" >&2; exit 2 ;;
     esac
 done
+# Paths of crates, which panics name, shall not depend on where those lie.
+CARGO_HOME=$(realpath -m "${CARGO_HOME:-${HOME:?where cargo keeps crates, unless CARGO_HOME says it}/.cargo}")
+export CARGO_HOME
 cd "$(dirname "$0")/.."
 
-# A caller's flags would take the place of those of .cargo/config.toml.
-unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
+# Cargo.toml, .cargo and rust-toolchain.toml alone decide how it is built.
+unset RUSTFLAGS RUSTC RUSTUP_TOOLCHAIN CARGO_ENCODED_RUSTFLAGS "${!CARGO_BUILD_@}" "${!CARGO_PROFILE_@}" \
+    "${!CARGO_TARGET_@}"
 cargo fetch --quiet --locked
 flags=()
-for crates in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/; do
-    flags+=("'--remap-path-prefix=${crates%/}=crates'")
+for crates in "$CARGO_HOME"/registry/src/*/; do
+    flags+=("'''--remap-path-prefix=${crates%/}=crates'''")
 done
 config="target.'cfg(target_env = \"musl\")'.rustflags=[$(IFS=,; echo "${flags[*]}")]"
 for architecture; do

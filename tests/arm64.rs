@@ -1,14 +1,16 @@
 //! The arm64 binary, under qemu's user emulation: it says what this machine's says. The unit tests
 //! and tests/reading.rs run there too; scripts/test.sh has the command.
 
+mod lab;
+
 use std::process::{Command, Output};
 
-const BINARY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/arm64/tproxy-pod");
+use lab::built::binary;
 
 /// What the emulated program and the native one do with these arguments.
 fn both(arguments: &[&str]) -> [Output; 2] {
     let mut emulated = Command::new("qemu-aarch64-static");
-    emulated.arg(BINARY);
+    emulated.arg(binary("arm64"));
     [emulated, Command::new(env!("CARGO_BIN_EXE_tproxy-pod"))].map(|mut command| {
         command.args(arguments).output().unwrap_or_else(|error| {
             panic!("{command:?}: {error}: run the tests with scripts/test.sh")
@@ -30,7 +32,7 @@ fn agree(arguments: &[&str], status: i32) -> String {
 
 #[test]
 fn it_is_a_static_arm64_program() {
-    let file = Command::new("file").arg(BINARY).output().unwrap();
+    let file = Command::new("file").arg(binary("arm64")).output().unwrap();
     let kind = String::from_utf8(file.stdout).unwrap();
     for word in ["ARM aarch64", "statically linked", "stripped"] {
         assert!(

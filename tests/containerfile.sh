@@ -27,7 +27,7 @@ buildah config --env PATH=/cargo/bin:/usr/bin --env CARGO_HOME=/cargo --env CARG
     --env "RUSTUP_HOME=$rustup" --env RUSTUP_AUTO_INSTALL=0 "$container"
 buildah commit --quiet --rm "$container" "$rust"
 
-# buildah 1.28 does not know BUILDPLATFORM by itself.
+# buildah 1.28, Debian 12's, does not know BUILDPLATFORM by itself.
 buildah build --isolation chroot --pull-never --platform "linux/$there" \
     --build-arg "BUILDPLATFORM=linux/$here" --volume /usr:/usr:ro \
     --volume /etc/alternatives:/etc/alternatives:ro --volume "$cargo:/cargo" \

@@ -9,18 +9,12 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use lab::built::{self, ARCHITECTURE};
 use lab::manifest::Pod;
 use lab::{Daemon, Lab, POD};
 use serde_json::{Value, json};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-
-/// This machine's architecture, as images name it.
-const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") {
-    "amd64"
-} else {
-    "arm64"
-};
 
 /// The most that the image may weigh, packed or unpacked, in bytes.
 const LIMIT: u64 = 650_000;
@@ -34,11 +28,7 @@ struct Image {
 impl Image {
     /// Builds the image of an architecture.
     fn build(architecture: &str) -> Image {
-        let binaries = format!("{ROOT}/target/{architecture}");
-        assert!(
-            Path::new(&binaries).join("tproxy-pod").exists(),
-            "{binaries} is empty: run the tests with scripts/test.sh"
-        );
+        built::binary(architecture);
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("image-{architecture}"));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir(&folder).unwrap();
@@ -52,7 +42,7 @@ impl Image {
             run(command.args(arguments))
         };
         let platform = format!("linux/{architecture}");
-        let context = format!("build={binaries}");
+        let context = format!("build={ROOT}/target");
         let build = [
             "build",
             "--platform",
@@ -60,8 +50,12 @@ impl Image {
             "--build-context",
             &context,
         ];
-        buildah(&[&build[..], &["--tag", "image", ROOT]].concat());
-        buildah(&["push", "image", &format!("oci:{}", folder.display())]);
+        buildah(&[&build[..], &["--tag", "localhost/image", ROOT]].concat());
+        buildah(&[
+            "push",
+            "localhost/image",
+            &format!("oci:{}", folder.display()),
+        ]);
         let mut image = Image {
             folder,
             manifest: Value::Null,
@@ -91,6 +85,17 @@ impl Image {
         let layers = self.manifest["layers"].as_array().unwrap();
         assert_eq!(layers.len(), 1);
         &layers[0]
+    }
+
+    /// Makes a folder a root filesystem with what is in the image.
+    fn unpack(&self, folder: &Path) {
+        let layer = self.blob(self.layer());
+        std::fs::create_dir_all(folder).unwrap();
+        run(Command::new("tar")
+            .arg("-xzf")
+            .arg(layer)
+            .arg("-C")
+            .arg(folder));
     }
 }
 
@@ -125,12 +130,16 @@ fn it_has_one_layer_with_one_file_and_is_small() {
 }
 
 #[test]
-fn it_says_what_it_is_for_each_architecture() {
+fn it_is_the_binary_of_its_architecture_and_says_what_it_is() {
     let arm64 = Image::build("arm64");
-    let own = Image::own().config();
-    assert_eq!(own["architecture"], ARCHITECTURE);
-    assert_eq!(arm64.config()["architecture"], "arm64");
-    for config in [own, arm64.config()] {
+    for (architecture, image) in [(ARCHITECTURE, Image::own()), ("arm64", &arm64)] {
+        let folder = image.folder.join("unpacked");
+        image.unpack(&folder);
+        let packed = std::fs::read(folder.join("tproxy-pod")).unwrap();
+        let built = std::fs::read(built::binary(architecture)).unwrap();
+        assert!(packed == built, "{architecture}");
+        let config = image.config();
+        assert_eq!(config["architecture"], architecture);
         assert_eq!(config["os"], "linux");
         assert_eq!(config["config"]["Entrypoint"], json!(["/tproxy-pod"]));
         let labels = &config["config"]["Labels"];
@@ -158,13 +167,7 @@ impl Bundle {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let _ = std::fs::remove_dir_all(&folder);
         let rootfs = folder.join("rootfs");
-        std::fs::create_dir_all(&rootfs).unwrap();
-        let layer = image.blob(image.layer());
-        run(Command::new("tar")
-            .arg("-xzf")
-            .arg(layer)
-            .arg("-C")
-            .arg(&rootfs));
+        image.unpack(&rootfs);
         let config = container(&image.config()["config"]);
         std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
         Bundle {
@@ -317,7 +320,7 @@ fn it_intercepts_from_its_root_filesystem_with_the_privilege_of_the_manifest() {
 fn it_intercepts_within_50_ms_of_its_start() {
     let lab = Lab::new();
     let pod = Pod::read();
-    let binary = format!("{ROOT}/target/{ARCHITECTURE}/tproxy-pod");
+    let binary = built::binary(ARCHITECTURE);
     let mut times: Vec<Duration> = (0..20)
         .map(|_| {
             let start = Instant::now();

@@ -5,8 +5,9 @@ mod lab;
 use lab::manifest::{MANIFEST, Pod, object, objects, python, strings, uncommented};
 use lab::script::ScriptFile;
 use lab::{Daemon, Lab, POD, PROGRAM};
-use serde_json::json;
+use serde_json::{Value, json};
 use tproxy_pod::guard::LONGEST_STOP;
+use tproxy_pod::template::BUNDLED;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -67,6 +68,8 @@ fn the_program_runs_with_its_arguments_and_answers_its_probes() {
     assert!(lab.client.get(POD, "/").contains("Request received"));
     for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
         let (address, path) = pod.probe(probe);
+        let get = &pod.container()[probe]["httpGet"];
+        assert_eq!(keys(get), ["host", "path", "port"], "{probe}: plain HTTP");
         let answer = lab.node.get(&address, path);
         assert!(
             answer.starts_with("HTTP/1.1 200 OK\r\n"),
@@ -109,7 +112,7 @@ fn the_node_name_and_the_log_level_come_from_the_environment() {
     assert_eq!(environment[0]["name"], "NODE_NAME");
     let source = &environment[0]["valueFrom"]["fieldRef"]["fieldPath"];
     assert_eq!(source, "spec.nodeName");
-    assert_eq!(environment[1]["name"], "RUST_LOG");
+    assert_eq!(environment[1], json!({"name": "RUST_LOG", "value": "info"}));
     let mut command = lab.node.command(PROGRAM);
     command
         .args(pod.arguments())
@@ -130,6 +133,10 @@ fn the_rules_of_the_config_map_capture_only_what_comes_in_by_one_device() {
         .next()
         .unwrap();
     let rules = rules.as_str().unwrap();
+    let bundled = BUNDLED.lines().filter(|line| !line.starts_with('#'));
+    let bundled: String = bundled.map(|line| format!("{line}\n")).collect();
+    let changed = bundled.replace("-A PREROUTING ", "-A PREROUTING -i eth0 ");
+    assert_eq!(rules, changed, "otherwise as the bundled ones");
     let lab = Lab::new();
     lab.pod.serve(8180);
     for (device, answer) in [("eth0", "pod"), ("client", "Request received")] {
@@ -143,6 +150,10 @@ fn the_rules_of_the_config_map_capture_only_what_comes_in_by_one_device() {
     let spec = &daemon_set["spec"]["template"]["spec"];
     let container = &spec["containers"][0];
     let mounted = container["volumeMounts"][0]["mountPath"].as_str().unwrap();
+    assert_eq!(
+        mounted, "/etc/tproxy-pod",
+        "not over what a runtime puts into /etc"
+    );
     let argument = format!("--rules={mounted}/{key}");
     assert!(
         strings(&container["args"]).contains(&argument.as_str()),
@@ -184,10 +195,69 @@ fn it_has_the_two_capabilities_and_no_other_privilege() {
     assert_eq!(security, tight);
     let profile = json!({"seccompProfile": {"type": "RuntimeDefault"}});
     assert_eq!(pod.spec["securityContext"], profile);
-    for absent in ["hostPID", "hostIPC", "volumes", "initContainers"] {
-        assert!(pod.spec[absent].is_null(), "{absent}");
+}
+
+/// The keys of an object.
+fn keys(object: &Value) -> Vec<&str> {
+    object
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect()
+}
+
+#[test]
+fn nothing_else_stands_in_it() {
+    let pod = Pod::read();
+    let of_pod = [
+        "automountServiceAccountToken",
+        "containers",
+        "dnsPolicy",
+        "enableServiceLinks",
+        "hostNetwork",
+        "nodeSelector",
+        "priorityClassName",
+        "securityContext",
+        "serviceAccountName",
+        "terminationGracePeriodSeconds",
+        "tolerations",
+    ];
+    assert_eq!(
+        keys(&pod.spec),
+        of_pod,
+        "no volume, no other namespace of the host"
+    );
+    let of_container = [
+        "args",
+        "env",
+        "image",
+        "imagePullPolicy",
+        "livenessProbe",
+        "name",
+        "ports",
+        "readinessProbe",
+        "resources",
+        "securityContext",
+        "startupProbe",
+        "terminationMessagePolicy",
+    ];
+    assert_eq!(
+        keys(pod.container()),
+        of_container,
+        "no command, no hook, no mount"
+    );
+}
+
+#[test]
+fn all_of_it_is_in_kube_system() {
+    for object in objects(&uncommented()) {
+        assert_eq!(
+            object["metadata"]["namespace"], "kube-system",
+            "{}",
+            object["kind"]
+        );
     }
-    assert!(pod.container()["volumeMounts"].is_null());
 }
 
 #[test]
@@ -233,6 +303,8 @@ fn an_update_ends_the_old_one_on_a_node_before_it_starts_the_new_one() {
     let strategy = &daemon_set["spec"]["updateStrategy"];
     assert_eq!(strategy["type"], "RollingUpdate");
     assert_eq!(strategy["rollingUpdate"]["maxSurge"], 0);
+    let unavailable = &strategy["rollingUpdate"]["maxUnavailable"];
+    assert_eq!(unavailable, "10%", "neither may be 0 where the other is");
 }
 
 #[test]

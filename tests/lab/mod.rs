@@ -11,6 +11,7 @@
 // Every test file is a crate of its own, and none uses all of the lab.
 #![allow(dead_code)]
 
+pub mod built;
 pub mod conversation;
 pub mod manifest;
 pub mod script;

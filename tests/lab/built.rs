@@ -1,0 +1,49 @@
+//! What scripts/build.sh has built.
+
+use std::fs;
+use std::path::Path;
+use std::time::SystemTime;
+
+/// This machine's architecture, as images name it.
+pub const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") {
+    "amd64"
+} else {
+    "arm64"
+};
+
+/// What a binary is built from.
+const SOURCES: [&str; 5] = [
+    "src",
+    ".cargo",
+    "Cargo.toml",
+    "Cargo.lock",
+    "rust-toolchain.toml",
+];
+
+/// The path of an architecture's binary, which has to be younger than all that it is built from.
+pub fn binary(architecture: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let binary = root.join("target").join(architecture).join("tproxy-pod");
+    let built = fs::metadata(&binary).and_then(|it| it.modified());
+    let built = built.unwrap_or(SystemTime::UNIX_EPOCH);
+    for source in SOURCES {
+        let changed = last_change(&root.join(source));
+        let path = binary.display();
+        assert!(
+            built >= changed,
+            "{path} is not of this {source}: scripts/build.sh makes it"
+        );
+    }
+    binary.to_str().unwrap().to_owned()
+}
+
+/// When a file, or the youngest in a folder, was changed.
+fn last_change(path: &Path) -> SystemTime {
+    let changed = fs::metadata(path).unwrap().modified().unwrap();
+    if path.is_file() {
+        return changed;
+    }
+    let entries = fs::read_dir(path).unwrap();
+    let changes = entries.map(|entry| last_change(&entry.unwrap().path()));
+    changes.max().unwrap_or(changed)
+}
