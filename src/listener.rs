@@ -5,7 +5,7 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,9 @@ const BACKLOG: c_int = 4096;
 /// How long a server may hold the port after its guard was killed: the kernel ends it then, but
 /// not in the same moment.
 const RELEASE: Duration = Duration::from_secs(1);
+
+/// Connections from the node itself that wait to be accepted.
+const DIRECT_BACKLOG: c_int = 128;
 
 /// Binds a transparent listener to the family's loopback address. `timeout` bounds each read, each
 /// write and each wait for a connection.
@@ -49,6 +52,35 @@ pub fn bind(family: Family, port: u16, timeout: Duration) -> Result<TcpListener,
     })
 }
 
+/// A second listener at the address of a transparent one, which takes the connections that the node
+/// itself makes there: what comes in by `lo` finds the socket that is bound to it first
+/// (`compute_score`, net/ipv4/inet_hashtables.c).
+///
+/// # Errors
+/// What the kernel answers: EPERM before Linux 5.7, where binding to a device needs CAP_NET_RAW.
+pub fn bind_direct(listener: &TcpListener, timeout: Duration) -> std::io::Result<TcpListener> {
+    let address = listener.local_addr()?;
+    let domain = match address {
+        SocketAddr::V4(_) => libc::AF_INET,
+        SocketAddr::V6(_) => libc::AF_INET6,
+    };
+    let socket = sys::socket(domain, libc::SOCK_STREAM, 0)?;
+    let fd = socket.as_fd();
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, *b"lo\0")?;
+    // Only now: the transparent listener had to find out whether somebody else listens there.
+    sys::set_option(
+        listener.as_fd(),
+        libc::SOL_SOCKET,
+        libc::SO_REUSEPORT,
+        1 as c_int,
+    )?;
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1 as c_int)?;
+    set_timeouts(fd, timeout)?;
+    sys::bind(fd, address)?;
+    sys::listen(fd, DIRECT_BACKLOG)?;
+    Ok(socket.into())
+}
+
 fn listen(family: Family, address: SocketAddr, timeout: Duration) -> std::io::Result<TcpListener> {
     let (domain, level, transparent) = match family {
         Family::V4 => (libc::AF_INET, libc::SOL_IP, libc::IP_TRANSPARENT),
@@ -56,16 +88,20 @@ fn listen(family: Family, address: SocketAddr, timeout: Duration) -> std::io::Re
     };
     let socket = sys::socket(domain, libc::SOCK_STREAM, 0)?;
     let fd = socket.as_fd();
+    sys::set_option(fd, level, transparent, 1 as c_int)?;
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1 as c_int)?;
+    sys::set_option(fd, libc::SOL_TCP, libc::TCP_NODELAY, 1 as c_int)?;
+    set_timeouts(fd, timeout)?;
+    sys::bind(fd, address)?;
+    sys::listen(fd, BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn set_timeouts(fd: BorrowedFd<'_>, timeout: Duration) -> std::io::Result<()> {
     let timeout = libc::timeval {
         tv_sec: timeout.as_secs() as _,
         tv_usec: 0,
     };
-    sys::set_option(fd, level, transparent, 1 as c_int)?;
-    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1 as c_int)?;
-    sys::set_option(fd, libc::SOL_TCP, libc::TCP_NODELAY, 1 as c_int)?;
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, timeout)?;
-    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, timeout)?;
-    sys::bind(fd, address)?;
-    sys::listen(fd, BACKLOG)?;
-    Ok(socket.into())
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, timeout)
 }

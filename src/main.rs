@@ -7,7 +7,7 @@
 //! order. If the server dies, the guard undoes everything at once.
 
 use std::fmt::Display;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -21,6 +21,7 @@ use tproxy_pod::nftables::Table;
 use tproxy_pod::options::{self, Command, HELP, Options};
 use tproxy_pod::routing::Routing;
 use tproxy_pod::script::{self, Script};
+use tproxy_pod::server::Listeners;
 use tproxy_pod::sockets::Sockets;
 use tproxy_pod::template::{self, Line, Values};
 use tproxy_pod::watch::Watch;
@@ -81,18 +82,30 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
     }
 }
 
-/// A transparent listener for each family with a captured CIDR.
-fn bind(options: &Options) -> Result<Vec<TcpListener>, Error> {
-    let mut listeners = Vec::new();
+/// A transparent listener for each family with a captured CIDR, and one at the same address for the
+/// node itself: its probes shall not wait behind clients.
+fn bind(options: &Options) -> Result<Listeners, Error> {
+    let (mut transparent, mut direct) = (Vec::new(), Vec::new());
     for family in options.families() {
-        listeners.push(listener::bind(family, options.port, DEADLINES.idle)?);
+        let listener = listener::bind(family, options.port, DEADLINES.idle)?;
         let address = SocketAddr::new(family.loopback(), options.port);
         log::info!("Binding TCP TProxy listener to {address}");
+        match listener::bind_direct(&listener, DEADLINES.idle) {
+            Ok(listener) => direct.push(listener),
+            Err(error) => log::info!(
+                "Probes of {address} wait behind clients (Linux 5.7 is needed): {}",
+                words(&error)
+            ),
+        }
+        transparent.push(listener);
     }
     let cidrs = capture::join(&options.cidrs);
     let ports = capture::join(&options.dports);
     log::info!("Capturing TCP to {cidrs} port {ports}");
-    Ok(listeners)
+    Ok(Listeners {
+        transparent,
+        direct,
+    })
 }
 
 /// A script, not rendered yet, and what to call it in an error.

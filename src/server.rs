@@ -2,7 +2,8 @@
 //!
 //! While there is room for another connection, a thread waits at every listener: the last one that
 //! waits starts another before it serves. At the limit, clients wait in the kernel's queue. A thread
-//! that nobody needed for a while ends.
+//! that nobody needed for a while ends. What the node itself asks has threads and listeners of its
+//! own, beyond the limit.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -41,12 +42,21 @@ const OTHER_FILES: u64 = 32;
 /// What the server says when it can serve.
 pub const READY: &[u8] = b"ready";
 
+/// What connections come in by.
+#[derive(Debug)]
+pub struct Listeners {
+    /// The transparent ones.
+    pub transparent: Vec<TcpListener>,
+    /// Those at the same addresses for the node itself, where the kernel has them.
+    pub direct: Vec<TcpListener>,
+}
+
 /// Serves connections until the other end of `control` is shut down, then finishes what it has.
 ///
 /// # Errors
 /// What kept it from serving.
 pub fn run(
-    listeners: Vec<TcpListener>,
+    listeners: Listeners,
     mut control: UnixStream,
     guard: Pid,
     max_connections: usize,
@@ -61,8 +71,16 @@ pub fn run(
         ),
         Err(error) => return Err(Error::new("raise the limit of open files", error)),
     }
-    let server = Arc::new(Server::new(listeners, max_connections).map_err(fault("listen"))?);
+    let Listeners {
+        transparent,
+        direct,
+    } = listeners;
+    let server = Arc::new(Server::new(transparent, max_connections).map_err(fault("listen"))?);
     server.spawn().map_err(fault("start a thread"))?;
+    for listener in direct {
+        let listener = Listener::new(listener).map_err(fault("listen"))?;
+        server.attend(listener).map_err(fault("start a thread"))?;
+    }
     control.write_all(READY).map_err(fault("tell the guard"))?;
     control
         .read_to_end(&mut Vec::new())
@@ -91,6 +109,13 @@ struct Listener {
     socket: TcpListener,
     /// Where it is bound: what a direct connection has as its destination.
     address: SocketAddr,
+}
+
+impl Listener {
+    fn new(socket: TcpListener) -> io::Result<Listener> {
+        let address = socket.local_addr()?;
+        Ok(Listener { socket, address })
+    }
 }
 
 /// What the threads do.
@@ -126,10 +151,7 @@ impl Server {
         };
         let listeners = listeners
             .into_iter()
-            .map(|socket| {
-                let address = socket.local_addr()?;
-                Ok(Listener { socket, address })
-            })
+            .map(Listener::new)
             .collect::<io::Result<Vec<_>>>()?;
         let load = Mutex::new(Load {
             open: 0,
@@ -155,11 +177,24 @@ impl Server {
 
     fn spawn(self: &Arc<Server>) -> io::Result<()> {
         let server = Arc::clone(self);
-        let work = move || server.work();
-        thread::Builder::new()
-            .stack_size(STACK)
-            .spawn(work)
-            .map(drop)
+        start(move || server.work())
+    }
+
+    /// Starts the thread that answers the node itself, one connection after the other.
+    fn attend(self: &Arc<Server>, listener: Listener) -> io::Result<()> {
+        let server = Arc::clone(self);
+        start(move || {
+            let seat = server.seats.add();
+            let mut buffers = Buffers::new();
+            loop {
+                match listener.socket.accept() {
+                    Ok((stream, client)) => {
+                        server.serve(&listener, stream, client, &seat, &mut buffers);
+                    }
+                    Err(error) => server.wait_after(&error),
+                }
+            }
+        })
     }
 
     /// Starts a thread if there is room for a connection, but nobody to accept it.
@@ -185,11 +220,10 @@ impl Server {
                 }
                 Err(error) => {
                     let others = self.load().leave(number);
-                    match error.kind() {
-                        ErrorKind::WouldBlock if others > 0 => break,
-                        ErrorKind::WouldBlock | ErrorKind::Interrupted => {}
-                        _ => self.recover(&error),
+                    if error.kind() == ErrorKind::WouldBlock && others > 0 {
+                        break;
                     }
+                    self.wait_after(&error);
                 }
             }
         }
@@ -240,8 +274,12 @@ impl Server {
         }
     }
 
-    /// Waits until the kernel may have the means for another connection, and says so once.
-    fn recover(&self, error: &io::Error) {
+    /// Where the kernel has no means for another connection, says so once, and waits until it may
+    /// have them.
+    fn wait_after(&self, error: &io::Error) {
+        if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) {
+            return;
+        }
         if !self.starved.swap(true, Ordering::Relaxed) {
             log::warn!("Cannot accept a connection, clients wait: {}", words(error));
         }
@@ -299,4 +337,10 @@ impl Server {
             self.context.connections.load(Ordering::SeqCst)
         );
     }
+}
+
+/// Starts a thread.
+fn start(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new().stack_size(STACK);
+    thread.spawn(work).map(drop)
 }

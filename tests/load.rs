@@ -33,6 +33,24 @@ fn the_next_client_waits_for_a_connection_to_end() {
 }
 
 #[test]
+fn the_nodes_probes_do_not_wait_for_clients() {
+    let lab = Lab::new();
+    let daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "4"]);
+    let upload = "POST / HTTP/1.1\r\nHost: pod\r\nContent-Length: 9\r\n\r\n";
+    let mut uploads: Vec<Conversation> = (0..6).map(|_| lab.client.talk(POD)).collect();
+    uploads.iter_mut().for_each(|it| it.send(upload));
+    for address in ["127.0.0.1:1", "[::1]:1"] {
+        let answer = lab.node.get(address, "/healthz");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+    // All this time, every connection was taken.
+    let mut next = lab.client.talk(POD6);
+    next.send(REQUEST);
+    next.has_no_answer_yet();
+    drop(daemon);
+}
+
+#[test]
 fn idle_threads_of_one_family_leave_room_for_the_other() {
     let lab = Lab::new();
     let _daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "8"]);
