@@ -27,15 +27,15 @@ use crate::watch::Watch;
 /// What ends the guard in order.
 const STOP: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 
-/// How much longer than its grace the server gets before it is killed.
-const MARGIN: Duration = Duration::from_secs(2);
-
 /// How long handshakes are waited for that had begun before the rules changed: a lost packet is
 /// sent again after 1 s, and then after 2 s (RFC 6298, 2.1).
 const HANDSHAKES: Duration = Duration::from_secs(3);
 
-/// How long a stop takes at most. Who stops it, as the kubelet does, should wait longer before
-/// SIGKILL, which would cut off what clients have begun.
+/// What a stop may take beside waiting for handshakes and for the server.
+const MARGIN: Duration = Duration::from_secs(2);
+
+/// How long a stop waits for clients at most. Who stops it, as the kubelet does, should wait longer
+/// before SIGKILL.
 pub const LONGEST_STOP: Duration = HANDSHAKES.saturating_add(GRACE).saturating_add(MARGIN);
 
 /// How often the kernel is asked for the sockets of connections that end.
@@ -240,14 +240,15 @@ impl Guard {
         let draining: Vec<Script> = self.scripts.iter().map(Script::draining).collect();
         self.table.replace(&draining)?;
         log::info!("Stopping: new connections go to the Pods");
+        let start = Instant::now();
         self.forget(States::TIME_WAIT);
-        self.wait_for_end(States::HANDSHAKE, Instant::now() + HANDSHAKES);
+        self.wait_for_end(States::HANDSHAKE, start + HANDSHAKES);
         let fault = |error: io::Error| Error::new("tell the server to finish", error);
         self.server
             .control
             .shutdown(Shutdown::Write)
             .map_err(fault)?;
-        let deadline = Instant::now() + GRACE + MARGIN;
+        let deadline = start + LONGEST_STOP;
         loop {
             match self.wait(Some(deadline))? {
                 Event::ServerSpoke => match self.hear_server() {

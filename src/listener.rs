@@ -1,7 +1,8 @@
 //! Listening sockets with IP_TRANSPARENT: bound to loopback, they take connections to any address.
 //!
 //! What is set here is inherited by every accepted connection, which then needs no call of its own:
-//! TCP_NODELAY and the time-outs of a single read or write (ip(7), ipv6(7), tcp(7), socket(7)).
+//! TCP_NODELAY, the buffers' sizes, and the time-outs of a single read or write (ip(7), ipv6(7),
+//! tcp(7), socket(7)).
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -21,6 +22,12 @@ const BACKLOG: c_int = 4096;
 /// How long a server may hold the port after its guard was killed: the kernel ends it then, but
 /// not in the same moment.
 const RELEASE: Duration = Duration::from_secs(1);
+
+/// How many bytes of a connection wait in the kernel to be read, and to be sent. Without a bound,
+/// clients that send and do not read make it 32 MiB each (tcp(7), `tcp_rmem`); the kernel doubles
+/// both for what it needs beside (socket(7)).
+const RECEIVED: c_int = 64 * 1024;
+const SENT: c_int = 32 * 1024;
 
 /// Connections from the node itself that wait to be accepted.
 const DIRECT_BACKLOG: c_int = 128;
@@ -91,6 +98,8 @@ fn listen(family: Family, address: SocketAddr, timeout: Duration) -> std::io::Re
     sys::set_option(fd, level, transparent, 1 as c_int)?;
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1 as c_int)?;
     sys::set_option(fd, libc::SOL_TCP, libc::TCP_NODELAY, 1 as c_int)?;
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, RECEIVED)?;
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, SENT)?;
     set_timeouts(fd, timeout)?;
     sys::bind(fd, address)?;
     sys::listen(fd, BACKLOG)?;

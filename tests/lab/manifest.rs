@@ -98,6 +98,14 @@ impl Pod {
         Duration::from_secs(self.spec["terminationGracePeriodSeconds"].as_u64().unwrap())
     }
 
+    /// How much memory it may have, in bytes.
+    pub fn memory_limit(&self) -> u64 {
+        let limit = self.container()["resources"]["limits"]["memory"]
+            .as_str()
+            .unwrap();
+        limit.strip_suffix("Mi").unwrap().parse::<u64>().unwrap() << 20
+    }
+
     /// Where a probe asks: address and path.
     pub fn probe(&self, name: &str) -> (String, &str) {
         let get = &self.container()[name]["httpGet"];
