@@ -39,7 +39,7 @@ done
 config="target.'cfg(target_env = \"musl\")'.rustflags=[$(IFS=,; echo "${flags[*]}")]"
 for architecture; do
     triple=${triples[$architecture]}
-    cargo build --quiet --config "$config" --locked --release --target-dir target/static --target "$triple"
+    cargo build --config "$config" --locked --release --target-dir target/static --target "$triple"
     install -D -m 755 "target/static/$triple/release/tproxy-pod" "target/$architecture/tproxy-pod"
     echo "target/$architecture/tproxy-pod"
 done

@@ -209,8 +209,11 @@ netns() {
     if [[ -z $binary ]]; then
         command -v cargo >/dev/null || fail "cargo is missing: install rustup, or give BINARY=path"
         cd "$(dirname "$script")/.."
-        binary=$(cargo build --release --target "$(uname -m)-unknown-linux-musl" --message-format json-render-diagnostics |
-            sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
+        case $(uname -m) in
+            x86_64) binary=$(scripts/build.sh amd64) ;;
+            aarch64) binary=$(scripts/build.sh arm64) ;;
+            *) fail "this machine is neither x86_64 nor arm64" ;;
+        esac
     fi
     local own=(unshare --user --map-root-user --net --mount --pid --fork --kill-child --mount-proc)
     "${own[@]}" true || fail "a user may not make namespaces here (kernel.unprivileged_userns_clone," \

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use lab::{CIDRS, Lab, PATIENCE, POD, POD6, connect_from, wait_until};
 use nix::sys::signal::{Signal, kill};
+use tproxy_pod::guard::LONGEST_STOP;
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 
@@ -270,4 +271,17 @@ fn a_server_that_dies_while_it_finishes_leaves_nothing() {
     assert_eq!(daemon.wait().code(), Some(1));
     assert_eq!(lab.remains(), [""; 0]);
     assert_eq!(lab.node.run("ss -Htan sport 8180"), "");
+}
+
+#[test]
+fn a_server_that_does_not_end_is_killed_within_the_longest_stop() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    kill(daemon.server(), Signal::SIGSTOP).unwrap();
+    let start = Instant::now();
+    assert_eq!(daemon.stop(), Some(1));
+    assert!(start.elapsed() < LONGEST_STOP + Duration::from_secs(1));
+    daemon.wait_for("The server does not end: killing it");
+    daemon.wait_for("the server was killed by SIGKILL");
+    assert_eq!(lab.remains(), [""; 0]);
 }
