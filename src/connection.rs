@@ -31,7 +31,7 @@ pub struct Deadlines {
     pub linger: Duration,
 }
 
-/// The deadlines of the program.
+/// The deadlines of clients.
 pub const DEADLINES: Deadlines = Deadlines {
     idle: Duration::from_secs(15),
     head: Duration::from_secs(10),
@@ -40,13 +40,21 @@ pub const DEADLINES: Deadlines = Deadlines {
     linger: Duration::from_secs(1),
 };
 
+/// The deadlines of the node's own programs, which answer each other at once: a kubelet's probe may
+/// wait behind some of them.
+pub const DIRECT_DEADLINES: Deadlines = Deadlines {
+    idle: Duration::from_secs(1),
+    head: Duration::from_secs(1),
+    body: Duration::from_secs(1),
+    answer: Duration::from_secs(1),
+    linger: Duration::from_secs(1),
+};
+
 /// What all connections share.
 #[derive(Debug)]
 pub struct Context {
     /// The node's name, shown in every echo.
     pub node: Option<String>,
-    /// How long things may take.
-    pub deadlines: Deadlines,
     /// Whether connections end after their next answer.
     pub draining: AtomicBool,
     /// Connections to captured addresses.
@@ -103,12 +111,14 @@ pub struct Connection<'c> {
     ends: Ends,
     /// Whether it was made to the listener's own address, from the node itself.
     direct: bool,
+    deadlines: Deadlines,
     context: &'c Context,
     seat: &'c Seat,
 }
 
 impl<'c> Connection<'c> {
-    /// An accepted connection.
+    /// A connection that was accepted at `listener`, from which it inherited the time-out of
+    /// `deadlines.idle`.
     ///
     /// # Errors
     /// What the kernel answers to getsockname(2).
@@ -116,6 +126,7 @@ impl<'c> Connection<'c> {
         stream: TcpStream,
         client: SocketAddr,
         listener: SocketAddr,
+        deadlines: Deadlines,
         context: &'c Context,
         seat: &'c Seat,
     ) -> std::io::Result<Connection<'c>> {
@@ -123,7 +134,7 @@ impl<'c> Connection<'c> {
             client,
             destination: stream.local_addr()?,
         };
-        let wire = Wire::new(stream, context.deadlines.idle);
+        let wire = Wire::new(stream, deadlines.idle);
         let direct = ends.destination == listener;
         if !direct {
             context.connections.fetch_add(1, Ordering::Relaxed);
@@ -132,6 +143,7 @@ impl<'c> Connection<'c> {
             wire,
             ends,
             direct,
+            deadlines,
             context,
             seat,
         })
@@ -144,7 +156,7 @@ impl<'c> Connection<'c> {
         loop {
             match self.exchange(buffers, &mut filled) {
                 Ok(Persistence::Close) if filled > 0 || self.is_draining() => {
-                    return self.wire.part(self.context.deadlines.linger);
+                    return self.wire.part(self.deadlines.linger);
                 }
                 Ok(Persistence::Close) => return,
                 Ok(_) => used = true,
@@ -180,13 +192,13 @@ impl<'c> Connection<'c> {
         let head = Head::parse(head_bytes, &span)?;
         let status = self.begin(answer.content(), &head);
         let body = self.read_body(&head, rest, *filled - span.range.end, answer.content())?;
-        let persistence = match self.is_draining() {
+        let persistence = match self.direct || self.is_draining() {
             true => Persistence::Close,
             false => head.persistence,
         };
         let bytes = answer.finish(status, persistence, head.method == b"HEAD");
         self.wire
-            .write(bytes, self.context.deadlines.answer)
+            .write(bytes, self.deadlines.answer)
             .map_err(|failure| End::Lost(format!("the answer was not taken: {failure}")))?;
         self.log(&Served {
             head: &head,
@@ -233,7 +245,7 @@ impl<'c> Connection<'c> {
         started: Instant,
     ) -> Result<Span, End> {
         let mut scanner = HeadScanner::default();
-        let deadline = started + self.context.deadlines.head;
+        let deadline = started + self.deadlines.head;
         loop {
             if let Some(span) = scanner.scan(&input[..*filled])? {
                 return Ok(span);
@@ -279,7 +291,7 @@ impl<'c> Connection<'c> {
         let mut unread = 0..filled;
         if head.expects_continue && !decoder.is_complete() && unread.is_empty() {
             self.wire
-                .write(CONTINUE, self.context.deadlines.answer)
+                .write(CONTINUE, self.deadlines.answer)
                 .map_err(|failure| End::Lost(format!("100 Continue was not taken: {failure}")))?;
         }
         let mut deadline = None;
@@ -292,8 +304,7 @@ impl<'c> Connection<'c> {
             if decoder.is_complete() {
                 break;
             }
-            let deadline =
-                *deadline.get_or_insert_with(|| Instant::now() + self.context.deadlines.body);
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.deadlines.body);
             unread = 0..self
                 .wire
                 .read_until(deadline, input)
@@ -335,7 +346,7 @@ impl<'c> Connection<'c> {
                 .unwrap_or(bytes)
                 .starts_with(b"HEAD "),
         );
-        let written = self.wire.write(bytes_out, self.context.deadlines.answer);
+        let written = self.wire.write(bytes_out, self.deadlines.answer);
         self.context.requests.fetch_add(1, Ordering::Relaxed);
         log::warn!(
             "{}",
@@ -346,7 +357,7 @@ impl<'c> Connection<'c> {
             }
         );
         if written.is_ok() {
-            self.wire.part(self.context.deadlines.linger);
+            self.wire.part(self.deadlines.linger);
         }
     }
 }

@@ -61,11 +61,22 @@ pub fn bind(family: Family, port: u16, timeout: Duration) -> Result<TcpListener,
 
 /// A second listener at the address of a transparent one, which takes the connections that the node
 /// itself makes there: what comes in by `lo` finds the socket that is bound to it first
-/// (`compute_score`, net/ipv4/inet_hashtables.c).
+/// (`compute_score`, net/ipv4/inet_hashtables.c). Both have SO_REUSEPORT then: another program of the
+/// same user that asks for it can listen there too.
 ///
 /// # Errors
-/// What the kernel answers: EPERM before Linux 5.7, where binding to a device needs CAP_NET_RAW.
-pub fn bind_direct(listener: &TcpListener, timeout: Duration) -> std::io::Result<TcpListener> {
+/// What the kernel answers; EPERM before Linux 5.7, where binding to a device needs CAP_NET_RAW.
+pub fn bind_direct(listener: &TcpListener, timeout: Duration) -> Result<TcpListener, Error> {
+    listen_beside(listener, timeout).map_err(|cause| {
+        let error = Error::new("bind to lo for probes", cause);
+        match error.errno() {
+            libc::EPERM => error.hint("before Linux 5.7 CAP_NET_RAW is needed"),
+            _ => error,
+        }
+    })
+}
+
+fn listen_beside(listener: &TcpListener, timeout: Duration) -> std::io::Result<TcpListener> {
     let address = listener.local_addr()?;
     let domain = match address {
         SocketAddr::V4(_) => libc::AF_INET,
@@ -74,6 +85,8 @@ pub fn bind_direct(listener: &TcpListener, timeout: Duration) -> std::io::Result
     let socket = sys::socket(domain, libc::SOCK_STREAM, 0)?;
     let fd = socket.as_fd();
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, *b"lo\0")?;
+    // What is left of its connections shall not keep the next start from the address.
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1 as c_int)?;
     // Only now: the transparent listener had to find out whether somebody else listens there.
     sys::set_option(
         listener.as_fd(),

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use nix::unistd::{ForkResult, getpid};
 
 use tproxy_pod::capture::{self, Family};
-use tproxy_pod::connection::DEADLINES;
+use tproxy_pod::connection::{DEADLINES, DIRECT_DEADLINES};
 use tproxy_pod::error::{Error, words};
 use tproxy_pod::guard::{self, Guard, Server};
 use tproxy_pod::nftables::Table;
@@ -90,12 +90,9 @@ fn bind(options: &Options) -> Result<Listeners, Error> {
         let listener = listener::bind(family, options.port, DEADLINES.idle)?;
         let address = SocketAddr::new(family.loopback(), options.port);
         log::info!("Binding TCP TProxy listener to {address}");
-        match listener::bind_direct(&listener, DEADLINES.idle) {
+        match listener::bind_direct(&listener, DIRECT_DEADLINES.idle) {
             Ok(listener) => direct.push(listener),
-            Err(error) => log::info!(
-                "Probes of {address} wait behind clients (Linux 5.7 is needed): {}",
-                words(&error)
-            ),
+            Err(error) => log::info!("Probes of {address} wait behind clients: {error}"),
         }
         transparent.push(listener);
     }

@@ -2,8 +2,8 @@
 //!
 //! While there is room for another connection, a thread waits at every listener: the last one that
 //! waits starts another before it serves. At the limit, clients wait in the kernel's queue. A thread
-//! that nobody needed for a while ends. What the node itself asks has threads and listeners of its
-//! own, beyond the limit.
+//! that nobody needed for a while ends. What the node itself asks has listeners and threads of its
+//! own, beyond the limit: the answer says that this process lives, not that a client finds room.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
-use crate::connection::{Buffers, Connection, Context, DEADLINES};
+use crate::connection::{Buffers, Connection, Context, DEADLINES, DIRECT_DEADLINES, Deadlines};
 use crate::error::{Error, words};
 use crate::idle::{Seat, Seats};
 use crate::{sandbox, sys};
@@ -29,6 +29,9 @@ const QUIET: Duration = Duration::from_millis(300);
 
 /// Threads that may wait for a connection at each listener.
 const SPARE: usize = 64;
+
+/// Threads that answer the node itself, at each listener for it.
+const ATTENDANTS: usize = 4;
 
 /// A thread's stack, in bytes; the buffers are elsewhere.
 const STACK: usize = 64 * 1024;
@@ -78,7 +81,7 @@ pub fn run(
     let server = Arc::new(Server::new(transparent, max_connections).map_err(fault("listen"))?);
     server.spawn().map_err(fault("start a thread"))?;
     for listener in direct {
-        let listener = Listener::new(listener).map_err(fault("listen"))?;
+        let listener = Listener::new(listener, DIRECT_DEADLINES).map_err(fault("listen"))?;
         server.attend(listener).map_err(fault("start a thread"))?;
     }
     control.write_all(READY).map_err(fault("tell the guard"))?;
@@ -99,8 +102,6 @@ struct Server {
     ended: Condvar,
     /// Connections that were accepted, probes included.
     accepted: AtomicU64,
-    /// Whether the kernel had no means for another connection when one was accepted last.
-    starved: AtomicBool,
     seats: Seats,
 }
 
@@ -109,12 +110,38 @@ struct Listener {
     socket: TcpListener,
     /// Where it is bound: what a direct connection has as its destination.
     address: SocketAddr,
+    /// How long things may take on its connections.
+    deadlines: Deadlines,
+    /// Whether the kernel had no means for another connection when one was accepted last.
+    starved: AtomicBool,
 }
 
 impl Listener {
-    fn new(socket: TcpListener) -> io::Result<Listener> {
-        let address = socket.local_addr()?;
-        Ok(Listener { socket, address })
+    fn new(socket: TcpListener, deadlines: Deadlines) -> io::Result<Listener> {
+        Ok(Listener {
+            address: socket.local_addr()?,
+            socket,
+            deadlines,
+            starved: AtomicBool::new(false),
+        })
+    }
+
+    fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let accepted = self.socket.accept()?;
+        self.starved.store(false, Ordering::Relaxed);
+        Ok(accepted)
+    }
+
+    /// Where the kernel has no means for another connection, says so once, and waits until it may
+    /// have them.
+    fn wait_after(&self, error: &io::Error) {
+        if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) {
+            return;
+        }
+        if !self.starved.swap(true, Ordering::Relaxed) {
+            log::warn!("Cannot accept a connection, clients wait: {}", words(error));
+        }
+        thread::sleep(RECOVERY);
     }
 }
 
@@ -144,14 +171,13 @@ impl Server {
             node: std::env::var("NODE_NAME")
                 .ok()
                 .filter(|name| !name.is_empty()),
-            deadlines: DEADLINES,
             draining: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
         };
         let listeners = listeners
             .into_iter()
-            .map(Listener::new)
+            .map(|socket| Listener::new(socket, DEADLINES))
             .collect::<io::Result<Vec<_>>>()?;
         let load = Mutex::new(Load {
             open: 0,
@@ -165,7 +191,6 @@ impl Server {
             load,
             ended: Condvar::new(),
             accepted: AtomicU64::new(0),
-            starved: AtomicBool::new(false),
             seats: Seats::default(),
         })
     }
@@ -180,21 +205,25 @@ impl Server {
         start(move || server.work())
     }
 
-    /// Starts the thread that answers the node itself, one connection after the other.
+    /// Starts the threads that answer the node itself, each one connection after the other.
     fn attend(self: &Arc<Server>, listener: Listener) -> io::Result<()> {
-        let server = Arc::clone(self);
-        start(move || {
-            let seat = server.seats.add();
-            let mut buffers = Buffers::new();
-            loop {
-                match listener.socket.accept() {
-                    Ok((stream, client)) => {
-                        server.serve(&listener, stream, client, &seat, &mut buffers);
+        let listener = Arc::new(listener);
+        for _ in 0..ATTENDANTS {
+            let (server, listener) = (Arc::clone(self), Arc::clone(&listener));
+            start(move || {
+                let seat = server.seats.add();
+                let mut buffers = Buffers::new();
+                loop {
+                    match listener.accept() {
+                        Ok((stream, client)) => {
+                            server.serve(&listener, stream, client, &seat, &mut buffers);
+                        }
+                        Err(error) => listener.wait_after(&error),
                     }
-                    Err(error) => server.wait_after(&error),
                 }
-            }
-        })
+            })?;
+        }
+        Ok(())
     }
 
     /// Starts a thread if there is room for a connection, but nobody to accept it.
@@ -211,8 +240,7 @@ impl Server {
         let seat = self.seats.add();
         let mut buffers = Buffers::new();
         while let Some((number, listener)) = self.queue() {
-            let accepted = listener.socket.accept();
-            match accepted {
+            match listener.accept() {
                 Ok((stream, client)) => {
                     self.begin(number);
                     self.serve(listener, stream, client, &seat, &mut buffers);
@@ -223,7 +251,7 @@ impl Server {
                     if error.kind() == ErrorKind::WouldBlock && others > 0 {
                         break;
                     }
-                    self.wait_after(&error);
+                    listener.wait_after(&error);
                 }
             }
         }
@@ -251,7 +279,6 @@ impl Server {
     /// one connection more than allowed may have been accepted.
     fn begin(self: &Arc<Server>, number: usize) {
         self.accepted.fetch_add(1, Ordering::Relaxed);
-        self.starved.store(false, Ordering::Relaxed);
         let mut load = self.load();
         load.leave(number);
         load.open += 1;
@@ -274,18 +301,6 @@ impl Server {
         }
     }
 
-    /// Where the kernel has no means for another connection, says so once, and waits until it may
-    /// have them.
-    fn wait_after(&self, error: &io::Error) {
-        if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) {
-            return;
-        }
-        if !self.starved.swap(true, Ordering::Relaxed) {
-            log::warn!("Cannot accept a connection, clients wait: {}", words(error));
-        }
-        thread::sleep(RECOVERY);
-    }
-
     fn serve(
         &self,
         listener: &Listener,
@@ -294,7 +309,10 @@ impl Server {
         seat: &Seat,
         buffers: &mut Buffers,
     ) {
-        match Connection::new(stream, client, listener.address, &self.context, seat) {
+        let Listener {
+            address, deadlines, ..
+        } = listener;
+        match Connection::new(stream, client, *address, *deadlines, &self.context, seat) {
             Ok(connection) => connection.serve(buffers),
             Err(error) => log::info!("Connection from {client} was lost: {}", words(&error)),
         }

@@ -2,8 +2,8 @@
 
 mod lab;
 
-use std::io::{Read, Write};
-use std::net::UdpSocket;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpStream, UdpSocket};
 use std::time::Duration;
 
 use lab::{CIDRS, Lab, POD, POD6};
@@ -217,4 +217,34 @@ fn the_node_probes_the_listener_directly() {
     assert_eq!(daemon.stop(), Some(0));
     let probes = daemon.log().matches("Received request to /healthz").count();
     assert_eq!(probes, 1, "probes are not logged");
+}
+
+#[test]
+fn a_firewall_of_the_node_has_to_accept_the_mark() {
+    let lab = Lab::new();
+    lab.node.run("nft add table ip firewall");
+    lab.node
+        .run("nft add chain ip firewall input { type filter hook input priority 0; policy drop; }");
+    let _daemon = lab.start(&[]);
+    let refused = lab
+        .client
+        .enter(|| TcpStream::connect_timeout(&POD.parse().unwrap(), Duration::from_millis(500)));
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::TimedOut);
+    lab.node
+        .run("nft insert rule ip firewall input meta mark & 0x1 == 0x1 accept");
+    assert!(echoed(&lab.client.get(POD, "/")));
+}
+
+#[test]
+fn the_nodes_own_requests_are_not_captured_whichever_address_they_go_to() {
+    let lab = Lab::new();
+    lab.pod.serve(8180);
+    let _daemon = lab.start(&["--cidr", CIDRS]);
+    for pod in [POD, POD6] {
+        assert!(lab.node.get(pod, "/").ends_with("pod"));
+    }
+    for its_own in ["10.244.0.1:8180", "[fd00:10:244::1]:8180"] {
+        let refused = lab.node.connect(its_own).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{its_own}");
+    }
 }

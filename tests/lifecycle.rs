@@ -110,6 +110,31 @@ fn starts_after_sigkill_leave_one_of_everything() {
 }
 
 #[test]
+fn a_start_does_not_mind_what_is_left_of_probes() {
+    let lab = Lab::new();
+    let probed = || {
+        let daemon = lab.start(&["--cidr", CIDRS]);
+        for address in ["127.0.0.1:1", "[::1]:1"] {
+            lab.node.get(address, "/healthz");
+        }
+        let ended = lab.node.run("ss -Htn state time-wait sport = :1");
+        for address in ["127.0.0.1%lo:1 ", "[::1]%lo:1 "] {
+            assert!(
+                ended.contains(address),
+                "the listener closed first: {ended}"
+            );
+        }
+        daemon
+    };
+    let mut daemon = probed();
+    assert_eq!(daemon.stop(), Some(0));
+    let mut daemon = probed();
+    let _open = ["127.0.0.1:1", "[::1]:1"].map(|address| lab.node.connect(address).unwrap());
+    daemon.kill();
+    lab.start(&["--cidr", CIDRS]);
+}
+
+#[test]
 fn a_start_waits_for_an_owner_that_is_about_to_die() {
     let lab = Lab::new();
     let mut first = lab.start(&["--cidr", CIDRS]);
