@@ -279,8 +279,15 @@ fn lab(family: &Family) -> Lab {
     let lab = Lab::new();
     let add = |namespace: &Namespace, name: &str| {
         let address = family.address(name, 0).ip();
-        let length = if address.is_ipv4() { 24 } else { 64 };
-        namespace.run(&format!("ip address add {address}/{length} dev eth0"));
+        // An address is tentative until the kernel gets to it, and cannot be bound to.
+        let (length, flag) = if address.is_ipv4() {
+            (24, "")
+        } else {
+            (64, "nodad")
+        };
+        namespace.run(&format!(
+            "ip address add {address}/{length} dev eth0 {flag}"
+        ));
     };
     add(&lab.client, "{other}");
     add(&lab.pod, "{twin}");

@@ -270,7 +270,7 @@ impl Lab {
         ];
         for (namespace, device, v4, v6) in ends {
             namespace.run(&format!("ip address add {v4} dev {device}"));
-            namespace.run(&format!("ip address add {v6} dev {device}"));
+            namespace.run(&format!("ip address add {v6} dev {device} nodad"));
             namespace.run(&format!("ip link set {device} up"));
         }
         for (namespace, v4, v6) in [
