@@ -23,9 +23,9 @@ const BACKLOG: c_int = 4096;
 /// not in the same moment.
 const RELEASE: Duration = Duration::from_secs(1);
 
-/// How many bytes of a connection wait in the kernel to be read, and to be sent. Without a bound,
-/// clients that send and do not read make it 32 MiB each (tcp(7), `tcp_rmem`); the kernel doubles
-/// both for what it needs beside (socket(7)).
+/// How many bytes of a connection wait in the kernel to be read, and to be sent; it takes twice as
+/// much, for what it needs beside (socket(7)). Clients that send and do not read would make it as
+/// much as `tcp_rmem` and `tcp_wmem` allow (tcp(7)): MiBs each.
 const RECEIVED: c_int = 64 * 1024;
 const SENT: c_int = 32 * 1024;
 
