@@ -7,7 +7,9 @@ mod stage;
 use std::thread;
 
 use stage::clusters::*;
-use stage::{Answer, Run, Stage, answer, assert_fails, assert_succeeds, failure, has_state};
+use stage::{
+    Answer, Run, Stage, answer, assert_fails, assert_succeeds, failure, failure_at_first, has_state,
+};
 
 const README: &str = include_str!("../README.md");
 const MANIFEST: &str = include_str!("../install.yaml");
@@ -106,6 +108,83 @@ fn the_image_has_one_name_everywhere() {
     assert!(run.called(&format!(
         "docker save --output target/tproxy-pod.tar {image}"
     )));
+}
+
+#[test]
+fn no_temporary_file_stays() {
+    let runs: [&[&str]; 4] = [
+        &["kind"],
+        &["kind", "--delete"],
+        &["cluster"],
+        &["cluster", "--delete"],
+    ];
+    for words in runs {
+        let stage = match words[0] {
+            "kind" => kind_stage("temporary-kind"),
+            _ => cluster_stage("temporary-cluster"),
+        };
+        assert_succeeds(&stage.demo(words));
+        assert_eq!(stage.files("temporary"), [""; 0], "{words:?}");
+    }
+    let stage = kind_stage("temporary-failure").but(failure("kubectl config current-context"));
+    assert_eq!(stage.demo(&["kind"]).status, Some(1));
+    assert_eq!(stage.files("temporary"), [""; 0]);
+}
+
+// --- what comes late ---
+
+#[test]
+fn a_pod_that_answers_late_is_waited_for() {
+    let late = failure_at_first(&format!("{CURL} 10.244.0.5"));
+    assert_succeeds(&kind_stage("late-answer").but(late).demo(&["kind"]));
+}
+
+#[test]
+fn a_pod_comes_after_the_service_account_of_its_namespace() {
+    let account = "kubectl -n tproxy-pod-demo get serviceaccount default";
+    let stage = kind_stage("late-account").but(failure_at_first(account));
+    assert_succeeds(&stage.demo(&["kind"]));
+    let web = "kubectl -n tproxy-pod-demo run web --image=nginx:alpine";
+    let record = stage.read("record");
+    let calls = record.lines().filter(|call| [account, web].contains(call));
+    assert_eq!(calls.collect::<Vec<_>>(), [account, account, web]);
+}
+
+// --- what goes into command lines ---
+
+#[test]
+fn a_value_that_is_no_plain_word_is_refused() {
+    for (number, name) in ["IMAGE", "CIDR", "WEB_IMAGE"].into_iter().enumerate() {
+        for value in [
+            "a'; curl 192.0.2.1 #",
+            "a; curl 192.0.2.1",
+            "$(curl 192.0.2.1)",
+        ] {
+            let stage = cluster_stage(&format!("value-{number}")).set(name, value);
+            let run = stage.demo(&["cluster"]);
+            assert_eq!(run.status, Some(1), "{name}={value}");
+            let why = format!("{name}={value}: expected only the characters");
+            assert!(run.stderr.contains(&why), "{}", run.stderr);
+            assert!(run.calls.is_empty(), "{:?}", run.calls);
+        }
+    }
+}
+
+#[test]
+fn the_pods_are_of_web_image() {
+    let image = "registry.example/nginx:1";
+    for (mode, stage, pods) in [
+        ("kind", kind_stage("web-kind"), 1),
+        ("cluster", cluster_stage("web-cluster"), 2),
+    ] {
+        let run = stage.set("WEB_IMAGE", image).demo(&[mode]);
+        assert_succeeds(&run);
+        let runs = run.calls.iter().filter(|call| call.contains("-demo run "));
+        let images: Vec<bool> = runs
+            .map(|call| format!("{call} ").contains(&format!(" --image={image} ")))
+            .collect();
+        assert_eq!(images, vec![true; pods], "{mode}");
+    }
 }
 
 // --- a second run ---
@@ -239,6 +318,20 @@ fn another_answer_at_an_address_that_no_pod_has_fails() {
         page,
         why,
         "scripts/demo.sh cluster",
+    );
+}
+
+#[test]
+fn another_answer_to_the_pod_at_an_address_that_no_pod_has_fails() {
+    let page = answer(&format!("{EXEC} 10.244.1.62:8180/nobody"), WELCOME);
+    let why =
+        "this should have shown: Request received from 10.244.1.62:8180 destination /nobody : ";
+    assert_refuses(
+        "nobody-pod",
+        "cluster",
+        page,
+        why,
+        "must contain 10.244.1.5",
     );
 }
 

@@ -60,12 +60,25 @@ fn no_proxy_is_asked_for_a_pod() {
     );
 }
 
+fn podman_stage(name: &str) -> Stage {
+    let stage = kind_stage(name)
+        .but(failure("docker info"))
+        .but(answer("podman ", ""))
+        .but(answer("podman save ", "a new file"));
+    stage.add("podman");
+    stage
+}
+
+#[test]
+fn podman_finds_no_archive_of_an_earlier_run() {
+    let stage = podman_stage("podman-twice");
+    stage.write_target("tproxy-pod.tar", "an earlier image");
+    assert_succeeds(&stage.demo(&["kind"]));
+}
+
 #[test]
 fn podman_does_what_docker_cannot() {
-    let stage = kind_stage("podman")
-        .but(failure("docker info"))
-        .but(answer("podman ", ""));
-    stage.add("podman");
+    let stage = podman_stage("podman");
     let run = stage.demo(&["kind"]);
     assert_succeeds(&run);
     let told = |line: &&str| line.starts_with("export") || line.contains("podman");
@@ -95,7 +108,6 @@ fn played_kind(name: &str) -> Stage {
         .but(after("ip route del", route, ""))
         .but(answer("ip route del ", ""));
     assert_succeeds(&stage.demo(&["kind"]));
-    stage.write_target("tproxy-pod.tar", "the image");
     stage.write_target("keep", "somebody else's");
     stage
 }

@@ -78,7 +78,7 @@ pub fn on_kind() -> Vec<Answer> {
         answer("kind get clusters", "tproxy-pod-2\n"),
         answer("kind ", ""),
         answer("docker build ", ""),
-        answer("docker save ", ""),
+        answer("docker save ", "a new file"),
         answer("kubectl config current-context", "kind-tproxy-pod\n"),
         answer("kubectl apply -f install.yaml ", ""),
         answer(GET_WEB, &pod),

@@ -29,6 +29,8 @@ pub struct Answer {
     call: String,
     /// What has to be on record before.
     before: &'static str,
+    /// Whether only the first of these calls is answered so.
+    once: bool,
     status: u8,
     /// What it prints, or what `stand-in.sh` does instead.
     text: String,
@@ -44,6 +46,7 @@ pub fn after(before: &'static str, call: &str, text: &str) -> Answer {
     Answer {
         call: call.to_owned(),
         before,
+        once: false,
         status: 0,
         text: text.replace('\n', "\\n"),
     }
@@ -54,6 +57,14 @@ pub fn failure(call: &str) -> Answer {
     Answer {
         status: 1,
         ..answer(&format!("{call} "), "the stand-in fails\n")
+    }
+}
+
+/// The failure of exactly this call, the first time.
+pub fn failure_at_first(call: &str) -> Answer {
+    Answer {
+        once: true,
+        ..failure(call)
     }
 }
 
@@ -111,6 +122,7 @@ impl Stage {
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(directory.join("bin")).unwrap();
         fs::create_dir_all(directory.join("repository/scripts")).unwrap();
+        fs::create_dir_all(directory.join("temporary")).unwrap();
         for file in [
             "scripts/demo.sh",
             "scripts/demo-kubernetes.sh",
@@ -180,6 +192,7 @@ impl Stage {
             .env_clear()
             .env("PATH", &bin)
             .env("STAGE", &self.directory)
+            .env("TMPDIR", self.directory.join("temporary"))
             .envs(self.variables.iter().cloned());
         let Output {
             status,
@@ -206,14 +219,19 @@ impl Stage {
 
     /// Puts a file into the repository's `target`.
     pub fn write_target(&self, file: &str, text: &str) {
-        let target = self.directory.join("repository/target");
-        fs::create_dir_all(&target).unwrap();
-        fs::write(target.join(file), text).unwrap();
+        let path = self.directory.join("repository/target").join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
     }
 
     /// The files of the repository's `target`.
     pub fn target(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.directory.join("repository/target"));
+        self.files("repository/target")
+    }
+
+    /// The files of a directory of the stage; none if it is not there.
+    pub fn files(&self, directory: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.directory.join(directory));
         entries.map_or(Vec::new(), |entries| {
             let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
             names.collect()
@@ -226,10 +244,12 @@ fn line(answer: &Answer) -> String {
     let Answer {
         call,
         before,
+        once,
         status,
         text,
     } = answer;
-    format!("{call}\x1f{before}\x1f{status}\x1f{text}\n")
+    let often = if *once { "once" } else { "" };
+    format!("{call}\x1f{before}\x1f{often}\x1f{status}\x1f{text}\n")
 }
 
 fn on_path(tool: &str) -> PathBuf {
@@ -259,6 +279,16 @@ pub fn assert_fails(run: &Run, why: &str, advice: &str) {
     assert!(to_do.contains(advice), "{advice:?}: {to_do}");
 }
 
+/// Whether it printed the state of the cluster: all of it, or nothing.
 pub fn has_state(run: &Run) -> bool {
-    run.stderr.contains("# The state of the cluster.")
+    let questions = [
+        "get nodes,pods -A -o wide",
+        "-n kube-system describe pods -l app.kubernetes.io/name=tproxy-pod",
+        "-n tproxy-pod-demo describe pods",
+        "-n kube-system logs -l app.kubernetes.io/name=tproxy-pod --prefix --tail=50",
+    ];
+    let answered = |it| format!("\n$ kubectl --request-timeout=10s {it}\nthe state\n");
+    let printed = questions.map(|it| run.stderr.contains(&answered(it)));
+    assert!(printed.iter().all(|it| *it == printed[0]), "{}", run.stderr);
+    printed[0]
 }
