@@ -25,6 +25,7 @@ Environment:
   CIDR       cluster: the Pod CIDRs to capture, in place of install.yaml's
   WEB_IMAGE  kind, cluster: an nginx, for cluster with curl [nginx:alpine]
   BINARY     netns: the program; without it the release binary is built
+  PATIENCE   seconds to wait for what has to come: an answer, a log line [15]
 TEXT
 }
 
@@ -57,8 +58,10 @@ shows() { # TEXT…: the output has to contain each
 
 ends_with() { ((status == $1)) || fail "this should have ended with status $1, not $status"; }
 
+readonly patience=${PATIENCE:-15}
+
 wait_for() { # WHAT COMMAND…: until the command succeeds
-    local deadline=$((SECONDS + 15))
+    local deadline=$((SECONDS + 10#$patience))
     until "${@:2}" &>/dev/null; do
         ((SECONDS < deadline)) || fail "it never came to be: $1"
         sleep "${pause:-0.01}"
@@ -218,7 +221,7 @@ netns() {
     local own=(unshare --user --map-root-user --net --mount --pid --fork --kill-child --mount-proc)
     "${own[@]}" true || fail "a user may not make namespaces here (kernel.unprivileged_userns_clone," \
         "kernel.apparmor_restrict_unprivileged_userns): run as root"
-    "${own[@]}" env -i PATH="/run:$PATH" HOME=/run bash "$script" inside <"$binary" &
+    "${own[@]}" env -i PATH="/run:$PATH" HOME=/run PATIENCE="$patience" bash "$script" inside <"$binary" &
     local namespaces=$!
     # With the first process, all others of its namespace end, and what they made is gone.
     trap 'kill -KILL $namespaces' EXIT
@@ -246,6 +249,7 @@ kind_or_netns() {
     fi
 }
 
+[[ $patience =~ ^[0-9]{1,4}$ ]] || fail "PATIENCE=$patience: expected a number of seconds"
 case "$*" in
     "") on_kubernetes kind_or_netns ;;
     netns) netns ;;

@@ -150,6 +150,27 @@ fn a_pod_comes_after_the_service_account_of_its_namespace() {
     assert_eq!(calls.collect::<Vec<_>>(), [account, account, web]);
 }
 
+#[test]
+fn it_waits_as_long_as_patience_says() {
+    let never = failure(&format!("{CURL} 10.244.0.5"));
+    let stage = kind_stage("patience").but(never).set("PATIENCE", "0");
+    assert_eq!(stage.demo(&["kind"]).status, Some(1));
+    let record = stage.read("record");
+    let asked = record.lines().filter(|call| call.starts_with("curl"));
+    assert_eq!(asked.count(), 1);
+}
+
+#[test]
+fn a_patience_that_is_no_number_is_refused() {
+    let run = kind_stage("bad-patience")
+        .set("PATIENCE", "a[$(curl 192.0.2.1)]")
+        .demo(&["kind"]);
+    assert_eq!(run.status, Some(1));
+    let why = "PATIENCE=a[$(curl 192.0.2.1)]: expected a number of seconds";
+    assert!(run.stderr.contains(why), "{}", run.stderr);
+    assert!(run.calls.is_empty(), "{:?}", run.calls);
+}
+
 // --- what goes into command lines ---
 
 #[test]
@@ -245,7 +266,9 @@ fn assert_each_failure_is_reported(mode: &str, stage: fn(&str) -> Stage, exempt:
                 continue;
             }
             scope.spawn(move || {
-                let stage = stage(&format!("{mode}-fails-{number}")).but(failure(call));
+                let stage = stage(&format!("{mode}-fails-{number}"))
+                    .but(failure(call))
+                    .set("PATIENCE", "0");
                 let run = stage.demo(&[mode]);
                 assert_eq!(run.status, Some(1), "{call}:\n{}", run.stdout);
                 let said = run.stderr.replace('\'', "");
@@ -288,7 +311,7 @@ fn assert_refuses(name: &str, mode: &str, wrong: Answer, why: &str, advice: &str
         "kind" => kind_stage(name),
         _ => cluster_stage(name),
     };
-    let run = stage.but(wrong).demo(&[mode]);
+    let run = stage.but(wrong).set("PATIENCE", "0").demo(&[mode]);
     assert_fails(&run, why, advice);
     assert!(has_state(&run), "{}", run.stderr);
 }

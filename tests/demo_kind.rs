@@ -223,6 +223,21 @@ fn without_a_mode_it_is_netns_where_the_engine_does_not_work() {
 }
 
 #[test]
+fn netns_has_patience_too() {
+    let stage = kind_stage("netns-patience")
+        .but(answer("unshare ", ""))
+        .set("BINARY", "install.yaml")
+        .set("PATIENCE", "7");
+    for program in ["nft", "nsenter", "unshare", "python3"] {
+        stage.add(program);
+    }
+    let run = stage.demo(&["netns"]);
+    assert_succeeds(&run);
+    let inside = run.calls.last().unwrap();
+    assert!(inside.contains(" PATIENCE=7 bash "), "{inside}");
+}
+
+#[test]
 fn kind_says_what_is_missing() {
     let stage = kind_stage("kind-missing");
     stage.remove("kind");
@@ -245,7 +260,13 @@ fn the_help_has_each_mode_and_variable() {
         "\n  kind --delete ",
         "\n  cluster --delete ",
     ];
-    let variables = ["\n  IMAGE ", "\n  CIDR ", "\n  WEB_IMAGE ", "\n  BINARY "];
+    let variables = [
+        "\n  IMAGE ",
+        "\n  CIDR ",
+        "\n  WEB_IMAGE ",
+        "\n  BINARY ",
+        "\n  PATIENCE ",
+    ];
     for word in words.iter().chain(&variables) {
         assert!(run.stdout.contains(word), "{word}");
     }
