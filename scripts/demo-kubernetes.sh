@@ -149,17 +149,39 @@ has_kind_cluster() {
     [[ $'\n'$clusters$'\n' == *$'\n'tproxy-pod$'\n'* ]]
 }
 
+show_routes() { # CIDR…: a question without a family is about IPv4 alone
+    case $1 in
+        *:*) ip -6 route show "$@" ;;
+        *) ip route show "$@" ;;
+    esac
+}
+
+has_route() { # CIDR ADDRESS: is there this route? One by another way is not ours to change
+    local found others
+    found=$(show_routes "$1") || fail "this failed: ip route show $1"
+    if others=$(grep -vF " via $2 " <<<"$found") && [[ -n $others ]]; then
+        advice="if an earlier demo made it, type: scripts/demo.sh kind --delete; if not, and nobody needs it: ${sudo}ip route del $1; or let a Pod ask: scripts/demo.sh cluster"
+        fail "there is another route to $1: $others"
+    fi
+    [[ -n $found ]]
+}
+
 add_routes() { # to each node's Pods, through the node
-    local cidr address route added=()
+    local cidr address route routes=() missing=()
     run "kubectl get nodes -o custom-columns='POD-CIDR:.spec.podCIDR,ADDRESS:.status.addresses[?(@.type==\"InternalIP\")].address'"
     while read -r cidr address; do
-        [[ $cidr != */* ]] || added+=("$cidr via ${address%%,*}")
+        [[ $cidr != */* ]] || routes+=("$cidr via ${address%%,*}")
     done <<<"$output"
-    ((${#added[@]})) || fail "this should have shown the nodes' Pod CIDRs"
-    # --delete finds them here, when the cluster is gone too.
-    printf '%s\n' "${added[@]}" >>target/tproxy-pod.routes
-    for route in "${added[@]}"; do
-        run "${sudo}ip route replace $route"
+    ((${#routes[@]})) || fail "this should have shown the nodes' Pod CIDRs"
+    # Nothing is added before each has been looked for.
+    for route in "${routes[@]}"; do
+        has_route "${route%% *}" "${route##* }" || missing+=("$route")
+    done
+    ((${#missing[@]})) || return 0
+    for route in "${missing[@]}"; do
+        # --delete finds it here, when the cluster is gone too.
+        echo "$route" >>target/tproxy-pod.routes || fail "target/tproxy-pod.routes cannot be written"
+        run "${sudo}ip route add $route"
     done
 }
 
@@ -229,7 +251,7 @@ delete_kind() {
         while read -r route; do routes+=("$route"); done <target/tproxy-pod.routes
         for route in "${routes[@]}"; do
             # A route that cannot be looked for may be there.
-            if ! found=$(ip route show "${route%% *}" via "${route##* }") || [[ -n $found ]]; then
+            if ! found=$(show_routes "${route%% *}" via "${route##* }") || [[ -n $found ]]; then
                 try "${sudo}ip route del $route" || left+=("route $route")
             fi
         done

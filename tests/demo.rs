@@ -216,7 +216,12 @@ fn a_second_run_of_kind_makes_nothing_twice() {
     let first = stage.demo(&["kind"]);
     let second = stage.demo(&["kind"]);
     assert_succeeds(&second);
-    let creates = ["kind create", "create namespace", "tproxy-pod-demo run web"];
+    let creates = [
+        "kind create",
+        "create namespace",
+        "tproxy-pod-demo run web",
+        "ip route add",
+    ];
     let mut expected: Vec<&str> = first.steps();
     expected.retain(|call| !creates.iter().any(|it| call.contains(it)));
     expected.insert(0, "kind export kubeconfig --name tproxy-pod");

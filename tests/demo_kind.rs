@@ -3,7 +3,7 @@
 mod stage;
 
 use stage::clusters::*;
-use stage::{Stage, after, answer, assert_fails, assert_succeeds, failure};
+use stage::{Answer, Stage, after, answer, assert_fails, assert_succeeds, failure};
 
 #[test]
 fn root_needs_no_sudo() {
@@ -13,23 +13,34 @@ fn root_needs_no_sudo() {
     assert_succeeds(&run);
     assert!(
         run.shown()
-            .contains(&"ip route replace 10.244.0.0/24 via 172.18.0.2")
+            .contains(&"ip route add 10.244.0.0/24 via 172.18.0.2")
     );
+}
+
+/// kind's nodes with what each has.
+fn nodes(lines: &str) -> Answer {
+    let heading = "POD-CIDR        ADDRESS\n";
+    answer(
+        "kubectl get nodes -o custom-columns",
+        &format!("{heading}{lines}"),
+    )
+}
+
+fn two_nodes(name: &str) -> Stage {
+    kind_stage(name).but(nodes(
+        "10.244.0.0/24   172.18.0.2\n10.244.1.0/24   172.18.0.3,fc00::3\n",
+    ))
 }
 
 #[test]
 fn each_node_gets_a_route() {
-    let nodes =
-        "POD-CIDR        ADDRESS\n10.244.0.0/24   172.18.0.2\n10.244.1.0/24   172.18.0.3,fc00::3\n";
-    let run = kind_stage("two-routes")
-        .but(answer("kubectl get nodes -o custom-columns", nodes))
-        .demo(&["kind"]);
+    let run = two_nodes("two-routes").demo(&["kind"]);
     assert_succeeds(&run);
-    let added = |call: &&String| call.starts_with("ip route replace");
+    let added = |call: &&String| call.starts_with("ip route add");
     let routes: Vec<&String> = run.calls.iter().filter(added).collect();
     let expected = [
-        "ip route replace 10.244.0.0/24 via 172.18.0.2",
-        "ip route replace 10.244.1.0/24 via 172.18.0.3",
+        "ip route add 10.244.0.0/24 via 172.18.0.2",
+        "ip route add 10.244.1.0/24 via 172.18.0.3",
     ];
     assert_eq!(routes, expected);
 }
@@ -39,8 +50,136 @@ fn a_machine_without_ip_is_told_to_let_a_pod_ask() {
     let stage = kind_stage("no-ip").but(answer("id -u", "0\n"));
     stage.remove("ip");
     let run = stage.demo(&["kind"]);
-    let why = "this failed: ip route replace 10.244.0.0/24 via 172.18.0.2";
+    let why = "this failed: ip route show 10.244.0.0/24";
     assert_fails(&run, why, "let a Pod ask: scripts/demo.sh cluster");
+}
+
+/// A route to the second node's Pods, which is not the demo's, ends it before it adds any.
+fn assert_yields_to(name: &str, there: &str) {
+    let other = answer("ip route show 10.244.1.0/24 ", there);
+    let stage = two_nodes(name).but(other);
+    let run = stage.demo(&["kind"]);
+    let first = there.lines().next().unwrap();
+    let why = format!("there is another route to 10.244.1.0/24: {first}");
+    assert_fails(&run, &why, "sudo ip route del 10.244.1.0/24");
+    assert!(!run.called("sudo ip") && !run.called("ip route add"));
+    let after = stage.demo(&["kind", "--delete"]);
+    assert_succeeds(&after);
+    assert!(!after.called("sudo ip"), "{:?}", after.calls);
+}
+
+#[test]
+fn a_route_by_another_way_is_neither_replaced_nor_deleted() {
+    let through = "10.244.1.0/24 via 172.18.0.30 dev br-other \n";
+    assert_yields_to("route-through", through);
+    let direct = "10.244.1.0/24 dev cni0 proto kernel scope link src 10.244.1.1 \n";
+    assert_yields_to("route-direct", direct);
+    let second = "10.244.1.0/24 via 172.18.0.9 dev br-other metric 9 \n\
+                  10.244.1.0/24 via 172.18.0.3 dev br-kind \n";
+    assert_yields_to("route-second", second);
+}
+
+#[test]
+fn the_same_route_of_somebody_else_is_used_and_not_deleted() {
+    let same = "10.244.0.0/24 via 172.18.0.2 dev br-kind \n";
+    let stage = two_nodes("route-same")
+        .but(answer(ROUTE, same))
+        .but(answer("ip route del ", ""))
+        .but(answer(ROUTE_AS_ADDED, "10.244.0.0/24 dev br-kind \n"))
+        .but(answer(
+            "ip route show 10.244.1.0/24 via 172.18.0.3 ",
+            "10.244.1.0/24 dev br-kind \n",
+        ));
+    let run = stage.demo(&["kind"]);
+    assert_succeeds(&run);
+    assert!(run.called("sudo ip route add 10.244.1.0/24 via 172.18.0.3"));
+    assert!(!run.called("sudo ip route add 10.244.0.0/24"));
+    let run = stage.demo(&["kind", "--delete"]);
+    assert_succeeds(&run);
+    assert!(run.called("sudo ip route del 10.244.1.0/24 via 172.18.0.3"));
+    assert!(!run.called("sudo ip route del 10.244.0.0/24"));
+}
+
+#[test]
+fn an_ipv6_route_is_found_again() {
+    let route = "fd00:10:244::/64 via fc00::2";
+    let stage = kind_stage("route-ipv6")
+        .but(nodes("fd00:10:244::/64   fc00::2\n"))
+        .but(answer("ip -6 route show fd00:10:244::/64 ", ""))
+        .but(after(
+            "ip route add",
+            "ip -6 route show fd00:10:244::/64 ",
+            "fd00:10:244::/64 via fc00::2 dev br-kind \n",
+        ))
+        .but(after(
+            "ip route add",
+            "ip -6 route show fd00:10:244::/64 via fc00::2 ",
+            "fd00:10:244::/64 dev br-kind \n",
+        ))
+        .but(answer("ip route del ", ""));
+    assert!(
+        stage
+            .demo(&["kind"])
+            .called(&format!("ip route add {route}"))
+    );
+    let again = stage.demo(&["kind"]);
+    assert_succeeds(&again);
+    assert!(!again.called("ip route add"), "{:?}", again.calls);
+    let run = stage.demo(&["kind", "--delete"]);
+    assert_succeeds(&run);
+    assert!(run.called(&format!("ip route del {route}")));
+}
+
+#[test]
+fn a_route_that_cannot_be_recorded_is_not_added() {
+    let stage = kind_stage("route-unrecorded");
+    stage.write_target("tproxy-pod.routes/directory", "");
+    let run = stage.demo(&["kind"]);
+    let why = "target/tproxy-pod.routes cannot be written";
+    assert_fails(&run, why, "scripts/demo.sh cluster");
+    assert!(!run.called("sudo ip route add"));
+}
+
+#[test]
+fn kind_delete_finds_the_first_route_where_the_second_failed() {
+    let stage = two_nodes("route-second-failed")
+        .but(failure("sudo ip route add 10.244.1.0/24 via 172.18.0.3"))
+        .but(answer("ip route del ", ""));
+    assert_eq!(stage.demo(&["kind"]).status, Some(1));
+    let run = stage.demo(&["kind", "--delete"]);
+    assert_succeeds(&run);
+    let first = "ip route del 10.244.0.0/24 via 172.18.0.2";
+    let deleted: Vec<_> = run
+        .steps()
+        .into_iter()
+        .filter(|it| it.starts_with("ip route"))
+        .collect();
+    assert_eq!(deleted, [first]);
+}
+
+#[test]
+fn kind_delete_finds_the_routes_of_every_run() {
+    let second = "ip route show 10.244.1.0/24 via 172.18.0.3 ";
+    let stage = kind_stage("routes-of-runs").but(answer("ip route del ", ""));
+    assert_succeeds(&stage.demo(&["kind"]));
+    let stage = stage.but(nodes("10.244.1.0/24   172.18.0.3\n")).but(after(
+        "ip route add 10.244.1.0/24",
+        second,
+        "10.244.1.0/24 dev br-kind \n",
+    ));
+    assert_succeeds(&stage.demo(&["kind"]));
+    let run = stage.demo(&["kind", "--delete"]);
+    assert_succeeds(&run);
+    let deleted: Vec<_> = run
+        .steps()
+        .into_iter()
+        .filter(|it| it.starts_with("ip route"))
+        .collect();
+    let expected = [
+        "ip route del 10.244.0.0/24 via 172.18.0.2",
+        "ip route del 10.244.1.0/24 via 172.18.0.3",
+    ];
+    assert_eq!(deleted, expected);
 }
 
 #[test]
@@ -102,10 +241,8 @@ fn podman_does_what_docker_cannot() {
 
 /// Files and routes as a run leaves them.
 fn played_kind(name: &str) -> Stage {
-    let route = "ip route show 10.244.0.0/24 via 172.18.0.2";
     let stage = kind_stage(name)
-        .but(answer(route, "10.244.0.0/24 dev br-kind\n"))
-        .but(after("ip route del", route, ""))
+        .but(after("ip route del", ROUTE_AS_ADDED, ""))
         .but(answer("ip route del ", ""));
     assert_succeeds(&stage.demo(&["kind"]));
     stage.write_target("keep", "somebody else's");
@@ -136,8 +273,7 @@ fn kind_delete_is_content_where_all_is_gone() {
 
 #[test]
 fn kind_delete_is_content_where_the_route_is_gone() {
-    let route = "ip route show 10.244.0.0/24 via 172.18.0.2";
-    let stage = played_kind("kind-delete-no-route").but(answer(route, ""));
+    let stage = played_kind("kind-delete-no-route").but(answer(ROUTE_AS_ADDED, ""));
     let run = stage.demo(&["kind", "--delete"]);
     assert_succeeds(&run);
     assert_eq!(run.steps(), ["kind delete cluster --name tproxy-pod"]);
@@ -166,8 +302,7 @@ fn kind_delete_goes_on_after_a_failure_and_says_what_is_left() {
         run.stderr
     );
     assert!(run.called("kind delete cluster --name tproxy-pod"));
-    let route = "ip route show 10.244.0.0/24 via 172.18.0.2";
-    let stage = stage.but(answer(route, "10.244.0.0/24 dev br-kind\n"));
+    let stage = stage.but(answer(ROUTE_AS_ADDED, "10.244.0.0/24 dev br-kind\n"));
     let again = stage.demo(&["kind", "--delete"]);
     assert!(
         again.called("sudo ip route del"),

@@ -8,6 +8,10 @@ pub const CURL: &str = "curl -sS --max-time 5";
 pub const EXEC: &str = "kubectl -n tproxy-pod-demo exec client -- curl -sS --max-time 5";
 pub const GET_WEB: &str = "kubectl -n tproxy-pod-demo get pod web -o custom-columns";
 pub const LOGS: &str = "kubectl -n kube-system logs";
+/// The question for any route to the node's Pods.
+pub const ROUTE: &str = "ip route show 10.244.0.0/24 ";
+/// The question for the route that the demo adds.
+pub const ROUTE_AS_ADDED: &str = "ip route show 10.244.0.0/24 via 172.18.0.2 ";
 pub const WELCOME: &str = "<!DOCTYPE html>\n<html>\n<head>\n<title>Welcome to nginx!</title>\n";
 
 pub fn echo(host: &str, target: &str, client: &str, node: &str) -> String {
@@ -83,7 +87,18 @@ pub fn on_kind() -> Vec<Answer> {
         answer("kubectl apply -f install.yaml ", ""),
         answer(GET_WEB, &pod),
         answer("kubectl get nodes -o custom-columns", nodes),
-        answer("ip route replace ", ""),
+        after(
+            "ip route add",
+            ROUTE,
+            "10.244.0.0/24 via 172.18.0.2 dev br-kind \n",
+        ),
+        after(
+            "ip route add",
+            ROUTE_AS_ADDED,
+            "10.244.0.0/24 dev br-kind \n",
+        ),
+        answer("ip route show ", ""),
+        answer("ip route add ", ""),
         answer(&format!("{CURL} 10.244.0.5 "), WELCOME),
         answer(&format!("{CURL} 10.244.0.5:8180/hello"), &hello),
         answer(&format!("{CURL} 10.244.0.62:8180/nobody"), &nobody),

@@ -88,6 +88,7 @@ impl Run {
             "kind get clusters",
             "id -u",
             "ip route show",
+            "ip -6 route show",
         ];
         self.calls
             .iter()
