@@ -17,7 +17,8 @@ scripts/demo.sh [kind|cluster|netns]: shows tproxy-pod at work, and checks every
 Without a mode it is kind where kind, kubectl and docker or podman work, else
 netns; the first line says which, and why.
 
-  kind --delete      removes the cluster, its routes and the image's archive
+  kind --delete      removes the cluster named tproxy-pod, whoever made it, the
+                     routes that kind added, and the image's archive
   cluster --delete   removes what cluster made, and nothing else
 
 Environment:
