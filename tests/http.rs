@@ -5,7 +5,7 @@ mod lab;
 
 use std::fmt::Write as _;
 
-use lab::{Daemon, Lab, POD, PROGRAM};
+use lab::{Daemon, Lab, POD, PROGRAM, peak_memory};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -448,23 +448,13 @@ fn the_listener_itself_says_only_whether_it_is_healthy() {
     }
 }
 
-/// The most memory that a process has had so far, in KiB.
-fn peak(process: nix::unistd::Pid) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM:"))
-        .unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 #[test]
 fn an_upload_of_100_mib_takes_no_memory() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
     let mut connection = lab.client.talk(POD);
     connection.ask(GET);
-    let before = peak(daemon.server());
+    let before = peak_memory(daemon.server());
     connection.send("POST /large HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
     let chunk = [b"100000\r\n", vec![b'x'; 1 << 20].as_slice(), b"\r\n"].concat();
     for _ in 0..100 {
@@ -474,9 +464,9 @@ fn an_upload_of_100_mib_takes_no_memory() {
     assert_eq!(answer.status, "200 OK");
     let word = "x\n[104792064 more bytes of 104857600 are not echoed]\n";
     assert!(answer.text().ends_with(word), "{}", answer.length());
-    let grown = peak(daemon.server()) - before;
+    let grown = peak_memory(daemon.server()) - before;
     // The kernel counts in batches, and the code itself is read in as it is used.
-    assert!(grown < 4096, "{grown} KiB more");
+    assert!(grown < 4 << 20, "{grown} bytes more");
     assert!(
         daemon
             .wait_for("Received request to /large : ")

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use lab::conversation::Conversation;
 use lab::manifest::Pod;
-use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM};
+use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, peak_memory};
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 
@@ -161,21 +161,6 @@ fn an_upload_does_not_make_the_kernel_keep_more_of_a_connection() {
     assert_eq!(socket_memory(&lab, &["tb"]), [64 * 1024]);
 }
 
-/// The most memory that a process has had, in bytes.
-fn peak(process: nix::unistd::Pid) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM:"))
-        .unwrap();
-    line.split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse::<u64>()
-        .unwrap()
-        * 1024
-}
-
 #[test]
 fn memory_stays_below_the_limit_of_the_manifest_whatever_clients_send_and_do_not_read() {
     let pod = Pod::read();
@@ -198,7 +183,7 @@ fn memory_stays_below_the_limit_of_the_manifest_whatever_clients_send_and_do_not
         used = used.max(now);
     }
     assert_eq!(daemon.log().matches("Refused").count(), 0);
-    let processes = peak(daemon.server()) + peak(daemon.guard());
+    let processes = peak_memory(daemon.server()) + peak_memory(daemon.guard());
     println!(
         "processes {} MiB, sockets {} MiB",
         processes >> 20,

@@ -435,6 +435,14 @@ impl Drop for Daemon {
     }
 }
 
+/// The most memory that a process has had so far, in bytes.
+pub fn peak_memory(process: Pid) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let mut words = status.split_whitespace();
+    words.find(|word| *word == "VmHWM:").unwrap();
+    words.next().unwrap().parse::<u64>().unwrap() * 1024
+}
+
 /// Connects from an address and port, within a time.
 pub fn connect_from(
     from: SocketAddr,
