@@ -24,7 +24,7 @@ for version in (versions[0], versions[-1]):
 ";
 
 fn validate(manifest: &str) -> Result<String, String> {
-    let output = python(VALIDATE, &[], manifest);
+    let output = python(VALIDATE, manifest);
     match output.status.success() {
         true => Ok(String::from_utf8(output.stdout).unwrap()),
         false => Err(String::from_utf8(output.stderr).unwrap()),

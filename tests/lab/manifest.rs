@@ -13,10 +13,9 @@ pub const MANIFEST: &str = include_str!("../../install.yaml");
 const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/python/bin/python");
 
 /// Runs Python code with an input.
-pub fn python(code: &str, arguments: &[&str], input: &str) -> Output {
+pub fn python(code: &str, input: &str) -> Output {
     let mut child = Command::new(PYTHON)
         .args(["-c", code])
-        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -31,7 +30,7 @@ pub fn python(code: &str, arguments: &[&str], input: &str) -> Output {
 /// The objects of a manifest.
 pub fn objects(manifest: &str) -> Vec<Value> {
     let code = "import json, sys, yaml; json.dump(list(yaml.safe_load_all(sys.stdin)), sys.stdout)";
-    let output = python(code, &[], manifest);
+    let output = python(code, manifest);
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{message}");
     serde_json::from_slice(&output.stdout).unwrap()
