@@ -220,18 +220,28 @@ fn the_node_probes_the_listener_directly() {
 }
 
 #[test]
-fn a_firewall_of_the_node_has_to_accept_the_mark() {
+fn a_firewall_of_the_node_has_to_accept_the_mark_itself() {
     let lab = Lab::new();
-    lab.node.run("nft add table ip firewall");
-    lab.node
-        .run("nft add chain ip firewall input { type filter hook input priority 0; policy drop; }");
     let _daemon = lab.start(&[]);
-    let refused = lab
-        .client
-        .enter(|| TcpStream::connect_timeout(&POD.parse().unwrap(), Duration::from_millis(500)));
-    assert_eq!(refused.unwrap_err().kind(), ErrorKind::TimedOut);
+    let connect = || {
+        let patience = Duration::from_millis(500);
+        let pod = POD.parse().unwrap();
+        let connected = lab
+            .client
+            .enter(|| TcpStream::connect_timeout(&pod, patience));
+        connected.map(drop).map_err(|error| error.kind())
+    };
+    lab.node.run("iptables -P INPUT DROP");
+    assert_eq!(connect(), Err(ErrorKind::TimedOut));
+    lab.node.run("nft add table ip other");
     lab.node
-        .run("nft insert rule ip firewall input meta mark & 0x1 == 0x1 accept");
+        .run("nft add chain ip other input { type filter hook input priority -1; }");
+    lab.node
+        .run("nft add rule ip other input meta mark & 0x1 == 0x1 accept");
+    assert_eq!(connect(), Err(ErrorKind::TimedOut), "another table");
+    lab.node
+        .run("iptables -I INPUT -m mark --mark 0x1/0x1 -j ACCEPT");
+    assert_eq!(connect(), Ok(()));
     assert!(echoed(&lab.client.get(POD, "/")));
 }
 
