@@ -1,10 +1,9 @@
 //! An answer: content first, then the head in front of it, so that its length is known and one
 //! write sends both.
 
-use std::io::Write;
-
 use crate::clock::Moment;
 use crate::http::{Persistence, Status};
+use crate::text::Text;
 
 /// Room for the head; the longest has 204 bytes.
 const HEADROOM: usize = 256;
@@ -54,20 +53,26 @@ impl Answer {
             }
             _ => "",
         };
-        let mut head = [0; HEADROOM];
-        let mut room = head.as_mut_slice();
-        let written = write!(
-            room,
-            "HTTP/1.1 {}\r\nDate: {}\r\nContent-Type: text/plain; charset=utf-8\r\n\
-             Content-Length: {length}\r\n{allow}{connection}\r\n",
+        let mut head = Text::<HEADROOM>::EMPTY;
+        [
+            "HTTP/1.1 ",
             status.line(),
-            Moment::now().imf_fixdate(),
-        );
-        debug_assert!(written.is_ok(), "the head fits into its room");
-        let used = HEADROOM - room.len();
-        self.bytes[HEADROOM - used..HEADROOM].copy_from_slice(&head[..used]);
+            "\r\nDate: ",
+            Moment::now().imf_fixdate().as_str(),
+            "\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ",
+            Text::<20>::of(length).as_str(),
+            "\r\n",
+            allow,
+            connection,
+            "\r\n",
+        ]
+        .into_iter()
+        .for_each(|part| head.push(part));
+        let head = head.as_str().as_bytes();
+        let start = HEADROOM - head.len();
+        self.bytes[start..HEADROOM].copy_from_slice(head);
         let end = if to_head { HEADROOM } else { self.bytes.len() };
-        &self.bytes[HEADROOM - used..end]
+        &self.bytes[start..end]
     }
 }
 

@@ -1,7 +1,8 @@
 //! The time of day as HTTP and the log write it, in UTC.
 
-use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::text::Text;
 
 const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 const MONTHS: [&str; 12] = [
@@ -23,39 +24,51 @@ impl Moment {
     }
 
     /// `Sun, 06 Nov 1994 08:49:37 GMT` (IMF-fixdate, RFC 9110, 5.6.7).
-    pub fn imf_fixdate(self) -> impl fmt::Display {
-        fmt::from_fn(move |f| {
-            let (year, month, day) = self.date();
-            let (hour, minute, second) = self.time();
-            let name = DAYS[(self.days() % 7) as usize];
-            let month = MONTHS[month as usize - 1];
-            write!(
-                f,
-                "{name}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT"
-            )
-        })
+    pub fn imf_fixdate(self) -> Text<29> {
+        let (year, month, day) = self.date();
+        let mut text = Text::EMPTY;
+        text.push(DAYS[(self.days() % 7) as usize]);
+        text.push(", ");
+        text.push_digits(day, 2);
+        text.push(" ");
+        text.push(MONTHS[month as usize - 1]);
+        text.push(" ");
+        text.push_digits(year, 4);
+        text.push(" ");
+        self.push_time(&mut text);
+        text.push(" GMT");
+        text
     }
 
     /// `1994-11-06T08:49:37.000Z` (RFC 3339).
-    pub fn rfc3339(self) -> impl fmt::Display {
-        fmt::from_fn(move |f| {
-            let (year, month, day) = self.date();
-            let (hour, minute, second) = self.time();
-            let millis = self.0.subsec_millis();
-            write!(
-                f,
-                "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z"
-            )
-        })
+    pub fn rfc3339(self) -> Text<24> {
+        let (year, month, day) = self.date();
+        let mut text = Text::EMPTY;
+        text.push_digits(year, 4);
+        text.push("-");
+        text.push_digits(month, 2);
+        text.push("-");
+        text.push_digits(day, 2);
+        text.push("T");
+        self.push_time(&mut text);
+        text.push(".");
+        text.push_digits(u64::from(self.0.subsec_millis()), 3);
+        text.push("Z");
+        text
+    }
+
+    /// `08:49:37`
+    fn push_time<const N: usize>(self, text: &mut Text<N>) {
+        let second = self.0.as_secs() % 86_400;
+        text.push_digits(second / 3600, 2);
+        text.push(":");
+        text.push_digits(second / 60 % 60, 2);
+        text.push(":");
+        text.push_digits(second % 60, 2);
     }
 
     fn days(self) -> u64 {
         self.0.as_secs() / 86_400
-    }
-
-    fn time(self) -> (u64, u64, u64) {
-        let second = self.0.as_secs() % 86_400;
-        (second / 3600, second / 60 % 60, second % 60)
     }
 
     /// Year, month and day: eras of 400 years, each counted from a 1st of March, so that the leap
@@ -87,11 +100,11 @@ mod tests {
     #[test]
     fn the_example_of_rfc_9110_is_written_as_there() {
         assert_eq!(
-            moment(784_111_777).imf_fixdate().to_string(),
+            moment(784_111_777).imf_fixdate().as_str(),
             "Sun, 06 Nov 1994 08:49:37 GMT"
         );
         assert_eq!(
-            moment(784_111_777).rfc3339().to_string(),
+            moment(784_111_777).rfc3339().as_str(),
             "1994-11-06T08:49:37.007Z"
         );
     }
@@ -104,7 +117,7 @@ mod tests {
             (1_735_689_599, "Tue, 31 Dec 2024 23:59:59 GMT"),
             (4_107_542_400, "Mon, 01 Mar 2100 00:00:00 GMT"),
         ] {
-            assert_eq!(moment(seconds).imf_fixdate().to_string(), text);
+            assert_eq!(moment(seconds).imf_fixdate().as_str(), text);
         }
     }
 }

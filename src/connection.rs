@@ -14,12 +14,13 @@ use crate::body::Decoder;
 use crate::echo::{self, Ends, Lost, Refused, Served};
 use crate::http::{Head, HeadScanner, MAX_HEAD, Persistence, Rejection, Span, Status};
 use crate::idle::Seat;
+use crate::sys;
 use crate::wire::{Failure, Wire};
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
-    /// Until the first byte of a request; the time-out that the listener hands down.
+    /// Until the first byte of a request.
     pub idle: Duration,
     /// From the first byte of a head to its last.
     pub head: Duration,
@@ -50,6 +51,10 @@ pub const DIRECT_DEADLINES: Deadlines = Deadlines {
     linger: Duration::from_secs(1),
 };
 
+/// How long a thread waits for a request as if it came at once, before it gives memory back: the
+/// time-out of a read that listeners hand down to connections.
+pub const PROMPT: Duration = Duration::from_secs(1);
+
 /// What all connections share.
 #[derive(Debug)]
 pub struct Context {
@@ -69,7 +74,7 @@ const INPUT: usize = 2 * MAX_HEAD;
 /// What a thread keeps from one connection to the next.
 #[derive(Debug)]
 pub struct Buffers {
-    input: Box<[u8]>,
+    input: Vec<u8>,
     answer: Answer,
 }
 
@@ -77,9 +82,18 @@ impl Buffers {
     /// Empty buffers.
     pub fn new() -> Buffers {
         Buffers {
-            input: vec![0; INPUT].into_boxed_slice(),
+            input: vec![0; INPUT],
             answer: Answer::new(),
         }
+    }
+
+    /// Gives the input back, until it is wanted again.
+    fn rest(&mut self) {
+        self.input = Vec::new();
+    }
+
+    fn wake(&mut self) {
+        self.input.resize(INPUT, 0);
     }
 }
 
@@ -130,12 +144,10 @@ impl<'c> Connection<'c> {
         context: &'c Context,
         seat: &'c Seat,
     ) -> std::io::Result<Connection<'c>> {
-        let ends = Ends {
-            client,
-            destination: stream.local_addr()?,
-        };
-        let wire = Wire::new(stream, deadlines.idle);
-        let direct = ends.destination == listener;
+        let destination = stream.local_addr()?;
+        let ends = Ends::new(client, destination);
+        let wire = Wire::new(stream, PROMPT);
+        let direct = destination == listener;
         if !direct {
             context.connections.fetch_add(1, Ordering::Relaxed);
         }
@@ -154,7 +166,8 @@ impl<'c> Connection<'c> {
         let mut filled = 0;
         let mut used = false;
         loop {
-            match self.exchange(buffers, &mut filled) {
+            let arrived = self.wait(buffers, &mut filled);
+            match arrived.and_then(|()| self.exchange(buffers, &mut filled)) {
                 Ok(Persistence::Close) if filled > 0 || self.is_draining() => {
                     return self.wire.part(self.deadlines.linger);
                 }
@@ -169,7 +182,7 @@ impl<'c> Connection<'c> {
                     return log::info!(
                         "{}",
                         Lost {
-                            ends: self.ends,
+                            ends: &self.ends,
                             reason: &reason,
                             bytes
                         }
@@ -180,12 +193,12 @@ impl<'c> Connection<'c> {
         }
     }
 
-    /// Reads a request and answers it. The first `filled` bytes of the input came with the request
-    /// before, and afterwards with this one.
+    /// Reads a request, of which the first `filled` bytes are in the input, and answers it. What came
+    /// behind it is in the input then.
+    #[inline(never)]
     fn exchange(&mut self, buffers: &mut Buffers, filled: &mut usize) -> Result<Persistence, End> {
         let Buffers { input, answer } = buffers;
         answer.clear();
-        *filled = self.wait(input, *filled)?;
         let started = Instant::now();
         let span = self.read_head(input, filled, started)?;
         let (head_bytes, rest) = input.split_at_mut(span.range.end);
@@ -197,12 +210,14 @@ impl<'c> Connection<'c> {
             false => head.persistence,
         };
         let bytes = answer.finish(status, persistence, head.method == b"HEAD");
-        self.wire
-            .write(bytes, self.deadlines.answer)
-            .map_err(|failure| End::Lost(format!("the answer was not taken: {failure}")))?;
+        let written = match persistence {
+            Persistence::Close => self.wire.finish(bytes, self.deadlines.answer),
+            _ => self.wire.write(bytes, self.deadlines.answer),
+        };
+        written.map_err(|failure| End::Lost(format!("the answer was not taken: {failure}")))?;
         self.log(&Served {
             head: &head,
-            ends: self.ends,
+            ends: &self.ends,
             received: body.received,
             status,
             took: started.elapsed(),
@@ -218,20 +233,37 @@ impl<'c> Connection<'c> {
     /// Waits for the first bytes of a request, of which `filled` are there. Meanwhile, somebody else
     /// may end the connection. An empty line begins no request: some clients end a body with one
     /// (RFC 9112, 2.2).
-    fn wait(&mut self, input: &mut [u8], mut filled: usize) -> Result<usize, End> {
+    fn wait(&mut self, buffers: &mut Buffers, filled: &mut usize) -> Result<(), End> {
         let mut skipped = false;
         loop {
-            match &input[..filled] {
-                b"\r\n" if !skipped => (skipped, filled) = (true, 0),
+            match &buffers.input[..*filled] {
+                b"\r\n" if !skipped => (skipped, *filled) = (true, 0),
                 b"" | b"\r" => {
                     self.seat.take(self.wire.descriptor());
-                    let received = self.wire.read(&mut input[filled..]);
+                    let received = self.read_first(buffers, *filled);
                     self.seat.leave();
-                    filled += received.map_err(|_| End::Unused)?;
+                    *filled += received.map_err(|_| End::Unused)?;
                 }
-                _ => return Ok(filled),
+                _ => return Ok(()),
             }
         }
+    }
+
+    /// Reads behind the first `filled` bytes of the input. A connection that lets us wait costs
+    /// little memory meanwhile.
+    fn read_first(&mut self, buffers: &mut Buffers, filled: usize) -> Result<usize, Failure> {
+        match self.wire.read(&mut buffers.input[filled..]) {
+            Err(Failure::TimedOut) if filled == 0 => {}
+            received => return received,
+        }
+        let left = self.deadlines.idle.saturating_sub(PROMPT);
+        let deadline = Instant::now() + left;
+        buffers.rest();
+        sys::release_stack();
+        let arrived = self.wire.wait_until(deadline);
+        buffers.wake();
+        arrived?;
+        self.wire.read(&mut buffers.input)
     }
 
     fn is_draining(&self) -> bool {
@@ -263,7 +295,7 @@ impl<'c> Connection<'c> {
     /// Begins the answer: an echo, or what the node itself asked for.
     fn begin(&self, answer: &mut Vec<u8>, head: &Head<'_>) -> Status {
         if !self.direct {
-            echo::begin(answer, head, self.ends, self.context.node.as_deref());
+            echo::begin(answer, head, &self.ends, self.context.node.as_deref());
             return Status::Ok;
         }
         let (status, text) = match head.target {
@@ -346,12 +378,12 @@ impl<'c> Connection<'c> {
                 .unwrap_or(bytes)
                 .starts_with(b"HEAD "),
         );
-        let written = self.wire.write(bytes_out, self.deadlines.answer);
+        let written = self.wire.finish(bytes_out, self.deadlines.answer);
         self.context.requests.fetch_add(1, Ordering::Relaxed);
         log::warn!(
             "{}",
             Refused {
-                ends: self.ends,
+                ends: &self.ends,
                 rejection,
                 bytes
             }

@@ -8,17 +8,29 @@ use std::time::Duration;
 use crate::clock::Moment;
 use crate::http::{Head, Rejection, Status};
 use crate::logging::escaped;
+use crate::text::Text;
 
 /// The most content that is echoed, in bytes; the rest is read and counted.
 pub const MAX_ECHO: usize = 64 * 1024;
 
-/// The two ends of a connection.
+/// The two ends of a connection, as they are shown: addresses with their ports.
 #[derive(Clone, Copy, Debug)]
 pub struct Ends {
-    /// Who connected.
-    pub client: SocketAddr,
-    /// Where to: the address that the client knows, not the listener's.
-    pub destination: SocketAddr,
+    client: Text<LONGEST_END>,
+    destination: Text<LONGEST_END>,
+}
+
+/// `[IPv6 address%scope]:port`, at its longest.
+const LONGEST_END: usize = 64;
+
+impl Ends {
+    /// Who connected, and where to: the address that the client knows, not the listener's.
+    pub fn new(client: SocketAddr, destination: SocketAddr) -> Ends {
+        Ends {
+            client: Text::of(client),
+            destination: Text::of(destination),
+        }
+    }
 }
 
 impl fmt::Display for Ends {
@@ -28,7 +40,7 @@ impl fmt::Display for Ends {
 }
 
 /// Begins the echo of a request: the first line, who and where, and the head as it came.
-pub fn begin(echo: &mut Vec<u8>, head: &Head<'_>, ends: Ends, node: Option<&str>) {
+pub fn begin(echo: &mut Vec<u8>, head: &Head<'_>, ends: &Ends, node: Option<&str>) {
     let parts: [&[u8]; 10] = [
         b"Request received from ",
         head.host,
@@ -44,16 +56,20 @@ pub fn begin(echo: &mut Vec<u8>, head: &Head<'_>, ends: Ends, node: Option<&str>
     parts
         .into_iter()
         .for_each(|part| echo.extend_from_slice(part));
-    let node = fmt::from_fn(|f| node.map_or(Ok(()), |node| writeln!(f, "Node: {node}")));
-    append(
-        echo,
-        format_args!(
-            "\nClient: {}\nDestination: {}\n{node}Time: {}\n\n",
-            ends.client,
-            ends.destination,
-            Moment::now().rfc3339(),
-        ),
-    );
+    let (label, node) = node.map_or(("", ""), |node| ("\nNode: ", node));
+    [
+        "\nClient: ",
+        ends.client.as_str(),
+        "\nDestination: ",
+        ends.destination.as_str(),
+        label,
+        node,
+        "\nTime: ",
+        Moment::now().rfc3339().as_str(),
+        "\n\n",
+    ]
+    .into_iter()
+    .for_each(|part| echo.extend_from_slice(part.as_bytes()));
     echo.extend_from_slice(head.bytes);
 }
 
@@ -86,7 +102,7 @@ pub struct Served<'a> {
     /// The head of the request.
     pub head: &'a Head<'a>,
     /// The two ends of its connection.
-    pub ends: Ends,
+    pub ends: &'a Ends,
     /// The length of its content, in bytes.
     pub received: u64,
     /// How it was answered.
@@ -125,7 +141,7 @@ const SHOWN: usize = 64;
 /// A request that was refused.
 pub struct Refused<'a> {
     /// The two ends of its connection.
-    pub ends: Ends,
+    pub ends: &'a Ends,
     /// Why.
     pub rejection: Rejection,
     /// What came, from the first byte of the request.
@@ -152,7 +168,7 @@ impl fmt::Display for Refused<'_> {
 /// A request that was not answered.
 pub struct Lost<'a> {
     /// The two ends of its connection.
-    pub ends: Ends,
+    pub ends: &'a Ends,
     /// Why.
     pub reason: &'a str,
     /// What came, from the first byte of the request.

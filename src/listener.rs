@@ -29,19 +29,31 @@ const RELEASE: Duration = Duration::from_secs(1);
 const RECEIVED: c_int = 64 * 1024;
 const SENT: c_int = 32 * 1024;
 
+/// What a single call waits for at most, in whole seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// For something to read, or for a connection.
+    pub receive: Duration,
+    /// For room to write.
+    pub send: Duration,
+}
+
 /// Connections from the node itself that wait to be accepted.
 const DIRECT_BACKLOG: c_int = 128;
 
-/// Binds a transparent listener to the family's loopback address. `timeout` bounds each read, each
-/// write and each wait for a connection.
+/// How long a connection waits in the kernel for its first bytes, in seconds: it is accepted when
+/// they come, or at the first chance after that time (TCP_DEFER_ACCEPT, tcp(7)).
+const FIRST_BYTES: c_int = 1;
+
+/// Binds a transparent listener to the family's loopback address.
 ///
 /// # Errors
 /// The address, and what the kernel answers.
-pub fn bind(family: Family, port: u16, timeout: Duration) -> Result<TcpListener, Error> {
+pub fn bind(family: Family, port: u16, timeouts: Timeouts) -> Result<TcpListener, Error> {
     let address = SocketAddr::new(family.loopback(), port);
     let deadline = Instant::now() + RELEASE;
     let listener = loop {
-        match listen(family, address, timeout) {
+        match listen(family, address, timeouts) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
                 thread::sleep(RELEASE / 100);
             }
@@ -66,8 +78,8 @@ pub fn bind(family: Family, port: u16, timeout: Duration) -> Result<TcpListener,
 ///
 /// # Errors
 /// What the kernel answers; EPERM before Linux 5.7, where binding to a device needs CAP_NET_RAW.
-pub fn bind_direct(listener: &TcpListener, timeout: Duration) -> Result<TcpListener, Error> {
-    listen_beside(listener, timeout).map_err(|cause| {
+pub fn bind_direct(listener: &TcpListener) -> Result<TcpListener, Error> {
+    listen_beside(listener).map_err(|cause| {
         let error = Error::new("bind to lo for probes", cause);
         match error.errno() {
             libc::EPERM => error.hint("before Linux 5.7 CAP_NET_RAW is needed"),
@@ -76,7 +88,7 @@ pub fn bind_direct(listener: &TcpListener, timeout: Duration) -> Result<TcpListe
     })
 }
 
-fn listen_beside(listener: &TcpListener, timeout: Duration) -> std::io::Result<TcpListener> {
+fn listen_beside(listener: &TcpListener) -> std::io::Result<TcpListener> {
     let address = listener.local_addr()?;
     let domain = match address {
         SocketAddr::V4(_) => libc::AF_INET,
@@ -95,13 +107,12 @@ fn listen_beside(listener: &TcpListener, timeout: Duration) -> std::io::Result<T
         1 as c_int,
     )?;
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1 as c_int)?;
-    set_timeouts(fd, timeout)?;
     sys::bind(fd, address)?;
     sys::listen(fd, DIRECT_BACKLOG)?;
     Ok(socket.into())
 }
 
-fn listen(family: Family, address: SocketAddr, timeout: Duration) -> std::io::Result<TcpListener> {
+fn listen(family: Family, address: SocketAddr, timeouts: Timeouts) -> std::io::Result<TcpListener> {
     let (domain, level, transparent) = match family {
         Family::V4 => (libc::AF_INET, libc::SOL_IP, libc::IP_TRANSPARENT),
         Family::V6 => (libc::AF_INET6, libc::SOL_IPV6, libc::IPV6_TRANSPARENT),
@@ -113,17 +124,19 @@ fn listen(family: Family, address: SocketAddr, timeout: Duration) -> std::io::Re
     sys::set_option(fd, libc::SOL_TCP, libc::TCP_NODELAY, 1 as c_int)?;
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, RECEIVED)?;
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, SENT)?;
-    set_timeouts(fd, timeout)?;
+    sys::set_option(fd, libc::SOL_TCP, libc::TCP_DEFER_ACCEPT, FIRST_BYTES)?;
+    set_timeouts(fd, timeouts)?;
     sys::bind(fd, address)?;
     sys::listen(fd, BACKLOG)?;
     Ok(socket.into())
 }
 
-fn set_timeouts(fd: BorrowedFd<'_>, timeout: Duration) -> std::io::Result<()> {
-    let timeout = libc::timeval {
-        tv_sec: timeout.as_secs() as _,
+fn set_timeouts(fd: BorrowedFd<'_>, timeouts: Timeouts) -> std::io::Result<()> {
+    let seconds = |duration: Duration| libc::timeval {
+        tv_sec: duration.as_secs() as _,
         tv_usec: 0,
     };
-    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, timeout)?;
-    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, timeout)
+    let (receive, send) = (seconds(timeouts.receive), seconds(timeouts.send));
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, receive)?;
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, send)
 }

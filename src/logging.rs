@@ -1,14 +1,25 @@
 //! Log lines on stderr: the time, the level, the message. The level is `RUST_LOG`, `info` if unset.
 
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use env_logger::Target;
 
 use crate::clock::Moment;
+use crate::log_queue::LogQueue;
 
-/// Starts logging.
+static QUEUE: LogQueue = LogQueue::empty();
+
+/// Whether there is a thread that writes what is in the queue.
+static IS_QUEUED: AtomicBool = AtomicBool::new(false);
+
+/// Starts logging, each line with a write of its own.
 pub fn start() {
     let level = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(level)
+        .target(Target::Pipe(Box::new(Output)))
         .format(|out, record| {
             writeln!(
                 out,
@@ -19,6 +30,39 @@ pub fn start() {
             )
         })
         .init();
+}
+
+/// Writes lines together from here on, a few milliseconds later: who ends this process has to
+/// [`flush`]. To be called once.
+///
+/// # Errors
+/// What the kernel answers to a new thread.
+pub fn gather() -> io::Result<()> {
+    thread::Builder::new().spawn(|| QUEUE.write_lines())?;
+    IS_QUEUED.store(true, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Waits until every line is written.
+pub fn flush() {
+    QUEUE.flush();
+}
+
+/// Where a line goes.
+struct Output;
+
+impl Write for Output {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match IS_QUEUED.load(Ordering::SeqCst) {
+            true => QUEUE.push(line),
+            false => io::stderr().write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The most characters of a value that a log line shows: with five of them it stays within

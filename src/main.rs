@@ -14,9 +14,10 @@ use std::process::ExitCode;
 use nix::unistd::{ForkResult, getpid};
 
 use tproxy_pod::capture::{self, Family};
-use tproxy_pod::connection::{DEADLINES, DIRECT_DEADLINES};
+use tproxy_pod::connection::{DEADLINES, PROMPT};
 use tproxy_pod::error::{Error, words};
 use tproxy_pod::guard::{self, Guard, Server};
+use tproxy_pod::listener::Timeouts;
 use tproxy_pod::nftables::Table;
 use tproxy_pod::options::{self, Command, HELP, Options};
 use tproxy_pod::routing::Routing;
@@ -60,7 +61,9 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
             drop((table, signals, guards_end));
             let limit = options.max_connections;
             let served = server::run(listeners, servers_end, parent, limit);
-            Ok(status(served))
+            let status = status(served);
+            logging::flush();
+            Ok(status)
         }
         ForkResult::Parent { child } => {
             drop((listeners, servers_end));
@@ -85,12 +88,16 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
 /// A transparent listener for each family with a captured CIDR, and one at the same address for the
 /// node itself: its probes shall not wait behind clients.
 fn bind(options: &Options) -> Result<Listeners, Error> {
+    let timeouts = Timeouts {
+        receive: PROMPT,
+        send: DEADLINES.answer,
+    };
     let (mut transparent, mut direct) = (Vec::new(), Vec::new());
     for family in options.families() {
-        let listener = listener::bind(family, options.port, DEADLINES.idle)?;
+        let listener = listener::bind(family, options.port, timeouts)?;
         let address = SocketAddr::new(family.loopback(), options.port);
         log::info!("Binding TCP TProxy listener to {address}");
-        match listener::bind_direct(&listener, DIRECT_DEADLINES.idle) {
+        match listener::bind_direct(&listener) {
             Ok(listener) => direct.push(listener),
             Err(error) => log::info!("Probes of {address} wait behind clients: {error}"),
         }

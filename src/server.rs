@@ -1,24 +1,28 @@
 //! The server: threads that accept a connection, serve it to its end, and accept the next.
 //!
 //! While there is room for another connection, a thread waits at every listener: the last one that
-//! waits starts another before it serves. At the limit, clients wait in the kernel's queue. A thread
-//! that nobody needed for a while ends. What the node itself asks has listeners and threads of its
-//! own, beyond the limit: the answer says that this process lives, not that a client finds room.
+//! waits starts another before it serves. At the limit, clients wait in the kernel's queue. Of the
+//! threads that wait in vain for a while, one stays at each listener. What the node itself asks has
+//! listeners and threads of its own, beyond the limit: the answer says that this process lives, not
+//! that a client finds room.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
-use crate::connection::{Buffers, Connection, Context, DEADLINES, DIRECT_DEADLINES, Deadlines};
+use crate::connection::{
+    Buffers, Connection, Context, DEADLINES, DIRECT_DEADLINES, Deadlines, PROMPT,
+};
 use crate::error::{Error, words};
 use crate::idle::{Seat, Seats};
-use crate::{sandbox, sys};
+use crate::room::Room;
+use crate::{logging, sandbox, sys};
 
 /// How long the server takes at most to finish what it has.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -26,9 +30,6 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// How long no connection must have come, when the server finishes, before the ones that wait for
 /// a request are ended: a client that is busy hears of the end with its next answer.
 const QUIET: Duration = Duration::from_millis(300);
-
-/// Threads that may wait for a connection at each listener.
-const SPARE: usize = 64;
 
 /// Threads that answer the node itself, at each listener for it.
 const ATTENDANTS: usize = 4;
@@ -79,7 +80,8 @@ pub fn run(
         direct,
     } = listeners;
     let server = Arc::new(Server::new(transparent, max_connections).map_err(fault("listen"))?);
-    server.spawn().map_err(fault("start a thread"))?;
+    logging::gather().map_err(fault("start a thread"))?;
+    server.staff().map_err(fault("start a thread"))?;
     for listener in direct {
         let listener = Listener::new(listener, DIRECT_DEADLINES).map_err(fault("listen"))?;
         server.attend(listener).map_err(fault("start a thread"))?;
@@ -96,11 +98,8 @@ pub fn run(
 struct Server {
     context: Context,
     listeners: Vec<Listener>,
-    max_connections: usize,
-    load: Mutex<Load>,
-    /// Somebody may wait for a connection to end.
-    ended: Condvar,
-    /// Connections that were accepted, probes included.
+    room: Room,
+    /// Connections that were accepted, probes excluded.
     accepted: AtomicU64,
     seats: Seats,
 }
@@ -112,6 +111,8 @@ struct Listener {
     address: SocketAddr,
     /// How long things may take on its connections.
     deadlines: Deadlines,
+    /// Threads that wait here for a connection, or are on their way.
+    waiting: AtomicUsize,
     /// Whether the kernel had no means for another connection when one was accepted last.
     starved: AtomicBool,
 }
@@ -122,6 +123,7 @@ impl Listener {
             address: socket.local_addr()?,
             socket,
             deadlines,
+            waiting: AtomicUsize::new(0),
             starved: AtomicBool::new(false),
         })
     }
@@ -132,36 +134,24 @@ impl Listener {
         Ok(accepted)
     }
 
+    /// A thread stops waiting here, unless it is the only one.
+    fn spare(&self) -> bool {
+        let fewer = |waiting: usize| (waiting > 1).then(|| waiting - 1);
+        self.waiting
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer)
+            .is_ok()
+    }
+
     /// Where the kernel has no means for another connection, says so once, and waits until it may
     /// have them.
     fn wait_after(&self, error: &io::Error) {
-        if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) {
+        if error.kind() == ErrorKind::Interrupted {
             return;
         }
         if !self.starved.swap(true, Ordering::Relaxed) {
             log::warn!("Cannot accept a connection, clients wait: {}", words(error));
         }
         thread::sleep(RECOVERY);
-    }
-}
-
-/// What the threads do.
-#[derive(Debug)]
-struct Load {
-    /// Connections that were accepted and have not ended.
-    open: usize,
-    /// Those of them that are being served.
-    served: usize,
-    /// Threads that wait at each listener.
-    waiting: Vec<usize>,
-}
-
-impl Load {
-    /// A thread waits no longer at a listener; returns how many do.
-    fn leave(&mut self, number: usize) -> usize {
-        let waiting = &mut self.waiting[number];
-        *waiting -= 1;
-        *waiting
     }
 }
 
@@ -179,30 +169,13 @@ impl Server {
             .into_iter()
             .map(|socket| Listener::new(socket, DEADLINES))
             .collect::<io::Result<Vec<_>>>()?;
-        let load = Mutex::new(Load {
-            open: 0,
-            served: 0,
-            waiting: vec![0; listeners.len()],
-        });
         Ok(Server {
             context,
             listeners,
-            max_connections,
-            load,
-            ended: Condvar::new(),
+            room: Room::new(max_connections),
             accepted: AtomicU64::new(0),
             seats: Seats::default(),
         })
-    }
-
-    /// The load is whole at any moment, also after a panic.
-    fn load(&self) -> MutexGuard<'_, Load> {
-        self.load.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn spawn(self: &Arc<Server>) -> io::Result<()> {
-        let server = Arc::clone(self);
-        start(move || server.work())
     }
 
     /// Starts the threads that answer the node itself, each one connection after the other.
@@ -214,7 +187,12 @@ impl Server {
                 let seat = server.seats.add();
                 let mut buffers = Buffers::new();
                 loop {
-                    match listener.accept() {
+                    let accepted = listener.accept().and_then(|(stream, client)| {
+                        stream.set_read_timeout(Some(PROMPT))?;
+                        stream.set_write_timeout(Some(listener.deadlines.answer))?;
+                        Ok((stream, client))
+                    });
+                    match accepted {
                         Ok((stream, client)) => {
                             server.serve(&listener, stream, client, &seat, &mut buffers);
                         }
@@ -226,79 +204,69 @@ impl Server {
         Ok(())
     }
 
-    /// Starts a thread if there is room for a connection, but nobody to accept it.
-    fn staff(self: &Arc<Server>, load: MutexGuard<'_, Load>) {
-        let wanted = load.open < self.max_connections && load.waiting.contains(&0);
-        drop(load);
-        if let (true, Err(error)) = (wanted, self.spawn()) {
+    /// Has a thread wait at each listener while there is room for a connection.
+    fn staff(self: &Arc<Server>) -> io::Result<()> {
+        for (number, listener) in self.listeners.iter().enumerate() {
+            let first = |waiting| (waiting == 0).then_some(1);
+            let waiting = &listener.waiting;
+            let order = Ordering::SeqCst;
+            if !self.room.is_full() && waiting.fetch_update(order, order, first).is_ok() {
+                self.spawn(number).inspect_err(|_| {
+                    waiting.fetch_sub(1, order);
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does so after each change of what it depends on.
+    fn staff_again(self: &Arc<Server>) {
+        if let Err(error) = self.staff() {
             log::warn!("Cannot start a thread, clients wait: {}", words(&error));
         }
     }
 
-    /// The life of a thread.
-    fn work(self: &Arc<Server>) {
+    /// Starts a thread that waits at a listener.
+    fn spawn(self: &Arc<Server>, number: usize) -> io::Result<()> {
+        let server = Arc::clone(self);
+        start(move || server.work(number))
+    }
+
+    /// The life of a thread, which waits at a listener first, and then where it is needed most.
+    fn work(self: &Arc<Server>, number: usize) {
         let seat = self.seats.add();
         let mut buffers = Buffers::new();
-        while let Some((number, listener)) = self.queue() {
+        let mut at = self.listeners.get(number);
+        while let Some(listener) = at {
             match listener.accept() {
                 Ok((stream, client)) => {
-                    self.begin(number);
+                    self.accepted.fetch_add(1, Ordering::Relaxed);
+                    listener.waiting.fetch_sub(1, Ordering::SeqCst);
+                    self.room.take();
+                    self.staff_again();
                     self.serve(listener, stream, client, &seat, &mut buffers);
-                    self.end();
+                    self.room.leave();
+                    at = self.queue();
                 }
-                Err(error) => {
-                    let others = self.load().leave(number);
-                    if error.kind() == ErrorKind::WouldBlock && others > 0 {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if listener.spare() {
                         break;
                     }
-                    listener.wait_after(&error);
+                    self.staff_again();
                 }
+                Err(error) => listener.wait_after(&error),
             }
         }
         self.seats.remove(&seat);
     }
 
-    /// Chooses the listener that needs a thread most to wait at; none, if there are enough.
-    fn queue(self: &Arc<Server>) -> Option<(usize, &Listener)> {
-        let mut load = self.load();
-        let busy: usize = load.open + load.waiting.iter().sum::<usize>();
-        let (number, waiting) = (0..).zip(&mut load.waiting).min_by_key(|(_, it)| **it)?;
-        let wanted = match *waiting {
-            0 => true,
-            waiting => waiting < SPARE && busy < self.max_connections,
-        };
-        if !wanted {
-            return None;
-        }
-        *waiting += 1;
-        self.staff(load);
-        Some((number, self.listeners.get(number)?))
-    }
-
-    /// Has room for a connection that was accepted, or waits for it: where there are two listeners,
-    /// one connection more than allowed may have been accepted.
-    fn begin(self: &Arc<Server>, number: usize) {
-        self.accepted.fetch_add(1, Ordering::Relaxed);
-        let mut load = self.load();
-        load.leave(number);
-        load.open += 1;
-        while load.served >= self.max_connections {
-            load = self
-                .ended
-                .wait(load)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        load.served += 1;
-        self.staff(load);
-    }
-
-    fn end(&self) {
-        let mut load = self.load();
-        load.open -= 1;
-        load.served -= 1;
-        if load.open > load.served {
-            self.ended.notify_one();
-        }
+    /// Chooses the listener at which the fewest threads wait.
+    fn queue(self: &Arc<Server>) -> Option<&Listener> {
+        let waiting = |listener: &&Listener| listener.waiting.load(Ordering::SeqCst);
+        let listener = self.listeners.iter().min_by_key(waiting)?;
+        listener.waiting.fetch_add(1, Ordering::SeqCst);
+        self.staff_again();
+        Some(listener)
     }
 
     fn serve(
@@ -334,7 +302,7 @@ impl Server {
                 quiet_since = Instant::now();
             }
             if quiet_since.elapsed() >= QUIET {
-                let is_empty = self.load().open == 0;
+                let is_empty = self.room.taken() == 0;
                 if is_empty && was_empty {
                     break;
                 }
@@ -342,7 +310,7 @@ impl Server {
                 self.seats.clear();
             }
         }
-        let open = self.load().open;
+        let open = self.room.taken();
         if open > 0 {
             log::warn!(
                 "Cut off {open} connections that did not end within {} s",

@@ -179,6 +179,32 @@ pub fn allow_open_files(wanted: u64) -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
+/// Gives back the memory of this thread's stack that nothing is in now, below the frames of its
+/// callers: it is zeroes when it is used again (madvise(2), MADV_DONTNEED).
+#[inline(never)]
+pub fn release_stack() {
+    /// What the calls made here may use below this frame, in bytes.
+    const CALLS: usize = 1024;
+    let frame = 0u8;
+    // SAFETY: the attributes are initialized before they are read. What is given back lies on this
+    // thread's own stack and below the frames in use, where no object is.
+    unsafe {
+        let mut attributes = mem::zeroed();
+        if libc::pthread_getattr_np(libc::pthread_self(), &raw mut attributes) != 0 {
+            return;
+        }
+        let (mut low, mut size) = (std::ptr::null_mut(), 0);
+        libc::pthread_attr_getstack(&raw const attributes, &raw mut low, &raw mut size);
+        let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
+        let end = ((&raw const frame).addr() - CALLS) & !(page - 1);
+        let start = low.addr().next_multiple_of(page);
+        if let Some(length @ 1..) = end.checked_sub(start) {
+            // A kernel that refuses keeps the memory in use; nothing else comes of it.
+            libc::madvise(low.with_addr(start), length, libc::MADV_DONTNEED);
+        }
+    }
+}
+
 /// fork(2), which comes before the process starts its first thread.
 ///
 /// # Errors

@@ -4,10 +4,14 @@
 //! is nearer than that, for a client that is slow, the read time-out is changed.
 
 use std::fmt;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, send};
 
 use crate::error::words;
 
@@ -103,18 +107,51 @@ impl Wire {
         }
     }
 
+    /// Waits until there is something to read, or the deadline has passed.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn wait_until(&self, deadline: Instant) -> Result<(), Failure> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let mut descriptors = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut descriptors, timeout) {
+                Ok(0) => return Err(Failure::TimedOut),
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(io::Error::from(errno).into()),
+            }
+        }
+    }
+
     /// Writes everything, within about `limit`: a single write may wait for the inherited time-out.
     ///
     /// # Errors
     /// Why not everything was written.
-    pub fn write(&mut self, mut bytes: &[u8], limit: Duration) -> Result<(), Failure> {
+    pub fn write(&mut self, bytes: &[u8], limit: Duration) -> Result<(), Failure> {
+        self.send(bytes, limit, MsgFlags::empty())
+    }
+
+    /// Writes everything as [`Wire::write`] does, and ends our side with it: the kernel holds the
+    /// last packet back (MSG_MORE, send(2)), so that it carries the end too.
+    ///
+    /// # Errors
+    /// Why not everything was written.
+    pub fn finish(&mut self, bytes: &[u8], limit: Duration) -> Result<(), Failure> {
+        self.send(bytes, limit, MsgFlags::from_bits_retain(libc::MSG_MORE))?;
+        Ok(self.stream.shutdown(Shutdown::Write)?)
+    }
+
+    fn send(&self, mut bytes: &[u8], limit: Duration, flags: MsgFlags) -> Result<(), Failure> {
         let deadline = Instant::now() + limit;
+        let flags = flags | MsgFlags::MSG_NOSIGNAL;
         loop {
-            match self.stream.write(bytes) {
+            match send(self.descriptor(), bytes, flags) {
                 Ok(written) if written == bytes.len() => return Ok(()),
                 Ok(written) => bytes = &bytes[written..],
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(io::Error::from(errno).into()),
             }
             if Instant::now() >= deadline {
                 return Err(Failure::TimedOut);
@@ -122,14 +159,12 @@ impl Wire {
         }
     }
 
-    /// Ends the connection so that the client can read what was written last: closing with bytes
-    /// unread would reset it (RFC 9112, 9.6). What the client sends until it closes its side, at
-    /// most until `limit` has passed, is thrown away.
+    /// Lets the client read what was written last, after our side has ended: closing with bytes
+    /// unread would reset the connection (RFC 9112, 9.6). What the client sends until it ends its
+    /// side, at most until `limit` has passed, is thrown away.
     pub fn part(mut self, limit: Duration) {
         let deadline = Instant::now() + limit;
         let mut scrap = [0; 1024];
-        if self.stream.shutdown(Shutdown::Write).is_ok() {
-            while self.read_until(deadline, &mut scrap).is_ok() {}
-        }
+        while self.read_until(deadline, &mut scrap).is_ok() {}
     }
 }

@@ -1,0 +1,136 @@
+//! Log lines that threads hand over, and that one thread writes to stderr, many at once: a system
+//! call for each would cost a request more than anything else that is its own.
+//!
+//! Memory is bounded. While stderr takes nothing, threads wait for room. Lines of two processes do
+//! not mix in a pipe: a write is whole lines, and at most `PIPE_BUF` bytes (pipe(7)).
+
+use std::io::{self, Write};
+use std::mem;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// Bytes that may wait to be written; as many again may be in writing.
+const CAPACITY: usize = 256 * 1024;
+
+/// How long lines are gathered: what SIGKILL may lose.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// Lines on their way to stderr.
+#[derive(Debug)]
+pub struct LogQueue {
+    lines: Mutex<Lines>,
+    /// There are lines again.
+    filled: Condvar,
+    /// There is room again.
+    taken: Condvar,
+    /// Everything is written.
+    written: Condvar,
+}
+
+#[derive(Debug)]
+struct Lines {
+    waiting: Vec<u8>,
+    /// Whether some were taken out that may not be written yet.
+    in_writing: bool,
+}
+
+impl LogQueue {
+    /// A queue without lines.
+    pub const fn empty() -> LogQueue {
+        LogQueue {
+            lines: Mutex::new(Lines {
+                waiting: Vec::new(),
+                in_writing: false,
+            }),
+            filled: Condvar::new(),
+            taken: Condvar::new(),
+            written: Condvar::new(),
+        }
+    }
+
+    /// Hands a line over; waits while there is no room for it.
+    pub fn push(&self, line: &[u8]) {
+        let lines = self.lines();
+        let is_full = |lines: &mut Lines| lines.waiting.len() + line.len() > CAPACITY;
+        let mut lines = wait_while(&self.taken, lines, is_full);
+        if lines.waiting.is_empty() {
+            self.filled.notify_one();
+        }
+        lines.waiting.extend_from_slice(line);
+    }
+
+    /// Writes lines as they come, without end. What stderr refuses is lost.
+    pub fn write_lines(&self) -> ! {
+        let mut batch = Vec::new();
+        loop {
+            let is_idle = |lines: &mut Lines| lines.waiting.is_empty();
+            drop(wait_while(&self.filled, self.lines(), is_idle));
+            thread::sleep(GATHER);
+            self.take(&mut batch);
+            for piece in pieces(&batch) {
+                let _ = io::stderr().write_all(piece);
+            }
+            batch.clear();
+            self.lines().in_writing = false;
+            self.written.notify_all();
+        }
+    }
+
+    /// Waits until every line that was handed over is written.
+    pub fn flush(&self) {
+        let is_unwritten = |lines: &mut Lines| lines.in_writing || !lines.waiting.is_empty();
+        drop(wait_while(&self.written, self.lines(), is_unwritten));
+    }
+
+    fn take(&self, batch: &mut Vec<u8>) {
+        let mut lines = self.lines();
+        mem::swap(&mut lines.waiting, batch);
+        lines.in_writing = true;
+        self.taken.notify_all();
+    }
+
+    /// The lines are whole at any moment, also after a panic.
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn wait_while<'l>(
+    condition: &Condvar,
+    lines: MutexGuard<'l, Lines>,
+    holds: impl FnMut(&mut Lines) -> bool,
+) -> MutexGuard<'l, Lines> {
+    condition
+        .wait_while(lines, holds)
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Cuts lines into pieces that a pipe takes whole. A line that is too long is cut as well.
+fn pieces(mut lines: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let fits = lines.get(..libc::PIPE_BUF).unwrap_or(lines);
+        let end = fits.iter().rposition(|byte| *byte == b'\n');
+        let (piece, rest) = lines.split_at(end.map_or(fits.len(), |end| end + 1));
+        lines = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_is_whole_lines_as_many_as_a_pipe_takes_at_once() {
+        let line = |length: usize| format!("{}\n", "x".repeat(length - 1));
+        let lines = [line(4000), line(96), line(1), line(5000), line(7)].concat();
+        let lengths: Vec<usize> = pieces(lines.as_bytes()).map(<[u8]>::len).collect();
+        assert_eq!(lengths, [4096, 1, 4096, 904 + 7]);
+        assert_eq!(
+            pieces(lines.as_bytes()).collect::<Vec<_>>().concat(),
+            lines.as_bytes()
+        );
+        assert_eq!(pieces(b"").count(), 0);
+    }
+}

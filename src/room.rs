@@ -1,0 +1,103 @@
+//! Room for so many connections at once. Who finds none waits until another leaves.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Room for connections.
+#[derive(Debug)]
+pub struct Room {
+    size: usize,
+    taken: AtomicUsize,
+    /// Those that wait for room.
+    waiting: AtomicUsize,
+    queue: Mutex<()>,
+    left: Condvar,
+}
+
+impl Room {
+    /// Room for `size` connections.
+    pub fn new(size: usize) -> Room {
+        Room {
+            size,
+            taken: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            queue: Mutex::new(()),
+            left: Condvar::new(),
+        }
+    }
+
+    /// How much of it is taken.
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::SeqCst)
+    }
+
+    /// Whether nothing of it is left.
+    pub fn is_full(&self) -> bool {
+        self.taken() >= self.size
+    }
+
+    /// Takes room for one, and waits for it where there is none.
+    pub fn take(&self) {
+        if self.try_take() {
+            return;
+        }
+        let mut queue = self.queue();
+        // In this order, so that who leaves either sees us wait or has left before we look.
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        while !self.try_take() {
+            queue = self
+                .left
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Gives the room of one back.
+    pub fn leave(&self) {
+        self.taken.fetch_sub(1, Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            let _queue = self.queue();
+            self.left.notify_one();
+        }
+    }
+
+    fn try_take(&self) -> bool {
+        let more = |taken| (taken < self.size).then_some(taken + 1);
+        self.taken
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, more)
+            .is_ok()
+    }
+
+    /// The lock guards no data.
+    fn queue(&self) -> MutexGuard<'_, ()> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[test]
+    fn never_more_are_inside_than_there_is_room_for_and_all_come_in() {
+        let room = Room::new(3);
+        let (inside, visits) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..10_000 {
+                        room.take();
+                        assert!(inside.fetch_add(1, Ordering::SeqCst) < 3);
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        room.leave();
+                        visits.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert_eq!((visits.into_inner(), room.taken()), (80_000, 0));
+    }
+}
