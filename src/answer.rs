@@ -1,6 +1,11 @@
 //! An answer: content first, then the head in front of it, so that its length is known and one
 //! write sends both.
 
+use std::mem;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::buffer::Buffer;
 use crate::clock::Moment;
 use crate::http::{Persistence, Status};
 use crate::text::Text;
@@ -8,40 +13,28 @@ use crate::text::Text;
 /// Room for the head; the longest has 204 bytes.
 const HEADROOM: usize = 256;
 
-/// What is kept between two answers, in bytes.
-const KEPT: usize = 8 * 1024;
-
 /// What asks the client to send the body that it holds back.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// A buffer for one answer after the other.
-#[derive(Debug)]
-pub struct Answer {
-    bytes: Vec<u8>,
-}
+#[derive(Debug, Default)]
+pub struct Answer(Buffer);
 
 impl Answer {
-    /// An answer without content.
-    pub fn new() -> Answer {
-        Answer {
-            bytes: vec![0; HEADROOM],
-        }
-    }
-
     /// Forgets the last answer.
     pub fn clear(&mut self) {
-        self.bytes.truncate(HEADROOM);
-        self.bytes.shrink_to(KEPT);
+        self.0.clear(HEADROOM);
     }
 
     /// Where content is appended.
-    pub fn content(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
+    pub fn content(&mut self) -> &mut Buffer {
+        &mut self.0
     }
 
     /// The finished answer; to HEAD, only its head (RFC 9110, 9.3.2).
     pub fn finish(&mut self, status: Status, persistence: Persistence, to_head: bool) -> &[u8] {
-        let length = self.bytes.len() - HEADROOM;
+        let bytes = self.0.bytes();
+        let length = bytes.len() - HEADROOM;
         let connection = match persistence {
             Persistence::Default => "",
             Persistence::KeepAlive => "Connection: keep-alive\r\n",
@@ -54,30 +47,74 @@ impl Answer {
             _ => "",
         };
         let mut head = Text::<HEADROOM>::EMPTY;
-        [
-            "HTTP/1.1 ",
-            status.line(),
-            "\r\nDate: ",
-            Moment::now().imf_fixdate().as_str(),
-            "\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ",
-            Text::<20>::of(length).as_str(),
-            "\r\n",
-            allow,
-            connection,
-            "\r\n",
-        ]
-        .into_iter()
-        .for_each(|part| head.push(part));
-        let head = head.as_str().as_bytes();
+        head.push("HTTP/1.1 ");
+        head.push(status.line());
+        head.push("\r\nDate: ");
+        head.push(Moment::now().imf_fixdate().as_str());
+        head.push("\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ");
+        head.push_number(length as u64);
+        head.push("\r\n");
+        head.push(allow);
+        head.push(connection);
+        head.push("\r\n");
+        let head = head.as_bytes();
         let start = HEADROOM - head.len();
-        self.bytes[start..HEADROOM].copy_from_slice(head);
-        let end = if to_head { HEADROOM } else { self.bytes.len() };
-        &self.bytes[start..end]
+        bytes[start..HEADROOM].copy_from_slice(head);
+        let end = if to_head { HEADROOM } else { bytes.len() };
+        &bytes[start..end]
     }
 }
 
-impl Default for Answer {
-    fn default() -> Answer {
-        Answer::new()
+/// Buffers for answers, which threads borrow: the same few are used again and again, and stay in the
+/// processor's caches.
+#[derive(Debug, Default)]
+pub struct Answers(Mutex<Vec<Answer>>);
+
+impl Answers {
+    /// Lends a buffer for a while.
+    pub fn borrow(&self) -> Borrowed<'_> {
+        let answer = self.free().pop().unwrap_or_default();
+        Borrowed {
+            answer,
+            owner: self,
+        }
+    }
+
+    /// The buffers are whole at any moment, also after a panic.
+    fn free(&self) -> MutexGuard<'_, Vec<Answer>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// So many buffers are kept that nobody uses.
+const FREE: usize = 16;
+
+/// A buffer that goes back to its owner.
+#[derive(Debug)]
+pub struct Borrowed<'o> {
+    answer: Answer,
+    owner: &'o Answers,
+}
+
+impl Deref for Borrowed<'_> {
+    type Target = Answer;
+
+    fn deref(&self) -> &Answer {
+        &self.answer
+    }
+}
+
+impl DerefMut for Borrowed<'_> {
+    fn deref_mut(&mut self) -> &mut Answer {
+        &mut self.answer
+    }
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        let mut free = self.owner.free();
+        if free.len() < FREE {
+            free.push(mem::take(&mut self.answer));
+        }
     }
 }

@@ -9,8 +9,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::answer::{Answer, CONTINUE};
+use crate::answer::{Answers, CONTINUE};
 use crate::body::Decoder;
+use crate::buffer::Buffer;
 use crate::echo::{self, Ends, Lost, Refused, Served};
 use crate::http::{Head, HeadScanner, MAX_HEAD, Persistence, Rejection, Span, Status};
 use crate::idle::Seat;
@@ -60,6 +61,8 @@ pub const PROMPT: Duration = Duration::from_secs(1);
 pub struct Context {
     /// The node's name, shown in every echo.
     pub node: Option<String>,
+    /// Buffers for answers, and for what the log says of them.
+    pub answers: Answers,
     /// Whether connections end after their next answer.
     pub draining: AtomicBool,
     /// Connections to captured addresses.
@@ -75,7 +78,6 @@ const INPUT: usize = 2 * MAX_HEAD;
 #[derive(Debug)]
 pub struct Buffers {
     input: Vec<u8>,
-    answer: Answer,
 }
 
 impl Buffers {
@@ -83,7 +85,6 @@ impl Buffers {
     pub fn new() -> Buffers {
         Buffers {
             input: vec![0; INPUT],
-            answer: Answer::new(),
         }
     }
 
@@ -197,12 +198,13 @@ impl<'c> Connection<'c> {
     /// behind it is in the input then.
     #[inline(never)]
     fn exchange(&mut self, buffers: &mut Buffers, filled: &mut usize) -> Result<Persistence, End> {
-        let Buffers { input, answer } = buffers;
-        answer.clear();
+        let input = &mut buffers.input;
         let started = Instant::now();
         let span = self.read_head(input, filled, started)?;
         let (head_bytes, rest) = input.split_at_mut(span.range.end);
         let head = Head::parse(head_bytes, &span)?;
+        let mut answer = self.context.answers.borrow();
+        answer.clear();
         let status = self.begin(answer.content(), &head);
         let body = self.read_body(&head, rest, *filled - span.range.end, answer.content())?;
         let persistence = match self.direct || self.is_draining() {
@@ -215,13 +217,14 @@ impl<'c> Connection<'c> {
             _ => self.wire.write(bytes, self.deadlines.answer),
         };
         written.map_err(|failure| End::Lost(format!("the answer was not taken: {failure}")))?;
-        self.log(&Served {
+        let served = Served {
             head: &head,
             ends: &self.ends,
             received: body.received,
             status,
             took: started.elapsed(),
-        });
+        };
+        self.log(&served, answer.content());
         *filled = body.unread.len();
         input.copy_within(
             span.range.end + body.unread.start..span.range.end + body.unread.end,
@@ -293,7 +296,7 @@ impl<'c> Connection<'c> {
     }
 
     /// Begins the answer: an echo, or what the node itself asked for.
-    fn begin(&self, answer: &mut Vec<u8>, head: &Head<'_>) -> Status {
+    fn begin(&self, answer: &mut Buffer, head: &Head<'_>) -> Status {
         if !self.direct {
             echo::begin(answer, head, &self.ends, self.context.node.as_deref());
             return Status::Ok;
@@ -306,7 +309,7 @@ impl<'c> Connection<'c> {
                 "this is the listener itself, not a Pod: only /healthz is here\n",
             ),
         };
-        answer.extend_from_slice(text.as_bytes());
+        answer.push(text.as_bytes());
         status
     }
 
@@ -316,7 +319,7 @@ impl<'c> Connection<'c> {
         head: &Head<'_>,
         input: &mut [u8],
         filled: usize,
-        echo: &mut Vec<u8>,
+        echo: &mut Buffer,
     ) -> Result<ReadBody, End> {
         let mut decoder = Decoder::new(head.framing);
         let mut room = if self.direct { 0 } else { echo::MAX_ECHO };
@@ -330,7 +333,7 @@ impl<'c> Connection<'c> {
         loop {
             unread.start += decoder.decode(&input[unread.clone()], |piece| {
                 let shown = piece.len().min(room);
-                echo.extend_from_slice(&piece[..shown]);
+                echo.push(&piece[..shown]);
                 room -= shown;
             })?;
             if decoder.is_complete() {
@@ -353,12 +356,13 @@ impl<'c> Connection<'c> {
     }
 
     /// A probe of the node's says nothing about who calls whom.
-    fn log(&self, served: &Served<'_>) {
+    fn log(&self, served: &Served<'_>, line: &mut Buffer) {
+        let line = served.line(line);
         match self.direct && served.status == Status::Ok {
-            true => log::debug!("{served}"),
+            true => log::debug!("{line}"),
             false => {
                 self.context.requests.fetch_add(1, Ordering::Relaxed);
-                log::info!("{served}");
+                log::info!("{line}");
             }
         }
     }
@@ -366,8 +370,8 @@ impl<'c> Connection<'c> {
     /// Answers what cannot be served, and ends the connection: where the next request would begin
     /// is not known.
     fn refuse(mut self, rejection: Rejection, buffers: &mut Buffers, filled: usize) {
-        let Buffers { input, answer } = buffers;
-        let bytes = &input[..filled];
+        let bytes = &buffers.input[..filled];
+        let mut answer = self.context.answers.borrow();
         answer.clear();
         echo::refusal(answer.content(), rejection);
         let bytes_out = answer.finish(

@@ -1,13 +1,13 @@
 //! What a client reads, and what the log says about it.
 
 use std::fmt;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::buffer::Buffer;
 use crate::clock::Moment;
 use crate::http::{Head, Rejection, Status};
-use crate::logging::escaped;
+use crate::logging::{escaped, push_escaped};
 use crate::text::Text;
 
 /// The most content that is echoed, in bytes; the rest is read and counted.
@@ -40,61 +40,43 @@ impl fmt::Display for Ends {
 }
 
 /// Begins the echo of a request: the first line, who and where, and the head as it came.
-pub fn begin(echo: &mut Vec<u8>, head: &Head<'_>, ends: &Ends, node: Option<&str>) {
-    let parts: [&[u8]; 10] = [
-        b"Request received from ",
-        head.host,
-        b" destination ",
-        head.target,
-        b" : ",
-        head.method,
-        b" ",
-        head.target,
-        b" ",
-        head.version,
-    ];
-    parts
-        .into_iter()
-        .for_each(|part| echo.extend_from_slice(part));
-    let (label, node) = node.map_or(("", ""), |node| ("\nNode: ", node));
-    [
-        "\nClient: ",
-        ends.client.as_str(),
-        "\nDestination: ",
-        ends.destination.as_str(),
-        label,
-        node,
-        "\nTime: ",
-        Moment::now().rfc3339().as_str(),
-        "\n\n",
-    ]
-    .into_iter()
-    .for_each(|part| echo.extend_from_slice(part.as_bytes()));
-    echo.extend_from_slice(head.bytes);
+pub fn begin(echo: &mut Buffer, head: &Head<'_>, ends: &Ends, node: Option<&str>) {
+    echo.push(b"Request received from ");
+    echo.push(head.host);
+    echo.push(b" destination ");
+    echo.push(head.target);
+    echo.push(b" : ");
+    echo.push(head.method);
+    echo.push(b" ");
+    echo.push(head.target);
+    echo.push(b" ");
+    echo.push(head.version);
+    echo.push(b"\nClient: ");
+    echo.push(ends.client.as_bytes());
+    echo.push(b"\nDestination: ");
+    echo.push(ends.destination.as_bytes());
+    if let Some(node) = node {
+        echo.push(b"\nNode: ");
+        echo.push(node.as_bytes());
+    }
+    echo.push(b"\nTime: ");
+    echo.push(Moment::now().rfc3339().as_bytes());
+    echo.push(b"\n\n");
+    echo.push(head.bytes);
 }
 
 /// Ends the echo, with a word on what it leaves out.
-pub fn end(echo: &mut Vec<u8>, received: u64) {
+pub fn end(echo: &mut Buffer, received: u64) {
     if let Some(more @ 1..) = received.checked_sub(MAX_ECHO as u64) {
-        append(
-            echo,
-            format_args!("\n[{more} more bytes of {received} are not echoed]\n"),
-        );
+        let left_out = format!("\n[{more} more bytes of {received} are not echoed]\n");
+        echo.push(left_out.as_bytes());
     }
 }
 
 /// The text of an answer that refuses a request.
-pub fn refusal(answer: &mut Vec<u8>, rejection: Rejection) {
-    append(
-        answer,
-        format_args!("{}: {}\n", rejection.status.line(), rejection.reason),
-    );
-}
-
-/// Appends text; a `Vec` takes everything.
-pub fn append(bytes: &mut Vec<u8>, text: fmt::Arguments<'_>) {
-    let written = bytes.write_fmt(text);
-    debug_assert!(written.is_ok(), "memory takes every byte");
+pub fn refusal(answer: &mut Buffer, rejection: Rejection) {
+    let text = format!("{}: {}\n", rejection.status.line(), rejection.reason);
+    answer.push(text.as_bytes());
 }
 
 /// A request that was answered.
@@ -111,27 +93,37 @@ pub struct Served<'a> {
     pub took: Duration,
 }
 
-impl fmt::Display for Served<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Served {
-            head,
-            ends,
-            received,
-            status,
-            took,
-        } = self;
-        write!(
-            f,
-            "Received request to {target} : {ends} method={} target={target} version={} host=\"{}\" \
-             user_agent=\"{}\" body={received} status={} took={}us",
-            escaped(head.method),
-            escaped(head.version),
-            escaped(head.host),
-            escaped(head.user_agent),
-            status.code(),
-            took.as_micros() as u64,
-            target = escaped(head.target),
-        )
+impl Served<'_> {
+    /// The line for the log.
+    pub fn line<'l>(&self, line: &'l mut Buffer) -> &'l str {
+        let Served { head, ends, .. } = self;
+        let mut numbers = Text::<60>::EMPTY;
+        numbers.push("\" body=");
+        numbers.push_number(self.received);
+        numbers.push(" status=");
+        numbers.push(self.status.code());
+        numbers.push(" took=");
+        numbers.push_number(self.took.as_micros() as u64);
+        numbers.push("us");
+        line.clear(0);
+        line.push(b"Received request to ");
+        push_escaped(line, head.target);
+        line.push(b" : client=");
+        line.push(ends.client.as_bytes());
+        line.push(b" destination=");
+        line.push(ends.destination.as_bytes());
+        line.push(b" method=");
+        push_escaped(line, head.method);
+        line.push(b" target=");
+        push_escaped(line, head.target);
+        line.push(b" version=");
+        push_escaped(line, head.version);
+        line.push(b" host=\"");
+        push_escaped(line, head.host);
+        line.push(b"\" user_agent=\"");
+        push_escaped(line, head.user_agent);
+        line.push(numbers.as_bytes());
+        str::from_utf8(line.bytes()).unwrap_or_default()
     }
 }
 

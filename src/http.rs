@@ -33,6 +33,9 @@ pub const MAX_HEAD: usize = 16 * 1024;
 /// The most field lines in a head.
 pub const MAX_FIELDS: usize = 100;
 
+/// So many fields most heads have at most: room for more is made only for more.
+const FEW_FIELDS: usize = 16;
+
 /// The most content that is read, in bytes.
 pub const MAX_CONTENT: u64 = 1 << 30;
 
@@ -139,6 +142,8 @@ pub struct Span {
     /// The indexes of its bytes, the empty line included.
     pub range: Range<usize>,
     request_line: RequestLine,
+    /// How many field lines it has.
+    fields: usize,
 }
 
 impl HeadScanner {
@@ -162,6 +167,7 @@ impl HeadScanner {
                     return Ok(Some(Span {
                         range: self.start..self.at,
                         request_line: *request_line,
+                        fields: self.fields,
                     }));
                 }
                 Some(_) => self.fields += 1,
@@ -247,8 +253,18 @@ impl<'a> Head<'a> {
             target,
             version,
         } = span.request_line;
-        let mut storage = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let headers = match httparse::parse_headers(&bytes[line_end + 2..], &mut storage) {
+        let (mut few, mut many);
+        let storage = match span.fields {
+            0..=FEW_FIELDS => {
+                few = [httparse::EMPTY_HEADER; FEW_FIELDS];
+                few.as_mut_slice()
+            }
+            _ => {
+                many = [httparse::EMPTY_HEADER; MAX_FIELDS];
+                many.as_mut_slice()
+            }
+        };
+        let headers = match httparse::parse_headers(&bytes[line_end + 2..], storage) {
             Ok(httparse::Status::Complete((_, headers))) => headers,
             Ok(httparse::Status::Partial) => return Err(bad("the head is malformed")),
             Err(httparse::Error::HeaderName) => return Err(bad("a field name is malformed")),

@@ -3,6 +3,7 @@
 
 pub mod answer;
 pub mod body;
+pub mod buffer;
 pub mod capture;
 pub mod clock;
 pub mod compile;

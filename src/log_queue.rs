@@ -49,15 +49,17 @@ impl LogQueue {
         }
     }
 
-    /// Hands a line over; waits while there is no room for it.
-    pub fn push(&self, line: &[u8]) {
-        let lines = self.lines();
-        let is_full = |lines: &mut Lines| lines.waiting.len() + line.len() > CAPACITY;
-        let mut lines = wait_while(&self.taken, lines, is_full);
+    /// Has `write` append a line; waits while there are more than [`CAPACITY`] bytes.
+    ///
+    /// # Errors
+    /// What `write` says.
+    pub fn push(&self, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> io::Result<()> {
+        let is_full = |lines: &mut Lines| lines.waiting.len() >= CAPACITY;
+        let mut lines = wait_while(&self.taken, self.lines(), is_full);
         if lines.waiting.is_empty() {
             self.filled.notify_one();
         }
-        lines.waiting.extend_from_slice(line);
+        write(&mut lines.waiting)
     }
 
     /// Writes lines as they come, without end. What stderr refuses is lost.

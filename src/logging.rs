@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use env_logger::Target;
+use log::Record;
 
+use crate::buffer::Buffer;
 use crate::clock::Moment;
 use crate::log_queue::LogQueue;
 
@@ -19,17 +20,16 @@ static IS_QUEUED: AtomicBool = AtomicBool::new(false);
 pub fn start() {
     let level = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(level)
-        .target(Target::Pipe(Box::new(Output)))
-        .format(|out, record| {
-            writeln!(
-                out,
-                "{} {:5} {}",
-                Moment::now().rfc3339(),
-                record.level(),
-                record.args()
-            )
+        .format(|out, record| match IS_QUEUED.load(Ordering::SeqCst) {
+            true => QUEUE.push(|lines| write(lines, record)),
+            false => write(out, record),
         })
         .init();
+}
+
+fn write(out: &mut dyn Write, record: &Record<'_>) -> io::Result<()> {
+    let (time, level) = (Moment::now().rfc3339(), record.level());
+    writeln!(out, "{time} {level:5} {}", record.args())
 }
 
 /// Writes lines together from here on, a few milliseconds later: who ends this process has to
@@ -46,23 +46,6 @@ pub fn gather() -> io::Result<()> {
 /// Waits until every line is written.
 pub fn flush() {
     QUEUE.flush();
-}
-
-/// Where a line goes.
-struct Output;
-
-impl Write for Output {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match IS_QUEUED.load(Ordering::SeqCst) {
-            true => QUEUE.push(line),
-            false => io::stderr().write_all(line)?,
-        }
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// The most characters of a value that a log line shows: with five of them it stays within
@@ -84,6 +67,15 @@ pub fn escaped(bytes: &[u8]) -> impl fmt::Display {
     };
     let dots = if shown < bytes.len() { "..." } else { "" };
     fmt::from_fn(move |f| write!(f, "{}{dots}", bytes[..shown].escape_ascii()))
+}
+
+/// Appends them, mostly as they are.
+pub fn push_escaped(line: &mut Buffer, bytes: &[u8]) {
+    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && !b"\"'\\".contains(byte);
+    match bytes.len() <= SHOWN && bytes.iter().all(is_plain) {
+        true => line.push(bytes),
+        false => line.push(escaped(bytes).to_string().as_bytes()),
+    }
 }
 
 /// So many bytes fit however they are escaped: a byte takes four characters at most.

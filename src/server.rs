@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
+use crate::answer::Answers;
 use crate::connection::{
     Buffers, Connection, Context, DEADLINES, DIRECT_DEADLINES, Deadlines, PROMPT,
 };
@@ -161,6 +162,7 @@ impl Server {
             node: std::env::var("NODE_NAME")
                 .ok()
                 .filter(|name| !name.is_empty()),
+            answers: Answers::default(),
             draining: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),

@@ -24,9 +24,14 @@ impl<const N: usize> Text<N> {
         text
     }
 
+    /// The bytes of the text.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
-        str::from_utf8(&self.bytes[..self.length]).unwrap_or_default()
+        str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 
     /// Appends a number with `width` digits, the last ones of it.
@@ -41,7 +46,14 @@ impl<const N: usize> Text<N> {
         }
     }
 
+    /// Appends a number.
+    pub fn push_number(&mut self, number: u64) {
+        let width = number.checked_ilog10().unwrap_or(0) as usize + 1;
+        self.push_digits(number, width);
+    }
+
     /// Appends text, if it has room.
+    #[inline(always)]
     pub fn push(&mut self, text: &str) {
         if let Some(room) = self.bytes.get_mut(self.length..self.length + text.len()) {
             room.copy_from_slice(text.as_bytes());
