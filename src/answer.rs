@@ -114,6 +114,7 @@ impl Drop for Borrowed<'_> {
     fn drop(&mut self) {
         let mut free = self.owner.free();
         if free.len() < FREE {
+            self.answer.0.shrink();
             free.push(mem::take(&mut self.answer));
         }
     }

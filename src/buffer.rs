@@ -15,15 +15,35 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// Nothing.
+    pub const EMPTY: Buffer = Buffer {
+        bytes: Vec::new(),
+        length: 0,
+    };
+
+    /// How many bytes are in use.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
     /// Starts anew, behind `headroom` bytes that mean nothing yet.
     pub fn clear(&mut self, headroom: usize) {
-        self.length = 0;
-        self.bytes.truncate(KEPT);
-        self.bytes.shrink_to(KEPT);
         if self.bytes.len() < headroom {
             self.grow(headroom);
         }
         self.length = headroom;
+    }
+
+    /// Gives memory back that only a large use needed; what is in use then is lost.
+    pub fn shrink(&mut self) {
+        self.length = 0;
+        self.bytes.truncate(KEPT);
+        self.bytes.shrink_to(KEPT);
     }
 
     /// Appends bytes.
@@ -72,7 +92,7 @@ mod tests {
         buffer.push(b"end");
         let expected = [&b"abc"[..], &[b'x'; 100_000], b"end"].concat();
         assert_eq!(buffer.bytes(), expected);
-        buffer.clear(0);
+        buffer.shrink();
         assert_eq!(buffer.bytes(), b"");
         assert!(buffer.bytes.capacity() <= KEPT);
     }

@@ -2,19 +2,24 @@
 //! call for each would cost a request more than anything else that is its own.
 //!
 //! Memory is bounded. While stderr takes nothing, threads wait for room. Lines of two processes do
-//! not mix in a pipe: a write is whole lines, and at most `PIPE_BUF` bytes (pipe(7)).
+//! not mix: a write is whole lines, and to a pipe at most `PIPE_BUF` bytes (pipe(7)).
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::mem;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+use crate::buffer::Buffer;
 
 /// Bytes that may wait to be written; as many again may be in writing.
 const CAPACITY: usize = 256 * 1024;
 
 /// How long lines are gathered: what SIGKILL may lose.
-const GATHER: Duration = Duration::from_millis(2);
+const GATHER: Duration = Duration::from_millis(4);
 
 /// Lines on their way to stderr.
 #[derive(Debug)]
@@ -30,7 +35,7 @@ pub struct LogQueue {
 
 #[derive(Debug)]
 struct Lines {
-    waiting: Vec<u8>,
+    waiting: Buffer,
     /// Whether some were taken out that may not be written yet.
     in_writing: bool,
 }
@@ -40,7 +45,7 @@ impl LogQueue {
     pub const fn empty() -> LogQueue {
         LogQueue {
             lines: Mutex::new(Lines {
-                waiting: Vec::new(),
+                waiting: Buffer::EMPTY,
                 in_writing: false,
             }),
             filled: Condvar::new(),
@@ -50,31 +55,34 @@ impl LogQueue {
     }
 
     /// Has `write` append a line; waits while there are more than [`CAPACITY`] bytes.
-    ///
-    /// # Errors
-    /// What `write` says.
-    pub fn push(&self, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> io::Result<()> {
+    pub fn push(&self, write: impl FnOnce(&mut Buffer)) {
         let is_full = |lines: &mut Lines| lines.waiting.len() >= CAPACITY;
         let mut lines = wait_while(&self.taken, self.lines(), is_full);
         if lines.waiting.is_empty() {
             self.filled.notify_one();
         }
-        write(&mut lines.waiting)
+        write(&mut lines.waiting);
     }
 
     /// Writes lines as they come, without end. What stderr refuses is lost.
     pub fn write_lines(&self) -> ! {
-        let mut batch = Vec::new();
+        let longest = longest_write();
+        let mut batch = Buffer::EMPTY;
         loop {
             let is_idle = |lines: &mut Lines| lines.waiting.is_empty();
             drop(wait_while(&self.filled, self.lines(), is_idle));
             thread::sleep(GATHER);
             self.take(&mut batch);
-            for piece in pieces(&batch) {
+            for piece in pieces(batch.bytes(), longest) {
                 let _ = io::stderr().write_all(piece);
             }
-            batch.clear();
-            self.lines().in_writing = false;
+            batch.clear(0);
+            let mut lines = self.lines();
+            lines.in_writing = false;
+            if lines.waiting.is_empty() {
+                lines.waiting.shrink();
+                batch.shrink();
+            }
             self.written.notify_all();
         }
     }
@@ -85,7 +93,7 @@ impl LogQueue {
         drop(wait_while(&self.written, self.lines(), is_unwritten));
     }
 
-    fn take(&self, batch: &mut Vec<u8>) {
+    fn take(&self, batch: &mut Buffer) {
         let mut lines = self.lines();
         mem::swap(&mut lines.waiting, batch);
         lines.in_writing = true;
@@ -108,10 +116,20 @@ fn wait_while<'l>(
         .unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Cuts lines into pieces that a pipe takes whole. A line that is too long is cut as well.
-fn pieces(mut lines: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// How many bytes stderr takes at once, without those of another process between them.
+fn longest_write() -> usize {
+    let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+    let is_pipe = stderr.and_then(|file| Ok(file.metadata()?.file_type().is_fifo()));
+    match is_pipe {
+        Ok(false) => usize::MAX,
+        _ => libc::PIPE_BUF,
+    }
+}
+
+/// Cuts lines into pieces of at most `longest` bytes. A line that is longer is cut as well.
+fn pieces(mut lines: &[u8], longest: usize) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
-        let fits = lines.get(..libc::PIPE_BUF).unwrap_or(lines);
+        let fits = lines.get(..longest).unwrap_or(lines);
         let end = fits.iter().rposition(|byte| *byte == b'\n');
         let (piece, rest) = lines.split_at(end.map_or(fits.len(), |end| end + 1));
         lines = rest;
@@ -127,12 +145,16 @@ mod tests {
     fn a_piece_is_whole_lines_as_many_as_a_pipe_takes_at_once() {
         let line = |length: usize| format!("{}\n", "x".repeat(length - 1));
         let lines = [line(4000), line(96), line(1), line(5000), line(7)].concat();
-        let lengths: Vec<usize> = pieces(lines.as_bytes()).map(<[u8]>::len).collect();
+        let lengths: Vec<usize> = pieces(lines.as_bytes(), libc::PIPE_BUF)
+            .map(<[u8]>::len)
+            .collect();
         assert_eq!(lengths, [4096, 1, 4096, 904 + 7]);
         assert_eq!(
-            pieces(lines.as_bytes()).collect::<Vec<_>>().concat(),
+            pieces(lines.as_bytes(), libc::PIPE_BUF)
+                .collect::<Vec<_>>()
+                .concat(),
             lines.as_bytes()
         );
-        assert_eq!(pieces(b"").count(), 0);
+        assert_eq!(pieces(b"", libc::PIPE_BUF).count(), 0);
     }
 }

@@ -1,11 +1,11 @@
 //! Log lines on stderr: the time, the level, the message. The level is `RUST_LOG`, `info` if unset.
 
-use std::fmt;
-use std::io::{self, Write};
+use std::fmt::{self, Write as _};
+use std::io::{self, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use log::Record;
+use log::{Level, Record};
 
 use crate::buffer::Buffer;
 use crate::clock::Moment;
@@ -21,15 +21,31 @@ pub fn start() {
     let level = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(level)
         .format(|out, record| match IS_QUEUED.load(Ordering::SeqCst) {
-            true => QUEUE.push(|lines| write(lines, record)),
-            false => write(out, record),
+            true => {
+                QUEUE.push(|lines| write(lines, record));
+                Ok(())
+            }
+            false => {
+                let mut line = Buffer::default();
+                write(&mut line, record);
+                out.write_all(line.bytes())
+            }
         })
         .init();
 }
 
-fn write(out: &mut dyn Write, record: &Record<'_>) -> io::Result<()> {
-    let (time, level) = (Moment::now().rfc3339(), record.level());
-    writeln!(out, "{time} {level:5} {}", record.args())
+fn write(line: &mut Buffer, record: &Record<'_>) {
+    line.push(Moment::now().rfc3339().as_bytes());
+    line.push(match record.level() {
+        Level::Error => b" ERROR ",
+        Level::Warn => b" WARN  ",
+        Level::Info => b" INFO  ",
+        Level::Debug => b" DEBUG ",
+        Level::Trace => b" TRACE ",
+    });
+    let written = line.write_fmt(*record.args());
+    debug_assert!(written.is_ok(), "memory takes every byte");
+    line.push(b"\n");
 }
 
 /// Writes lines together from here on, a few milliseconds later: who ends this process has to
