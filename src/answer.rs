@@ -3,7 +3,7 @@
 
 use std::mem;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use crate::buffer::Buffer;
 use crate::clock::Moment;
@@ -46,20 +46,24 @@ impl Answer {
             }
             _ => "",
         };
-        let mut head = Text::<HEADROOM>::EMPTY;
-        head.push("HTTP/1.1 ");
-        head.push(status.line());
-        head.push("\r\nDate: ");
-        head.push(Moment::now().imf_fixdate().as_str());
-        head.push("\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ");
-        head.push_number(length as u64);
-        head.push("\r\n");
-        head.push(allow);
-        head.push(connection);
-        head.push("\r\n");
-        let head = head.as_bytes();
-        let start = HEADROOM - head.len();
-        bytes[start..HEADROOM].copy_from_slice(head);
+        let mut start = HEADROOM;
+        // From the last to the first, so that the head ends where the content begins.
+        for part in [
+            "\r\n",
+            connection,
+            allow,
+            "\r\n",
+            Text::<20>::of_number(length as u64).as_str(),
+            "\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ",
+            Moment::now().imf_fixdate().as_str(),
+            "\r\nDate: ",
+            status.line(),
+            "HTTP/1.1 ",
+        ] {
+            let end = start;
+            start -= part.len();
+            bytes[start..end].copy_from_slice(part.as_bytes());
+        }
         let end = if to_head { HEADROOM } else { bytes.len() };
         &bytes[start..end]
     }
@@ -73,16 +77,11 @@ pub struct Answers(Mutex<Vec<Answer>>);
 impl Answers {
     /// Lends a buffer for a while.
     pub fn borrow(&self) -> Borrowed<'_> {
-        let answer = self.free().pop().unwrap_or_default();
+        let free = self.0.try_lock().ok().and_then(|mut free| free.pop());
         Borrowed {
-            answer,
+            answer: free.unwrap_or_default(),
             owner: self,
         }
-    }
-
-    /// The buffers are whole at any moment, also after a panic.
-    fn free(&self) -> MutexGuard<'_, Vec<Answer>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -112,8 +111,9 @@ impl DerefMut for Borrowed<'_> {
 
 impl Drop for Borrowed<'_> {
     fn drop(&mut self) {
-        let mut free = self.owner.free();
-        if free.len() < FREE {
+        if let Ok(mut free) = self.owner.0.try_lock()
+            && free.len() < FREE
+        {
             self.answer.0.shrink();
             free.push(mem::take(&mut self.answer));
         }

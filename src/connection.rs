@@ -213,8 +213,8 @@ impl<'c> Connection<'c> {
         };
         let bytes = answer.finish(status, persistence, head.method == b"HEAD");
         let written = match persistence {
-            Persistence::Close => self.wire.finish(bytes, self.deadlines.answer),
-            _ => self.wire.write(bytes, self.deadlines.answer),
+            Persistence::Close => self.wire.finish(bytes),
+            _ => self.wire.write(bytes),
         };
         written.map_err(|failure| End::Lost(format!("the answer was not taken: {failure}")))?;
         let served = Served {
@@ -326,7 +326,7 @@ impl<'c> Connection<'c> {
         let mut unread = 0..filled;
         if head.expects_continue && !decoder.is_complete() && unread.is_empty() {
             self.wire
-                .write(CONTINUE, self.deadlines.answer)
+                .write(CONTINUE)
                 .map_err(|failure| End::Lost(format!("100 Continue was not taken: {failure}")))?;
         }
         let mut deadline = None;
@@ -382,7 +382,7 @@ impl<'c> Connection<'c> {
                 .unwrap_or(bytes)
                 .starts_with(b"HEAD "),
         );
-        let written = self.wire.finish(bytes_out, self.deadlines.answer);
+        let written = self.wire.finish(bytes_out);
         self.context.requests.fetch_add(1, Ordering::Relaxed);
         log::warn!(
             "{}",

@@ -10,13 +10,15 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use crate::buffer::Buffer;
 
 /// Bytes that may wait to be written; as many again may be in writing.
 const CAPACITY: usize = 256 * 1024;
+
+/// Bytes that are worth a write at once.
+const MANY: usize = CAPACITY / 2;
 
 /// How long lines are gathered: what SIGKILL may lose.
 const GATHER: Duration = Duration::from_millis(4);
@@ -58,10 +60,11 @@ impl LogQueue {
     pub fn push(&self, write: impl FnOnce(&mut Buffer)) {
         let is_full = |lines: &mut Lines| lines.waiting.len() >= CAPACITY;
         let mut lines = wait_while(&self.taken, self.lines(), is_full);
-        if lines.waiting.is_empty() {
+        let before = lines.waiting.len();
+        write(&mut lines.waiting);
+        if before == 0 || (before < MANY && lines.waiting.len() >= MANY) {
             self.filled.notify_one();
         }
-        write(&mut lines.waiting);
     }
 
     /// Writes lines as they come, without end. What stderr refuses is lost.
@@ -70,19 +73,17 @@ impl LogQueue {
         let mut batch = Buffer::EMPTY;
         loop {
             let is_idle = |lines: &mut Lines| lines.waiting.is_empty();
-            drop(wait_while(&self.filled, self.lines(), is_idle));
-            thread::sleep(GATHER);
-            self.take(&mut batch);
+            let lines = wait_while(&self.filled, self.lines(), is_idle);
+            let mut lines = self.gather(lines);
+            mem::swap(&mut lines.waiting, &mut batch);
+            lines.in_writing = true;
+            drop(lines);
+            self.taken.notify_all();
             for piece in pieces(batch.bytes(), longest) {
                 let _ = io::stderr().write_all(piece);
             }
             batch.clear(0);
-            let mut lines = self.lines();
-            lines.in_writing = false;
-            if lines.waiting.is_empty() {
-                lines.waiting.shrink();
-                batch.shrink();
-            }
+            self.lines().in_writing = false;
             self.written.notify_all();
         }
     }
@@ -93,11 +94,10 @@ impl LogQueue {
         drop(wait_while(&self.written, self.lines(), is_unwritten));
     }
 
-    fn take(&self, batch: &mut Buffer) {
-        let mut lines = self.lines();
-        mem::swap(&mut lines.waiting, batch);
-        lines.in_writing = true;
-        self.taken.notify_all();
+    fn gather<'l>(&self, lines: MutexGuard<'l, Lines>) -> MutexGuard<'l, Lines> {
+        let are_few = |lines: &mut Lines| lines.waiting.len() < MANY;
+        let gathered = self.filled.wait_timeout_while(lines, GATHER, are_few);
+        gathered.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// The lines are whole at any moment, also after a panic.

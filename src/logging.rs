@@ -5,11 +5,12 @@ use std::io::{self, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use log::{Level, Record};
+use log::{Level, Log, Metadata, Record};
 
 use crate::buffer::Buffer;
 use crate::clock::Moment;
 use crate::log_queue::LogQueue;
+use crate::text::Text;
 
 static QUEUE: LogQueue = LogQueue::empty();
 
@@ -19,37 +20,66 @@ static IS_QUEUED: AtomicBool = AtomicBool::new(false);
 /// Starts logging, each line with a write of its own.
 pub fn start() {
     let level = env_logger::Env::default().default_filter_or("info");
-    env_logger::Builder::from_env(level)
-        .format(|out, record| match IS_QUEUED.load(Ordering::SeqCst) {
-            true => {
-                QUEUE.push(|lines| write(lines, record));
-                Ok(())
-            }
-            false => {
-                let mut line = Buffer::default();
-                write(&mut line, record);
-                out.write_all(line.bytes())
-            }
-        })
-        .init();
+    let filter = env_logger::Builder::from_env(level).build();
+    log::set_max_level(filter.filter());
+    // Nobody has set another one: a program starts once.
+    let _ = log::set_logger(Box::leak(Box::new(Lines { filter })));
 }
 
-fn write(line: &mut Buffer, record: &Record<'_>) {
-    line.push(Moment::now().rfc3339().as_bytes());
-    line.push(match record.level() {
-        Level::Error => b" ERROR ",
-        Level::Warn => b" WARN  ",
-        Level::Info => b" INFO  ",
-        Level::Debug => b" DEBUG ",
-        Level::Trace => b" TRACE ",
+/// Records as lines.
+struct Lines {
+    filter: env_logger::Logger,
+}
+
+impl Log for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.filter.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.filter.matches(record) {
+            return;
+        }
+        let beginning = beginning(record.level());
+        match IS_QUEUED.load(Ordering::SeqCst) {
+            true => QUEUE.push(|lines| write(lines, &beginning, record.args())),
+            false => {
+                let mut line = Buffer::EMPTY;
+                write(&mut line, &beginning, record.args());
+                // There is nobody to tell that there is nobody to tell.
+                let _ = io::stderr().write_all(line.bytes());
+            }
+        }
+    }
+
+    fn flush(&self) {
+        QUEUE.flush();
+    }
+}
+
+/// The time and the level.
+fn beginning(level: Level) -> Text<31> {
+    let mut beginning = Text::EMPTY;
+    beginning.push(Moment::now().rfc3339().as_str());
+    beginning.push(match level {
+        Level::Error => " ERROR ",
+        Level::Warn => " WARN  ",
+        Level::Info => " INFO  ",
+        Level::Debug => " DEBUG ",
+        Level::Trace => " TRACE ",
     });
-    let written = line.write_fmt(*record.args());
+    beginning
+}
+
+fn write(line: &mut Buffer, beginning: &Text<31>, message: &fmt::Arguments<'_>) {
+    line.push(beginning.as_bytes());
+    let written = line.write_fmt(*message);
     debug_assert!(written.is_ok(), "memory takes every byte");
     line.push(b"\n");
 }
 
-/// Writes lines together from here on, a few milliseconds later: who ends this process has to
-/// [`flush`]. To be called once.
+/// Writes lines together from here on, a few milliseconds later: who ends this process has to flush
+/// the logger. To be called once.
 ///
 /// # Errors
 /// What the kernel answers to a new thread.
@@ -57,11 +87,6 @@ pub fn gather() -> io::Result<()> {
     thread::Builder::new().spawn(|| QUEUE.write_lines())?;
     IS_QUEUED.store(true, Ordering::SeqCst);
     Ok(())
-}
-
-/// Waits until every line is written.
-pub fn flush() {
-    QUEUE.flush();
 }
 
 /// The most characters of a value that a log line shows: with five of them it stays within

@@ -62,7 +62,7 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
             let limit = options.max_connections;
             let served = server::run(listeners, servers_end, parent, limit);
             let status = status(served);
-            logging::flush();
+            log::logger().flush();
             Ok(status)
         }
         ForkResult::Parent { child } => {

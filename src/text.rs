@@ -24,6 +24,13 @@ impl<const N: usize> Text<N> {
         text
     }
 
+    /// A number.
+    pub fn of_number(number: u64) -> Text<N> {
+        let mut text = Text::EMPTY;
+        text.push_number(number);
+        text
+    }
+
     /// The bytes of the text.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.length]

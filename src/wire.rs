@@ -125,12 +125,12 @@ impl Wire {
         }
     }
 
-    /// Writes everything, within about `limit`: a single write may wait for the inherited time-out.
+    /// Writes everything, within the inherited time-out.
     ///
     /// # Errors
     /// Why not everything was written.
-    pub fn write(&mut self, bytes: &[u8], limit: Duration) -> Result<(), Failure> {
-        self.send(bytes, limit, MsgFlags::empty())
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.send(bytes, MsgFlags::empty())
     }
 
     /// Writes everything as [`Wire::write`] does, and ends our side with it: the kernel holds the
@@ -138,23 +138,23 @@ impl Wire {
     ///
     /// # Errors
     /// Why not everything was written.
-    pub fn finish(&mut self, bytes: &[u8], limit: Duration) -> Result<(), Failure> {
-        self.send(bytes, limit, MsgFlags::from_bits_retain(libc::MSG_MORE))?;
+    pub fn finish(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.send(bytes, MsgFlags::from_bits_retain(libc::MSG_MORE))?;
         Ok(self.stream.shutdown(Shutdown::Write)?)
     }
 
-    fn send(&self, mut bytes: &[u8], limit: Duration, flags: MsgFlags) -> Result<(), Failure> {
-        let deadline = Instant::now() + limit;
-        let flags = flags | MsgFlags::MSG_NOSIGNAL;
+    fn send(&self, mut bytes: &[u8], flags: MsgFlags) -> Result<(), Failure> {
+        let mut flags = flags | MsgFlags::MSG_NOSIGNAL;
         loop {
             match send(self.descriptor(), bytes, flags) {
                 Ok(written) if written == bytes.len() => return Ok(()),
-                Ok(written) => bytes = &bytes[written..],
+                Ok(written) => {
+                    bytes = &bytes[written..];
+                    // The time-out has passed, or there is an error that the next call reports.
+                    flags |= MsgFlags::MSG_DONTWAIT;
+                }
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(io::Error::from(errno).into()),
-            }
-            if Instant::now() >= deadline {
-                return Err(Failure::TimedOut);
             }
         }
     }
