@@ -1,10 +1,6 @@
 //! An answer: content first, then the head in front of it, so that its length is known and one
 //! write sends both.
 
-use std::mem;
-use std::ops::{Deref, DerefMut};
-use std::sync::Mutex;
-
 use crate::buffer::Buffer;
 use crate::clock::Moment;
 use crate::http::{Persistence, Status};
@@ -12,6 +8,9 @@ use crate::text::Text;
 
 /// Room for the head; the longest has 204 bytes.
 const HEADROOM: usize = 256;
+
+/// What is kept from one answer to the next, in bytes.
+const KEPT: usize = 8 * 1024;
 
 /// What asks the client to send the body that it holds back.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -23,6 +22,7 @@ pub struct Answer(Buffer);
 impl Answer {
     /// Forgets the last answer.
     pub fn clear(&mut self) {
+        self.0.shrink(KEPT);
         self.0.clear(HEADROOM);
     }
 
@@ -66,56 +66,5 @@ impl Answer {
         }
         let end = if to_head { HEADROOM } else { bytes.len() };
         &bytes[start..end]
-    }
-}
-
-/// Buffers for answers, which threads borrow: the same few are used again and again, and stay in the
-/// processor's caches.
-#[derive(Debug, Default)]
-pub struct Answers(Mutex<Vec<Answer>>);
-
-impl Answers {
-    /// Lends a buffer for a while.
-    pub fn borrow(&self) -> Borrowed<'_> {
-        let free = self.0.try_lock().ok().and_then(|mut free| free.pop());
-        Borrowed {
-            answer: free.unwrap_or_default(),
-            owner: self,
-        }
-    }
-}
-
-/// So many buffers are kept that nobody uses.
-const FREE: usize = 16;
-
-/// A buffer that goes back to its owner.
-#[derive(Debug)]
-pub struct Borrowed<'o> {
-    answer: Answer,
-    owner: &'o Answers,
-}
-
-impl Deref for Borrowed<'_> {
-    type Target = Answer;
-
-    fn deref(&self) -> &Answer {
-        &self.answer
-    }
-}
-
-impl DerefMut for Borrowed<'_> {
-    fn deref_mut(&mut self) -> &mut Answer {
-        &mut self.answer
-    }
-}
-
-impl Drop for Borrowed<'_> {
-    fn drop(&mut self) {
-        if let Ok(mut free) = self.owner.0.try_lock()
-            && free.len() < FREE
-        {
-            self.answer.0.shrink();
-            free.push(mem::take(&mut self.answer));
-        }
     }
 }

@@ -3,9 +3,6 @@
 
 use std::fmt;
 
-/// What is kept from one use to the next, in bytes.
-const KEPT: usize = 8 * 1024;
-
 /// A buffer that grows.
 #[derive(Debug, Default)]
 pub struct Buffer {
@@ -39,11 +36,11 @@ impl Buffer {
         self.length = headroom;
     }
 
-    /// Gives memory back that only a large use needed; what is in use then is lost.
-    pub fn shrink(&mut self) {
+    /// Gives memory back but for `kept` bytes; what is in use is lost.
+    pub fn shrink(&mut self, kept: usize) {
         self.length = 0;
-        self.bytes.truncate(KEPT);
-        self.bytes.shrink_to(KEPT);
+        self.bytes.truncate(kept);
+        self.bytes.shrink_to(kept);
     }
 
     /// Appends bytes.
@@ -92,8 +89,8 @@ mod tests {
         buffer.push(b"end");
         let expected = [&b"abc"[..], &[b'x'; 100_000], b"end"].concat();
         assert_eq!(buffer.bytes(), expected);
-        buffer.shrink();
+        buffer.shrink(100);
         assert_eq!(buffer.bytes(), b"");
-        assert!(buffer.bytes.capacity() <= KEPT);
+        assert!(buffer.bytes.capacity() <= 100);
     }
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::answer::{Answers, CONTINUE};
+use crate::answer::{Answer, CONTINUE};
 use crate::body::Decoder;
 use crate::buffer::Buffer;
 use crate::echo::{self, Ends, Lost, Refused, Served};
@@ -61,8 +61,6 @@ pub const PROMPT: Duration = Duration::from_secs(1);
 pub struct Context {
     /// The node's name, shown in every echo.
     pub node: Option<String>,
-    /// Buffers for answers, and for what the log says of them.
-    pub answers: Answers,
     /// Whether connections end after their next answer.
     pub draining: AtomicBool,
     /// Connections to captured addresses.
@@ -74,33 +72,19 @@ pub struct Context {
 /// The longest head, and as much again: what is read at once of a body is never little.
 const INPUT: usize = 2 * MAX_HEAD;
 
-/// What a thread keeps from one connection to the next.
-#[derive(Debug)]
+/// What a thread keeps from one connection to the next; nothing takes memory until it is used.
+#[derive(Debug, Default)]
 pub struct Buffers {
     input: Vec<u8>,
+    answer: Answer,
 }
 
 impl Buffers {
-    /// Empty buffers.
-    pub fn new() -> Buffers {
-        Buffers {
-            input: vec![0; INPUT],
+    /// Has room for what is read. Memory that is zeroes already is not touched.
+    fn prepare(&mut self) {
+        if self.input.is_empty() {
+            self.input = vec![0; INPUT];
         }
-    }
-
-    /// Gives the input back, until it is wanted again.
-    fn rest(&mut self) {
-        self.input = Vec::new();
-    }
-
-    fn wake(&mut self) {
-        self.input.resize(INPUT, 0);
-    }
-}
-
-impl Default for Buffers {
-    fn default() -> Buffers {
-        Buffers::new()
     }
 }
 
@@ -126,7 +110,7 @@ pub struct Connection<'c> {
     ends: Ends,
     /// Whether it was made to the listener's own address, from the node itself.
     direct: bool,
-    deadlines: Deadlines,
+    deadlines: &'c Deadlines,
     context: &'c Context,
     seat: &'c Seat,
 }
@@ -141,7 +125,7 @@ impl<'c> Connection<'c> {
         stream: TcpStream,
         client: SocketAddr,
         listener: SocketAddr,
-        deadlines: Deadlines,
+        deadlines: &'c Deadlines,
         context: &'c Context,
         seat: &'c Seat,
     ) -> std::io::Result<Connection<'c>> {
@@ -198,12 +182,11 @@ impl<'c> Connection<'c> {
     /// behind it is in the input then.
     #[inline(never)]
     fn exchange(&mut self, buffers: &mut Buffers, filled: &mut usize) -> Result<Persistence, End> {
-        let input = &mut buffers.input;
+        let Buffers { input, answer } = buffers;
         let started = Instant::now();
         let span = self.read_head(input, filled, started)?;
         let (head_bytes, rest) = input.split_at_mut(span.range.end);
         let head = Head::parse(head_bytes, &span)?;
-        let mut answer = self.context.answers.borrow();
         answer.clear();
         let status = self.begin(answer.content(), &head);
         let body = self.read_body(&head, rest, *filled - span.range.end, answer.content())?;
@@ -255,17 +238,17 @@ impl<'c> Connection<'c> {
     /// Reads behind the first `filled` bytes of the input. A connection that lets us wait costs
     /// little memory meanwhile.
     fn read_first(&mut self, buffers: &mut Buffers, filled: usize) -> Result<usize, Failure> {
+        buffers.prepare();
         match self.wire.read(&mut buffers.input[filled..]) {
             Err(Failure::TimedOut) if filled == 0 => {}
             received => return received,
         }
         let left = self.deadlines.idle.saturating_sub(PROMPT);
         let deadline = Instant::now() + left;
-        buffers.rest();
+        *buffers = Buffers::default();
         sys::release_stack();
-        let arrived = self.wire.wait_until(deadline);
-        buffers.wake();
-        arrived?;
+        self.wire.wait_until(deadline)?;
+        buffers.prepare();
         self.wire.read(&mut buffers.input)
     }
 
@@ -370,8 +353,8 @@ impl<'c> Connection<'c> {
     /// Answers what cannot be served, and ends the connection: where the next request would begin
     /// is not known.
     fn refuse(mut self, rejection: Rejection, buffers: &mut Buffers, filled: usize) {
-        let bytes = &buffers.input[..filled];
-        let mut answer = self.context.answers.borrow();
+        let Buffers { input, answer } = buffers;
+        let bytes = &input[..filled];
         answer.clear();
         echo::refusal(answer.content(), rejection);
         let bytes_out = answer.finish(

@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
-use crate::answer::Answers;
 use crate::connection::{
     Buffers, Connection, Context, DEADLINES, DIRECT_DEADLINES, Deadlines, PROMPT,
 };
@@ -162,7 +161,6 @@ impl Server {
             node: std::env::var("NODE_NAME")
                 .ok()
                 .filter(|name| !name.is_empty()),
-            answers: Answers::default(),
             draining: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
@@ -187,7 +185,7 @@ impl Server {
             let (server, listener) = (Arc::clone(self), Arc::clone(&listener));
             start(move || {
                 let seat = server.seats.add();
-                let mut buffers = Buffers::new();
+                let mut buffers = Buffers::default();
                 loop {
                     let accepted = listener.accept().and_then(|(stream, client)| {
                         stream.set_read_timeout(Some(PROMPT))?;
@@ -237,7 +235,7 @@ impl Server {
     /// The life of a thread, which waits at a listener first, and then where it is needed most.
     fn work(self: &Arc<Server>, number: usize) {
         let seat = self.seats.add();
-        let mut buffers = Buffers::new();
+        let mut buffers = Buffers::default();
         let mut at = self.listeners.get(number);
         while let Some(listener) = at {
             match listener.accept() {
@@ -282,7 +280,7 @@ impl Server {
         let Listener {
             address, deadlines, ..
         } = listener;
-        match Connection::new(stream, client, *address, *deadlines, &self.context, seat) {
+        match Connection::new(stream, client, *address, deadlines, &self.context, seat) {
             Ok(connection) => connection.serve(buffers),
             Err(error) => log::info!("Connection from {client} was lost: {}", words(&error)),
         }

@@ -184,7 +184,7 @@ pub fn allow_open_files(wanted: u64) -> io::Result<u64> {
 #[inline(never)]
 pub fn release_stack() {
     /// What the calls made here may use below this frame, in bytes.
-    const CALLS: usize = 1024;
+    const CALLS: usize = 512;
     let frame = 0u8;
     // SAFETY: the attributes are initialized before they are read. What is given back lies on this
     // thread's own stack and below the frames in use, where no object is.
