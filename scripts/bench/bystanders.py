@@ -1,0 +1,101 @@
+"""The cost for traffic that is not captured: between client and Pod, through the node.
+
+The Pod has an iperf3 server, and the floor on port 80. The node has no rules, tproxy-pod's, or the
+classic ones of the kernel's documentation of TPROXY, which look up the socket of every TCP packet.
+"""
+
+import json
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Callable, ContextManager, Iterator
+
+from lab import POD, SCRATCH, Lab, run, running
+from load import Cell, wrk
+from servers import Binaries, Rules, floor, ours, serving
+
+DIVERT = """\
+*mangle
+:DIVERT - [0:0]
+-A PREROUTING -p tcp -m socket --transparent -j DIVERT
+-A PREROUTING -d 10.244.0.0/16 -p tcp --dport 8180 -j TPROXY --on-ip 127.0.0.1 --on-port 1 --tproxy-mark 0x1/0x1
+-A DIVERT -j MARK --set-mark 1
+-A DIVERT -j ACCEPT
+COMMIT
+"""
+
+CLIENTS = Cell("keep-alive", 64)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """What stands on the node beside the traffic."""
+
+    key: str
+    name: str
+    present: Callable[[], ContextManager[object]]
+
+
+@dataclass(frozen=True)
+class BystanderRun:
+    """One second or so of each kind of traffic."""
+
+    round: int
+    neighbour: str
+    gigabits_per_second: float
+    requests_per_second: float
+    errors: dict[str, int]
+
+
+def all_neighbours(lab: Lab, binaries: Binaries, rules: Rules) -> list[Neighbour]:
+    """In the order of a round. "Nothing" is there twice: what differs between them is noise."""
+
+    def capturing(*options: str) -> Callable[[], ContextManager[object]]:
+        return lambda: serving(lab, ours(binaries.ours, *options), rules)
+
+    return [
+        Neighbour("none", "nothing", nullcontext),
+        Neighbour("ours", "tproxy-pod, 10.244.0.0/16", capturing()),
+        Neighbour("cidrs-1", "tproxy-pod, 1 CIDR", capturing("--cidr", cidrs(1))),
+        Neighbour("cidrs-100", "tproxy-pod, 100 CIDRs", capturing("--cidr", cidrs(100))),
+        Neighbour("cidrs-1000", "tproxy-pod, 1,000 CIDRs", capturing("--cidr", cidrs(1000))),
+        Neighbour("divert", "classic DIVERT rules", divert),
+        Neighbour("none-again", "nothing, again", nullcontext),
+    ]
+
+
+def cidrs(count: int) -> str:
+    """The Pod's own block, and others that touch neither it nor each other."""
+    others = [f"10.{128 + n // 128}.{n % 128 * 2}.0/24" for n in range(count - 1)]
+    return ",".join(["10.244.0.0/24", *others])
+
+
+@contextmanager
+def divert() -> Iterator[None]:
+    run("iptables-nft-restore --noflush", DIVERT)
+    try:
+        yield
+    finally:
+        run("nft delete table ip mangle")
+
+
+@contextmanager
+def pod_serves(lab: Lab, binaries: Binaries, answer: int) -> Iterator[None]:
+    """What the traffic goes to."""
+    with ExitStack() as servers:
+        with lab.pod:
+            for command in [["iperf3", "-s"], floor(binaries.floor, POD, 80, answer)]:
+                servers.enter_context(running(command, SCRATCH / f"pod-{len(command)}.log"))
+        yield
+
+
+def measure(lab: Lab, neighbour: Neighbour, number: int, seconds: int) -> BystanderRun:
+    with neighbour.present(), lab.client:
+        stream = json.loads(run(f"iperf3 -c {POD} -t {seconds} -J"))
+        report = wrk(f"http://{POD}/", CLIENTS, seconds)
+    return BystanderRun(
+        round=number,
+        neighbour=neighbour.key,
+        gigabits_per_second=stream["end"]["sum_received"]["bits_per_second"] / 1e9,
+        requests_per_second=report["requests"] / report["microseconds"] * 1e6,
+        errors=report["errors"],
+    )

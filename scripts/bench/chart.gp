@@ -1,0 +1,22 @@
+# The chart of the benchmark: four panels of bars, one for each server. `data` is a file with a line
+# for each server: its name, and the numbers of the panels; `chart` is the SVG file.
+set terminal svg size 960,300 font "sans-serif,12" background "#ffffff"
+set output chart
+set multiplot layout 1,4
+set style fill solid noborder
+set boxwidth 0.7
+set border 1
+set xtics nomirror scale 0 rotate by -30
+unset ytics
+unset key
+set yrange [0:*]
+set offsets 0.2, 0.2, graph 0.12, 0
+array titles[4] = ["CPU per request, µs\nkeep-alive", "CPU per request, µs\nConnection: close", \
+    "p99, ms\nkeep-alive", "memory, MB\n1,000 idle connections"]
+array colors[4] = [0x1b7837, 0x4575b4, 0x74add1, 0xbababa]
+do for [panel = 1:4] {
+    set title titles[panel]
+    plot data using 0:(column(panel + 1)):(colors[int($0) + 1]):xtic(1) with boxes linecolor rgb variable, \
+        data using 0:(column(panel + 1)):(sprintf("%.3g", column(panel + 1))) with labels offset 0,0.7
+}
+unset multiplot

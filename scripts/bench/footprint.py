@@ -1,0 +1,83 @@
+"""What a server needs before it works: memory, time to start, and bytes in an image."""
+
+import re
+import socket
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import Lab, run, running
+from servers import LOG, Binaries, Rules, Server, ask, behind_rules, connect, request, serving, until_answered
+
+IDLE = [0, 1000, 5000]
+
+
+@dataclass(frozen=True)
+class MemoryRun:
+    """The memory of a server with idle connections, each of which was answered once."""
+
+    round: int
+    server: str
+    idle: int
+    resident_bytes: int
+
+
+@dataclass(frozen=True)
+class StartRun:
+    """The time from exec to the first answer of a captured request."""
+
+    round: int
+    server: str
+    milliseconds: float
+
+
+def measure_memory(
+    lab: Lab, server: Server, rules: Rules, number: int, settle: float
+) -> list[MemoryRun]:
+    """Measures one process with more and more idle connections."""
+    runs = []
+    with serving(lab, server, rules) as family, ExitStack() as held:
+        for before, idle in zip([0, *IDLE], IDLE):
+            with lab.client:
+                for _ in range(idle - before):
+                    held.enter_context(answered_once())
+            time.sleep(settle)
+            runs.append(MemoryRun(number, server.key, idle, family.resident_bytes()))
+    return runs
+
+
+def answered_once() -> socket.socket:
+    connection = connect()
+    ask(connection, request())
+    return connection
+
+
+def measure_start(lab: Lab, server: Server, rules: Rules, number: int) -> StartRun:
+    """Starts a server, while a client in a tight loop asks."""
+    with behind_rules(server, rules):
+        begun = time.monotonic()
+        with running(server.command, LOG) as process:
+            until_answered(lab, process)
+            taken = time.monotonic() - begun
+    return StartRun(number, server.key, taken * 1e3)
+
+
+def image_sizes(binaries: Binaries) -> dict[str, int]:
+    """Bytes on disk of what has to be in an image."""
+    haproxy = [binaries.haproxy, *libraries(binaries.haproxy)]
+    return {
+        "ours": size([binaries.ours]),
+        "haproxy": size(haproxy),
+        "go": size([binaries.go]),
+        "floor": size([binaries.floor]),
+    }
+
+
+def libraries(program: Path) -> list[Path]:
+    """The shared libraries that a program loads, and the loader."""
+    return [Path(path) for path in re.findall(r"(/\S+) \(0x", run(f"ldd {program}"))]
+
+
+def size(files: list[Path]) -> int:
+    return sum(file.resolve().stat().st_size for file in files)

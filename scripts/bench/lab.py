@@ -1,0 +1,108 @@
+"""Three network namespaces in a row, client - node - pod, joined by veth pairs.
+
+Whoever makes the lab has to be in a network namespace and a mount namespace of its own: the first
+becomes the node. A thread starts programs and opens sockets where it is, so `with lab.client:`
+puts those inside into another namespace (setns(2), which holds for the calling thread).
+"""
+
+import ctypes
+import os
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+HERE = "/proc/thread-self/ns/net"
+PATIENCE = 10.0
+"""Seconds to wait for what has to come."""
+
+SCRATCH = Path("/run")
+"""A tmpfs of the benchmark's own: logs of the servers go there."""
+
+POD = "10.244.0.5"
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def checked(result: int) -> None:
+    """Raises what a call of libc left in errno."""
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+def run(line: str, text: str | None = None, statuses: tuple[int, ...] = (0,)) -> str:
+    """Runs a command line, split at blanks, and returns what it says."""
+    done = subprocess.run(line.split(), input=text, capture_output=True, text=True)
+    if done.returncode not in statuses:
+        raise RuntimeError(f"{line}: status {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+class Namespace:
+    """A network namespace: a new one, or that of this thread."""
+
+    def __init__(self, *, new: bool) -> None:
+        before = os.open(HERE, os.O_RDONLY)
+        if new:
+            checked(libc.unshare(CLONE_NEWNET))
+        self.file = os.open(HERE, os.O_RDONLY)
+        checked(libc.setns(before, CLONE_NEWNET))
+        os.close(before)
+        self.before: list[int] = []
+
+    @property
+    def path(self) -> str:
+        return f"/proc/{os.getpid()}/fd/{self.file}"
+
+    def __enter__(self) -> None:
+        self.before.append(os.open(HERE, os.O_RDONLY))
+        checked(libc.setns(self.file, CLONE_NEWNET))
+
+    def __exit__(self, *_: object) -> None:
+        before = self.before.pop()
+        checked(libc.setns(before, CLONE_NEWNET))
+        os.close(before)
+
+
+class Lab:
+    """The three namespaces, and the routes between them."""
+
+    def __init__(self) -> None:
+        run(f"mount -t tmpfs tmpfs {SCRATCH}")
+        self.node = Namespace(new=False)
+        self.client = Namespace(new=True)
+        self.pod = Namespace(new=True)
+        run("ip link set lo up")
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        self._link("client", self.client, "192.0.2.2", "192.0.2.1")
+        self._link("pod", self.pod, POD, "10.244.0.1")
+
+    @staticmethod
+    def _link(name: str, there: Namespace, its: str, ours: str) -> None:
+        """Joins a namespace to the node."""
+        run(f"ip link add {name} type veth peer name eth0 netns {there.path}")
+        run(f"ip address add {ours}/24 dev {name}")
+        run(f"ip link set {name} up")
+        with there:
+            run("ip link set lo up")
+            run(f"ip address add {its}/24 dev eth0")
+            run("ip link set eth0 up")
+            run(f"ip route add default via {ours}")
+
+
+@contextmanager
+def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a program until the block ends; what it says goes to a file."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, close_fds=False
+        )
+    try:
+        yield process
+        if process.poll() is not None:
+            raise RuntimeError(f"{command[0]} ended by itself:\n{log.read_text()[-2000:]}")
+    finally:
+        process.terminate()
+        process.wait()

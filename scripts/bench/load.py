@@ -1,0 +1,104 @@
+"""Requests of wrk: how many, how late, and what they cost the server."""
+
+import json
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import POD, Lab
+from processes import Family
+from servers import AGENT, LOG, PORT, TARGET, Rules, Server, serving
+
+SCRIPT = Path(__file__).parent / "percentiles.lua"
+SETTLE = 0.1
+"""Seconds for the server to be done with the connections of the warm-up."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How the clients behave."""
+
+    mode: str
+    connections: int
+
+    def __str__(self) -> str:
+        return f"{self.mode} {self.connections}"
+
+
+CELLS = [Cell(mode, count) for mode in ("keep-alive", "close") for count in (1, 64, 512)]
+
+
+@dataclass(frozen=True)
+class LoadRun:
+    """One run of wrk against one server; times in µs."""
+
+    round: int
+    server: str
+    mode: str
+    connections: int
+    requests: int
+    requests_per_second: float
+    p50: int
+    p99: int
+    p99_9: int
+    cpu_per_request: float
+    errors: dict[str, int]
+    log_lines_missing: int
+
+    @property
+    def failed(self) -> bool:
+        return any(self.errors.values()) or self.log_lines_missing > 0
+
+
+def wrk(url: str, cell: Cell, seconds: float) -> dict:
+    """Runs wrk from the namespace of this thread, and returns what percentiles.lua says."""
+    command = ["wrk", "-t1", f"-c{cell.connections}", "-d1h", "-s", str(SCRIPT)]
+    command += ["-H", f"User-Agent: {AGENT}"]
+    if cell.mode == "close":
+        command += ["-H", "Connection: close"]
+    process = subprocess.Popen(
+        [*command, url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    time.sleep(seconds)
+    # wrk ends its run in order, and reports the time that it took.
+    process.send_signal(signal.SIGINT)
+    report = process.communicate()[0]
+    if process.returncode:
+        raise RuntimeError(f"wrk: status {process.returncode}\n{report}")
+    return json.loads(report.splitlines()[-1])
+
+
+def measure(
+    lab: Lab, server: Server, rules: Rules, cell: Cell, number: int, seconds: float, warm_up: float
+) -> LoadRun:
+    """Measures a fresh process."""
+    url = f"http://{POD}:{PORT}{TARGET}"
+    with serving(lab, server, rules) as family, lab.client:
+        warm = wrk(url, cell, warm_up)
+        time.sleep(SETTLE)
+        cpu = family.cpu_seconds()
+        report = wrk(url, cell, seconds)
+        cpu = family.cpu_seconds() - cpu
+    requests = report["requests"]
+    expected = warm["requests"] + requests if server.logs else 0
+    return LoadRun(
+        round=number,
+        server=server.key,
+        mode=cell.mode,
+        connections=cell.connections,
+        requests=requests,
+        requests_per_second=requests / report["microseconds"] * 1e6,
+        p50=report["p50"],
+        p99=report["p99"],
+        p99_9=report["p99_9"],
+        cpu_per_request=cpu / requests * 1e6,
+        errors=report["errors"],
+        log_lines_missing=max(0, expected - lines(LOG)),
+    )
+
+
+def lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(piece.count(b"\n") for piece in iter(lambda: file.read(1 << 20), b""))

@@ -1,0 +1,47 @@
+"""What the kernel counts for processes, from proc(5)."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A process and its descendants, as they were at one moment."""
+
+    members: tuple[int, ...]
+
+    @staticmethod
+    def of(process: int) -> "Family":
+        return Family(tuple(descent(process)))
+
+    def cpu_seconds(self) -> float:
+        """User and system time so far, of all threads, in steps of a clock tick."""
+        return sum(cpu_seconds(member) for member in self.members)
+
+    def resident_bytes(self) -> int:
+        """VmRSS; pages that two of the processes share count twice."""
+        return sum(resident_bytes(member) for member in self.members)
+
+
+def descent(process: int) -> list[int]:
+    found = [process]
+    for task in Path(f"/proc/{process}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += descent(int(child))
+    return found
+
+
+def cpu_seconds(process: int) -> float:
+    # The name of the program, in parentheses, may hold blanks; utime and stime are 14 and 15.
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def resident_bytes(process: int) -> int:
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"process {process} has no VmRSS")

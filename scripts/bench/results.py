@@ -1,0 +1,46 @@
+"""Every single measurement, and what is said about many of them: medians and ratios."""
+
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Iterable
+
+from bystanders import BystanderRun
+from footprint import MemoryRun, StartRun
+from load import LoadRun
+
+
+@dataclass
+class Results:
+    """What was measured, where."""
+
+    machine: dict[str, str]
+    answer_bytes: dict[str, int] = field(default_factory=dict)
+    image_bytes: dict[str, int] = field(default_factory=dict)
+    loads: list[LoadRun] = field(default_factory=list)
+    memory: list[MemoryRun] = field(default_factory=list)
+    starts: list[StartRun] = field(default_factory=list)
+    bystanders: list[BystanderRun] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of two medians; the lowest and the highest ratio of one round say how steady it is."""
+
+    value: float
+    lowest: float
+    highest: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.lowest:.2f}–{self.highest:.2f})"
+
+
+def values(runs: Iterable, name: str, **where: object) -> list[float]:
+    """One number of each run that fits, in the order of the rounds."""
+    fitting = [run for run in runs if all(getattr(run, key) == it for key, it in where.items())]
+    return [getattr(run, name) for run in fitting]
+
+
+def ratio(mine: list[float], theirs: list[float]) -> Ratio:
+    """Of two lists with a number for each round."""
+    rounds = [a / b for a, b in zip(mine, theirs, strict=True)]
+    return Ratio(median(mine) / median(theirs), min(rounds), max(rounds))
