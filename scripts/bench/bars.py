@@ -93,7 +93,7 @@ def bystanders(results: Results) -> list[Bar]:
 
     many = "1,000 CIDRs: × one CIDR"
     return [
-        bar(f"a bystander's requests/s, {many}", "requests_per_second", "cidrs-1000", "cidrs-1"),
-        bar(f"a bystander's throughput, {many}", "gigabits_per_second", "cidrs-1000", "cidrs-1"),
+        bar(f"a bystander's requests/s, {many}", "requests_per_second", "ours-1000", "ours"),
+        bar(f"a bystander's throughput, {many}", "gigabits_per_second", "ours-1000", "ours"),
         bar("a bystander's throughput: × without rules", "gigabits_per_second", "ours", "none"),
     ]

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Callable, ContextManager, Iterator
 
-from lab import POD, SCRATCH, Lab, run, running
+from lab import POD, SCRATCH, Lab, pinned, run, running, until
 from load import Cell, wrk
 from servers import Binaries, Rules, floor, ours, serving
 
@@ -49,15 +49,14 @@ class BystanderRun:
 def all_neighbours(lab: Lab, binaries: Binaries, rules: Rules) -> list[Neighbour]:
     """In the order of a round. "Nothing" is there twice: what differs between them is noise."""
 
-    def capturing(*options: str) -> Callable[[], ContextManager[object]]:
-        return lambda: serving(lab, ours(binaries.ours, *options), rules)
+    def capturing(count: int) -> Callable[[], ContextManager[object]]:
+        return lambda: serving(lab, ours(binaries.ours, "--cidr", cidrs(count)), rules)
 
     return [
         Neighbour("none", "nothing", nullcontext),
-        Neighbour("ours", "tproxy-pod, 10.244.0.0/16", capturing()),
-        Neighbour("cidrs-1", "tproxy-pod, 1 CIDR", capturing("--cidr", cidrs(1))),
-        Neighbour("cidrs-100", "tproxy-pod, 100 CIDRs", capturing("--cidr", cidrs(100))),
-        Neighbour("cidrs-1000", "tproxy-pod, 1,000 CIDRs", capturing("--cidr", cidrs(1000))),
+        Neighbour("ours", "tproxy-pod, 1 CIDR", capturing(1)),
+        Neighbour("ours-100", "tproxy-pod, 100 CIDRs", capturing(100)),
+        Neighbour("ours-1000", "tproxy-pod, 1,000 CIDRs", capturing(1000)),
         Neighbour("divert", "classic DIVERT rules", divert),
         Neighbour("none-again", "nothing, again", nullcontext),
     ]
@@ -80,17 +79,20 @@ def divert() -> Iterator[None]:
 
 @contextmanager
 def pod_serves(lab: Lab, binaries: Binaries, answer: int) -> Iterator[None]:
-    """What the traffic goes to."""
+    """What the traffic goes to, on a core of its own."""
+    commands = {5201: ["iperf3", "-s"], 80: floor(binaries.floor, POD, 80, answer)}
     with ExitStack() as servers:
-        with lab.pod:
-            for command in [["iperf3", "-s"], floor(binaries.floor, POD, 80, answer)]:
-                servers.enter_context(running(command, SCRATCH / f"pod-{len(command)}.log"))
+        with lab.pod, pinned(1):
+            for port, command in commands.items():
+                servers.enter_context(running(command, SCRATCH / f"pod-{port}.log"))
+                until(f"port {port} is open", lambda: run(f"ss -Hltn sport = :{port}"))
         yield
 
 
-def measure(lab: Lab, neighbour: Neighbour, number: int, seconds: int) -> BystanderRun:
-    with neighbour.present(), lab.client:
-        stream = json.loads(run(f"iperf3 -c {POD} -t {seconds} -J"))
+def measure(lab: Lab, neighbour: Neighbour, number: int, seconds: float) -> BystanderRun:
+    """Measures the client, on a core of its own; a second of throughput, as iperf3 knows no less."""
+    with neighbour.present(), lab.client, pinned(0):
+        stream = json.loads(run(f"iperf3 -c {POD} -t 1 -C cubic -J"))
         report = wrk(f"http://{POD}/", CLIENTS, seconds)
     return BystanderRun(
         round=number,

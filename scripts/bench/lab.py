@@ -8,9 +8,10 @@ puts those inside into another namespace (setns(2), which holds for the calling 
 import ctypes
 import os
 import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 HERE = "/proc/thread-self/ns/net"
@@ -30,6 +31,17 @@ def checked(result: int) -> None:
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
+
+
+@contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """Keeps what is started inside on one core, counted round those that there are."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[core % len(cores)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def run(line: str, text: str | None = None, statuses: tuple[int, ...] = (0,)) -> str:
@@ -90,6 +102,15 @@ class Lab:
             run(f"ip address add {its}/24 dev eth0")
             run("ip link set eth0 up")
             run(f"ip route add default via {ours}")
+
+
+def until(what: str, condition: Callable[[], object]) -> None:
+    """Waits until a condition holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"it never came to be: {what}")
+        time.sleep(0.01)
 
 
 @contextmanager

@@ -21,6 +21,8 @@ which shares its cores between wrk and the server.
 - Each server but the floor writes one line for each request to a file in a tmpfs. HAProxy's lines and
   echo have the parts of tproxy-pod's, but no Date field, and no time of day in the echo. Go prints the
   whole request into both, as the original did. The floor's answer is fixed, and it logs nothing.
+- Bystanders: iperf3 for a second with TCP cubic, and wrk with 64 kept connections to the floor in the
+  Pod; the client on one core, the Pod's server on another.
 - Memory is VmRSS; the kernel's memory for sockets and threads is not in it. MB are 10⁶ bytes.
 - The first answer comes to a client that asks in a tight loop. The peers find their rules installed;
   tproxy-pod installs its own in that time.
@@ -136,7 +138,7 @@ def bystanders(results: Results, neighbours: list[Neighbour]) -> list[str]:
         for name, form in (("requests_per_second", ",.0f"), ("gigabits_per_second", ".1f")):
             mine, none, one = (
                 values(results.bystanders, name, neighbour=key)
-                for key in (neighbour.key, "none", "cidrs-1")
+                for key in (neighbour.key, "none", "ours")
             )
             cells += [format(median(mine), form)]
             cells += [f"{ratio(mine, other).value:.3f}" for other in (none, one)]
