@@ -11,8 +11,8 @@ unset ytics
 unset key
 set yrange [0:*]
 set offsets 0.2, 0.2, graph 0.12, 0
-array titles[4] = ["CPU per request, µs\nkeep-alive", "CPU per request, µs\nConnection: close", \
-    "p99, ms\nkeep-alive", "memory, MB\n1,000 idle connections"]
+array titles[4] = ["CPU per request, µs\nkeep-alive, 64 connections", "CPU per request, µs\nclose, 64 connections", \
+    "p99, ms\nkeep-alive, 64 connections", "memory, MB\n1,000 idle connections"]
 array colors[4] = [0x1b7837, 0x4575b4, 0x74add1, 0xbababa]
 do for [panel = 1:4] {
     set title titles[panel]

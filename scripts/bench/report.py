@@ -29,6 +29,9 @@ which shares its cores between wrk and the server.
 - An image needs tproxy-pod's file, HAProxy's with its shared libraries, Go's, or the floor's.
 """
 
+UNLIKE = 0.25
+"""How much longer or shorter than tproxy-pod's an answer may be, as a part of it."""
+
 
 def report(results: Results, servers: list[Server], neighbours: list[Neighbour]) -> str:
     sections = [
@@ -55,7 +58,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def failures(results: Results) -> list[str]:
-    """Runs whose numbers cannot be trusted."""
+    """What makes numbers that cannot be trusted."""
     lines = [
         f"- {run.server}, {run.mode}, {run.connections} connections, round {run.round}: {run.errors}, "
         f"{run.log_lines_missing} lines are missing in the log"
@@ -67,7 +70,12 @@ def failures(results: Results) -> list[str]:
         for run in results.bystanders
         if any(run.errors.values())
     ]
-    return ["## Errors: these runs are not clean\n", *lines, ""] if lines else ["wrk saw no error.\n"]
+    lines += [
+        f"- {server} answers with {length} bytes, which is not like tproxy-pod's answer"
+        for server, length in results.answer_bytes.items()
+        if abs(length / results.answer_bytes["ours"] - 1) > UNLIKE
+    ]
+    return ["## Errors: these runs are not clean\n", *lines, ""] if lines else ["No run had an error.\n"]
 
 
 def bars(results: Results) -> list[str]:
