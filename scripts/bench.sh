@@ -54,8 +54,8 @@ for tool in "${tools[@]}"; do
 done
 [[ ! -x $(command -v gcc) || -e $(gcc -print-file-name=libc.a) ]] || missing+=(libc6-dev)
 ((${#missing[@]} == 0)) || fail "missing: run as root: apt-get install ${missing[*]}"
-# A client and a server have 5,000 connections each.
-(($(ulimit -n) >= 8192)) || ulimit -n 8192 || fail "8192 files have to be allowed: see ulimit -n"
+# The client has 5,000 connections; HAProxy asks for two files for each of its 6,000.
+(($(ulimit -n) >= 16384)) || ulimit -n 16384 || fail "16384 files have to be allowed: see ulimit -n"
 own=(unshare --user --map-root-user --net --mount --pid --fork --kill-child --mount-proc)
 "${own[@]}" true || fail "a user may not make namespaces here (kernel.unprivileged_userns_clone," \
     "kernel.apparmor_restrict_unprivileged_userns): run as root"

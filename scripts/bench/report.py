@@ -17,12 +17,14 @@ which shares its cores between wrk and the server.
 
 - The server's CPU is user and system time of all its processes while wrk ran, from /proc. What the
   kernel does for a packet counts for whoever runs when it does it: so a part of receiving is wrk's.
-- Latency is wrk's, from a request to its answer; connecting is not in it.
+- Latency is wrk's, from a request to its answer; connecting is not in it. wrk corrects it for
+  coordinated omission: a late answer counts also for the requests that waited behind it.
 - Each server but the floor writes one line for each request to a file in a tmpfs. HAProxy's lines and
   echo have the parts of tproxy-pod's, but no Date field, and no time of day in the echo. Go prints the
   whole request into both, as the original did. The floor's answer is fixed, and it logs nothing.
 - Bystanders: iperf3 for a second with TCP cubic, and wrk with 64 kept connections to the floor in the
-  Pod; the client on one core, the Pod's server on another.
+  Pod; the client on one core, the Pod's server on another. What "nothing, again" differs from
+  "nothing" is noise.
 - Memory is VmRSS; the kernel's memory for sockets and threads is not in it. MB are 10⁶ bytes.
 - The first answer comes to a client that asks in a tight loop. The peers find their rules installed;
   tproxy-pod installs its own in that time.
@@ -149,7 +151,7 @@ def bystanders(results: Results, neighbours: list[Neighbour]) -> list[str]:
                 for key in (neighbour.key, "none", "ours")
             )
             cells += [format(median(mine), form)]
-            cells += [f"{ratio(mine, other).value:.3f}" for other in (none, one)]
+            cells += [f"{ratio(mine, other)}" for other in (none, one)]
         rows.append([neighbour.name, *cells])
     return table("Bystanders: traffic that is not captured", columns, rows)
 

@@ -31,7 +31,7 @@ class Ratio:
     highest: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} ({self.lowest:.2f}–{self.highest:.2f})"
+        return f"{self.value:.3g} ({self.lowest:.3g}–{self.highest:.3g})"
 
 
 def values(runs: Iterable, name: str, **where: object) -> list[float]:
