@@ -16,7 +16,19 @@ from bystanders import Neighbour
 from lab import SCRATCH, Lab, run
 from report import chart_data, report
 from results import Results
-from servers import BENCH, Binaries, Rules, Server, all_servers, ask, connect, discover, ours, request, serving
+from servers import (
+    BENCH,
+    Binaries,
+    Rules,
+    Server,
+    all_servers,
+    ask,
+    connect,
+    discover,
+    ours,
+    request,
+    serving,
+)
 
 
 @dataclass(frozen=True)

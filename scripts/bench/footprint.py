@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import Lab, run, running
-from servers import LOG, Binaries, Rules, Server, ask, behind_rules, connect, request, serving, until_answered
+from servers import (
+    LOG,
+    Binaries,
+    Rules,
+    Server,
+    ask,
+    behind_rules,
+    connect,
+    request,
+    serving,
+    until_answered,
+)
 
 IDLE = [0, 1000, 5000]
 

@@ -6,6 +6,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lab import POD, Lab
 from processes import Family
@@ -52,7 +53,7 @@ class LoadRun:
         return any(self.errors.values()) or self.log_lines_missing > 0
 
 
-def wrk(url: str, cell: Cell, seconds: float) -> dict:
+def wrk(url: str, cell: Cell, seconds: float) -> dict[str, Any]:
     """Runs wrk from the namespace of this thread, and returns what percentiles.lua says."""
     command = ["wrk", "-t1", f"-c{cell.connections}", "-d1h", "-s", str(SCRIPT)]
     command += ["-H", f"User-Agent: {AGENT}"]

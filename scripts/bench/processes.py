@@ -1,6 +1,7 @@
 """What the kernel counts for processes, from proc(5)."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +28,12 @@ class Family:
 
 
 def descent(process: int) -> list[int]:
+    """A process and its descendants; a thread may end meanwhile."""
     found = [process]
     for task in Path(f"/proc/{process}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += descent(int(child))
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for child in (task / "children").read_text().split():
+                found += descent(int(child))
     return found
 
 

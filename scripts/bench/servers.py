@@ -128,9 +128,9 @@ def serving(lab: Lab, server: Server, rules: Rules) -> Iterator[Family]:
         yield Family.of(process.pid)
 
 
-def request(*, close: bool = False, target: str = TARGET) -> bytes:
+def request(*, close: bool = False) -> bytes:
     """The request that wrk sends as well."""
-    fields = [f"GET {target} HTTP/1.1", f"Host: {POD}:{PORT}", f"User-Agent: {AGENT}"]
+    fields = [f"GET {TARGET} HTTP/1.1", f"Host: {POD}:{PORT}", f"User-Agent: {AGENT}"]
     fields += ["Connection: close"] * close
     return "\r\n".join([*fields, "", ""]).encode()
 
