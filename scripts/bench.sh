@@ -41,6 +41,7 @@ while (($#)); do
 done
 output=$(realpath -m "$output")
 binary=${BINARY:+$(realpath "$BINARY")}
+[[ -z $binary || -x $binary ]] || fail "BINARY=$binary: there is no such program"
 cd "$(dirname "$0")/.."
 
 # command:package, of Debian and Ubuntu
