@@ -196,8 +196,8 @@ impl<'c> Connection<'c> {
         };
         let bytes = answer.finish(status, persistence, head.method == b"HEAD");
         let written = match persistence {
-            Persistence::Close => self.wire.finish(bytes),
-            _ => self.wire.write(bytes),
+            Persistence::Close => self.wire.finish(bytes, self.deadlines.answer),
+            _ => self.wire.write(bytes, self.deadlines.answer),
         };
         written.map_err(|failure| End::Lost(format!("the answer was not taken: {failure}")))?;
         let served = Served {
@@ -309,7 +309,7 @@ impl<'c> Connection<'c> {
         let mut unread = 0..filled;
         if head.expects_continue && !decoder.is_complete() && unread.is_empty() {
             self.wire
-                .write(CONTINUE)
+                .write(CONTINUE, self.deadlines.answer)
                 .map_err(|failure| End::Lost(format!("100 Continue was not taken: {failure}")))?;
         }
         let mut deadline = None;
@@ -365,7 +365,7 @@ impl<'c> Connection<'c> {
                 .unwrap_or(bytes)
                 .starts_with(b"HEAD "),
         );
-        let written = self.wire.finish(bytes_out);
+        let written = self.wire.finish(bytes_out, self.deadlines.answer);
         self.context.requests.fetch_add(1, Ordering::Relaxed);
         log::warn!(
             "{}",

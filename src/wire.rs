@@ -125,12 +125,12 @@ impl Wire {
         }
     }
 
-    /// Writes everything, within the inherited time-out.
+    /// Writes everything, within about `limit`: a single write may wait for the inherited time-out.
     ///
     /// # Errors
     /// Why not everything was written.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.send(bytes, MsgFlags::empty())
+    pub fn write(&mut self, bytes: &[u8], limit: Duration) -> Result<(), Failure> {
+        self.send(bytes, limit, MsgFlags::empty())
     }
 
     /// Writes everything as [`Wire::write`] does, and ends our side with it: the kernel holds the
@@ -138,23 +138,22 @@ impl Wire {
     ///
     /// # Errors
     /// Why not everything was written.
-    pub fn finish(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.send(bytes, MsgFlags::from_bits_retain(libc::MSG_MORE))?;
+    pub fn finish(&mut self, bytes: &[u8], limit: Duration) -> Result<(), Failure> {
+        self.send(bytes, limit, MsgFlags::from_bits_retain(libc::MSG_MORE))?;
         Ok(self.stream.shutdown(Shutdown::Write)?)
     }
 
-    fn send(&self, mut bytes: &[u8], flags: MsgFlags) -> Result<(), Failure> {
-        let mut flags = flags | MsgFlags::MSG_NOSIGNAL;
+    fn send(&self, mut bytes: &[u8], limit: Duration, flags: MsgFlags) -> Result<(), Failure> {
+        let deadline = Instant::now() + limit;
         loop {
-            match send(self.descriptor(), bytes, flags) {
+            match send(self.descriptor(), bytes, flags | MsgFlags::MSG_NOSIGNAL) {
                 Ok(written) if written == bytes.len() => return Ok(()),
-                Ok(written) => {
-                    bytes = &bytes[written..];
-                    // The time-out has passed, or there is an error that the next call reports.
-                    flags |= MsgFlags::MSG_DONTWAIT;
-                }
+                Ok(written) => bytes = &bytes[written..],
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(io::Error::from(errno).into()),
+            }
+            if Instant::now() >= deadline {
+                return Err(Failure::TimedOut);
             }
         }
     }
