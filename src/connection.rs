@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::answer::{Answer, CONTINUE};
-use crate::body::Decoder;
+use crate::body::{Decoder, Framing};
 use crate::buffer::Buffer;
 use crate::echo::{self, Ends, Lost, Refused, Served};
 use crate::http::{Head, HeadScanner, MAX_HEAD, Persistence, Rejection, Span, Status};
@@ -69,7 +69,9 @@ pub struct Context {
     pub requests: AtomicU64,
 }
 
-/// The longest head, and as much again: what is read at once of a body is never little.
+/// What is read at once, in bytes: of a head at first, as most are short; then the longest head, and as
+/// much again, so that what is read of a body is never little.
+const FIRST: usize = 1024;
 const INPUT: usize = 2 * MAX_HEAD;
 
 /// What a thread keeps from one connection to the next; nothing takes memory until it is used.
@@ -80,11 +82,19 @@ pub struct Buffers {
 }
 
 impl Buffers {
-    /// Has room for what is read. Memory that is zeroes already is not touched.
     fn prepare(&mut self) {
         if self.input.is_empty() {
-            self.input = vec![0; INPUT];
+            self.input = vec![0; FIRST];
         }
+    }
+}
+
+/// Makes room for whatever a request may need. Memory that is zeroes already is not touched.
+fn enlarge(input: &mut Vec<u8>) {
+    if input.len() < INPUT {
+        let mut large = vec![0; INPUT];
+        large[..input.len()].copy_from_slice(input);
+        *input = large;
     }
 }
 
@@ -185,8 +195,13 @@ impl<'c> Connection<'c> {
         let Buffers { input, answer } = buffers;
         let started = Instant::now();
         let span = self.read_head(input, filled, started)?;
-        let (head_bytes, rest) = input.split_at_mut(span.range.end);
-        let head = Head::parse(head_bytes, &span)?;
+        let (mut bytes, mut rest) = input.split_at_mut(span.range.end);
+        let mut head = Head::parse(bytes, &span)?;
+        if head.framing != Framing::None {
+            enlarge(input);
+            (bytes, rest) = input.split_at_mut(span.range.end);
+            head = Head::parse(bytes, &span)?;
+        }
         answer.clear();
         let status = self.begin(answer.content(), &head);
         let body = self.read_body(&head, rest, *filled - span.range.end, answer.content())?;
@@ -258,7 +273,7 @@ impl<'c> Connection<'c> {
 
     fn read_head(
         &mut self,
-        input: &mut [u8],
+        input: &mut Vec<u8>,
         filled: &mut usize,
         started: Instant,
     ) -> Result<Span, End> {
@@ -268,6 +283,7 @@ impl<'c> Connection<'c> {
             if let Some(span) = scanner.scan(&input[..*filled])? {
                 return Ok(span);
             }
+            enlarge(input);
             *filled += self
                 .wire
                 .read_until(deadline, &mut input[*filled..])

@@ -33,7 +33,7 @@ pub const MAX_HEAD: usize = 16 * 1024;
 /// The most field lines in a head.
 pub const MAX_FIELDS: usize = 100;
 
-/// So many fields most heads have at most: room for more is made only for more.
+/// So many fields most heads have at most: room for more is made for those that have more.
 const FEW_FIELDS: usize = 16;
 
 /// The most content that is read, in bytes.
@@ -253,28 +253,11 @@ impl<'a> Head<'a> {
             target,
             version,
         } = span.request_line;
-        let (mut few, mut many);
-        let storage = match span.fields {
-            0..=FEW_FIELDS => {
-                few = [httparse::EMPTY_HEADER; FEW_FIELDS];
-                few.as_mut_slice()
-            }
-            _ => {
-                many = [httparse::EMPTY_HEADER; MAX_FIELDS];
-                many.as_mut_slice()
-            }
+        let lines = &bytes[line_end + 2..];
+        let fields = match span.fields {
+            0..=FEW_FIELDS => read_fields::<FEW_FIELDS>(lines)?,
+            _ => read_fields::<MAX_FIELDS>(lines)?,
         };
-        let headers = match httparse::parse_headers(&bytes[line_end + 2..], storage) {
-            Ok(httparse::Status::Complete((_, headers))) => headers,
-            Ok(httparse::Status::Partial) => return Err(bad("the head is malformed")),
-            Err(httparse::Error::HeaderName) => return Err(bad("a field name is malformed")),
-            Err(httparse::Error::HeaderValue) => return Err(bad("a field value is malformed")),
-            Err(_) => return Err(bad("a field line is malformed")),
-        };
-        let mut fields = Fields::default();
-        for header in headers.iter() {
-            fields.read(header)?;
-        }
         Ok(Head {
             bytes,
             method: &bytes[..method],
@@ -287,4 +270,23 @@ impl<'a> Head<'a> {
             persistence: fields.persistence(version),
         })
     }
+}
+
+/// Reads at most `N` field lines and the empty line behind them. A function of its own: the stack
+/// has room for many fields only while there are many.
+#[inline(never)]
+fn read_fields<const N: usize>(lines: &[u8]) -> Result<Fields<'_>, Rejection> {
+    let mut storage = [httparse::EMPTY_HEADER; N];
+    let headers = match httparse::parse_headers(lines, &mut storage) {
+        Ok(httparse::Status::Complete((_, headers))) => headers,
+        Ok(httparse::Status::Partial) => return Err(bad("the head is malformed")),
+        Err(httparse::Error::HeaderName) => return Err(bad("a field name is malformed")),
+        Err(httparse::Error::HeaderValue) => return Err(bad("a field value is malformed")),
+        Err(_) => return Err(bad("a field line is malformed")),
+    };
+    let mut fields = Fields::default();
+    for header in headers.iter() {
+        fields.read(header)?;
+    }
+    Ok(fields)
 }
