@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use lab::conversation::Conversation;
 use lab::manifest::Pod;
-use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, peak_memory};
+use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, peak_memory, resident_memory, wait_until};
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 
@@ -123,6 +123,64 @@ fn a_limit_of_open_files_that_is_too_low_is_told() {
     let conversations = open(&lab, POD, 20);
     drop(conversations);
     open(&lab, POD, 20);
+}
+
+#[test]
+fn threads_that_nobody_needs_any_more_end() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let threads = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.server())).unwrap();
+        tasks.count()
+    };
+    let at_first = threads();
+    let connections = open(&lab, POD, 100);
+    assert!(threads() >= at_first + 100, "one for each connection");
+    drop(connections);
+    wait_until("a few are left", || threads() <= at_first);
+    open(&lab, POD, 100);
+}
+
+/// The memory that both processes have now, in bytes.
+fn memory(daemon: &Daemon) -> u64 {
+    let processes = [daemon.guard(), daemon.server()];
+    processes.map(resident_memory).into_iter().sum()
+}
+
+#[test]
+fn idle_connections_cost_little_memory() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    assert!(lab.client.get(POD, "/").contains("Request received"));
+    let at_start = memory(&daemon);
+    assert!(at_start <= 1_500_000, "{at_start} bytes at the start");
+    let mut connections = open(&lab, POD, 1000);
+    wait_until("idle connections gave memory back", || {
+        memory(&daemon) <= 9_000_000
+    });
+    println!(
+        "{at_start} bytes at the start, {} with them",
+        memory(&daemon)
+    );
+    for connection in &mut connections {
+        assert_eq!(connection.ask(REQUEST).status, "200 OK");
+    }
+}
+
+#[test]
+fn a_client_that_says_nothing_at_first_is_served_when_it_speaks() {
+    let lab = Lab::new();
+    let daemon = lab.start(&["--cidr", CIDRS]);
+    let mut clients = [POD, POD6].map(|address| lab.client.talk(address));
+    // Longer than the kernel waits for first bytes, and than a thread waits with its buffers.
+    std::thread::sleep(Duration::from_millis(2500));
+    for client in &mut clients {
+        assert_eq!(client.ask(REQUEST).status, "200 OK");
+        assert_eq!(client.ask(REQUEST).status, "200 OK");
+    }
+    drop(clients);
+    let silent = lab.client.talk(POD).client();
+    daemon.wait_for(&format!("Connection without a request : client={silent} "));
 }
 
 /// The longest request that is echoed whole: 16 KiB of head, 64 KiB of content.

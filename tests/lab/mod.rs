@@ -437,9 +437,18 @@ impl Drop for Daemon {
 
 /// The most memory that a process has had so far, in bytes.
 pub fn peak_memory(process: Pid) -> u64 {
+    memory(process, "VmHWM:")
+}
+
+/// The memory that a process has now, in bytes.
+pub fn resident_memory(process: Pid) -> u64 {
+    memory(process, "VmRSS:")
+}
+
+fn memory(process: Pid, kind: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let mut words = status.split_whitespace();
-    words.find(|word| *word == "VmHWM:").unwrap();
+    words.find(|word| *word == kind).unwrap();
     words.next().unwrap().parse::<u64>().unwrap() * 1024
 }
 
