@@ -89,7 +89,7 @@ impl Buffers {
     }
 }
 
-/// Makes room for whatever a request may need. Memory that is zeroes already is not touched.
+/// Makes room for whatever a request may need.
 fn enlarge(input: &mut Vec<u8>) {
     if input.len() < INPUT {
         let mut large = vec![0; INPUT];
@@ -126,8 +126,7 @@ pub struct Connection<'c> {
 }
 
 impl<'c> Connection<'c> {
-    /// A connection that was accepted at `listener`, from which it inherited the time-out of
-    /// `deadlines.idle`.
+    /// A connection that was accepted at `listener`, and has a read time-out of [`PROMPT`].
     ///
     /// # Errors
     /// What the kernel answers to getsockname(2).
@@ -255,16 +254,18 @@ impl<'c> Connection<'c> {
     fn read_first(&mut self, buffers: &mut Buffers, filled: usize) -> Result<usize, Failure> {
         buffers.prepare();
         match self.wire.read(&mut buffers.input[filled..]) {
-            Err(Failure::TimedOut) if filled == 0 => {}
+            Err(Failure::TimedOut) => {}
             received => return received,
         }
         let left = self.deadlines.idle.saturating_sub(PROMPT);
         let deadline = Instant::now() + left;
-        *buffers = Buffers::default();
-        sys::release_stack();
+        if filled == 0 {
+            *buffers = Buffers::default();
+            sys::release_stack();
+        }
         self.wire.wait_until(deadline)?;
         buffers.prepare();
-        self.wire.read(&mut buffers.input)
+        self.wire.read(&mut buffers.input[filled..])
     }
 
     fn is_draining(&self) -> bool {

@@ -29,7 +29,7 @@ const RELEASE: Duration = Duration::from_secs(1);
 const RECEIVED: c_int = 64 * 1024;
 const SENT: c_int = 32 * 1024;
 
-/// What a single call waits for at most, in whole seconds.
+/// What a single call waits for at most.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
     /// For something to read, or for a connection.
@@ -132,11 +132,11 @@ fn listen(family: Family, address: SocketAddr, timeouts: Timeouts) -> std::io::R
 }
 
 fn set_timeouts(fd: BorrowedFd<'_>, timeouts: Timeouts) -> std::io::Result<()> {
-    let seconds = |duration: Duration| libc::timeval {
+    let timeval = |duration: Duration| libc::timeval {
         tv_sec: duration.as_secs() as _,
-        tv_usec: 0,
+        tv_usec: duration.subsec_micros() as _,
     };
-    let (receive, send) = (seconds(timeouts.receive), seconds(timeouts.send));
+    let (receive, send) = (timeval(timeouts.receive), timeval(timeouts.send));
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, receive)?;
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, send)
 }

@@ -2,25 +2,26 @@
 //! call for each would cost a request more than anything else that is its own.
 //!
 //! Memory is bounded. While stderr takes nothing, threads wait for room. Lines of two processes do
-//! not mix: a write is whole lines, and to a pipe at most `PIPE_BUF` bytes (pipe(7)).
+//! not mix: a write is whole lines, and at most `PIPE_BUF` bytes (pipe(7)), unless to a file.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::mem;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use crate::buffer::Buffer;
 
-/// Bytes that may wait to be written; as many again may be in writing.
+/// Bytes that may wait to be written; as many again may be in writing. A line has at most `PIPE_BUF`.
 const CAPACITY: usize = 256 * 1024;
 
 /// Bytes that are worth a write at once.
 const MANY: usize = CAPACITY / 2;
 
-/// How long lines are gathered: what SIGKILL may lose.
+/// How long lines are gathered, if they are not many before.
 const GATHER: Duration = Duration::from_millis(4);
 
 /// Lines on their way to stderr.
@@ -31,15 +32,17 @@ pub struct LogQueue {
     filled: Condvar,
     /// There is room again.
     taken: Condvar,
-    /// Everything is written.
+    /// A batch is written.
     written: Condvar,
 }
 
 #[derive(Debug)]
 struct Lines {
     waiting: Buffer,
-    /// Whether some were taken out that may not be written yet.
-    in_writing: bool,
+    /// How many batches were taken out to be written.
+    taken: u64,
+    /// How many of them are written.
+    written: u64,
 }
 
 impl LogQueue {
@@ -48,7 +51,8 @@ impl LogQueue {
         LogQueue {
             lines: Mutex::new(Lines {
                 waiting: Buffer::EMPTY,
-                in_writing: false,
+                taken: 0,
+                written: 0,
             }),
             filled: Condvar::new(),
             taken: Condvar::new(),
@@ -56,9 +60,9 @@ impl LogQueue {
         }
     }
 
-    /// Has `write` append a line; waits while there are more than [`CAPACITY`] bytes.
+    /// Has `write` append a line; waits while there is no room for the longest.
     pub fn push(&self, write: impl FnOnce(&mut Buffer)) {
-        let is_full = |lines: &mut Lines| lines.waiting.len() >= CAPACITY;
+        let is_full = |lines: &mut Lines| lines.waiting.len() + libc::PIPE_BUF > CAPACITY;
         let mut lines = wait_while(&self.taken, self.lines(), is_full);
         let before = lines.waiting.len();
         write(&mut lines.waiting);
@@ -76,22 +80,25 @@ impl LogQueue {
             let lines = wait_while(&self.filled, self.lines(), is_idle);
             let mut lines = self.gather(lines);
             mem::swap(&mut lines.waiting, &mut batch);
-            lines.in_writing = true;
+            lines.taken += 1;
             drop(lines);
             self.taken.notify_all();
             for piece in pieces(batch.bytes(), longest) {
-                let _ = io::stderr().write_all(piece);
+                write_out(piece);
             }
             batch.clear(0);
-            self.lines().in_writing = false;
+            self.lines().written += 1;
             self.written.notify_all();
         }
     }
 
-    /// Waits until every line that was handed over is written.
+    /// Waits until every line is written that was handed over before.
     pub fn flush(&self) {
-        let is_unwritten = |lines: &mut Lines| lines.in_writing || !lines.waiting.is_empty();
-        drop(wait_while(&self.written, self.lines(), is_unwritten));
+        let lines = self.lines();
+        let last = lines.taken + u64::from(!lines.waiting.is_empty());
+        drop(wait_while(&self.written, lines, |lines| {
+            lines.written < last
+        }));
     }
 
     fn gather<'l>(&self, lines: MutexGuard<'l, Lines>) -> MutexGuard<'l, Lines> {
@@ -119,10 +126,27 @@ fn wait_while<'l>(
 /// How many bytes stderr takes at once, without those of another process between them.
 fn longest_write() -> usize {
     let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
-    let is_pipe = stderr.and_then(|file| Ok(file.metadata()?.file_type().is_fifo()));
-    match is_pipe {
-        Ok(false) => usize::MAX,
+    let is_file = stderr.and_then(|stderr| Ok(stderr.metadata()?.is_file()));
+    match is_file {
+        Ok(true) => usize::MAX,
         _ => libc::PIPE_BUF,
+    }
+}
+
+/// Writes to stderr, also where somebody made it non-blocking. What it refuses is lost.
+fn write_out(mut lines: &[u8]) {
+    let stderr = io::stderr();
+    while !lines.is_empty() {
+        match stderr.lock().write(lines) {
+            Ok(written) => lines = &lines[written..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+                // What keeps it from waiting, the next write reports.
+                let _ = poll(&mut room, PollTimeout::NONE);
+            }
+            Err(_) => return,
+        }
     }
 }
 

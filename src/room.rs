@@ -26,19 +26,19 @@ impl Room {
         }
     }
 
-    /// How much of it is taken.
-    pub fn taken(&self) -> usize {
-        self.taken.load(Ordering::SeqCst)
+    /// How many are here: those that have room, and those that wait for it.
+    pub fn present(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst) + self.taken.load(Ordering::SeqCst)
     }
 
-    /// Whether nothing of it is left.
-    pub fn is_full(&self) -> bool {
-        self.taken() >= self.size
+    /// Whether nothing would be left with so many more.
+    pub fn is_full_with(&self, more: usize) -> bool {
+        self.present() + more >= self.size
     }
 
-    /// Takes room for one, and waits for it where there is none.
+    /// Takes room for one, and waits for it where there is none, or where others wait.
     pub fn take(&self) {
-        if self.try_take() {
+        if self.waiting.load(Ordering::SeqCst) == 0 && self.try_take() {
             return;
         }
         let mut queue = self.queue();
@@ -98,6 +98,6 @@ mod tests {
                 });
             }
         });
-        assert_eq!((visits.into_inner(), room.taken()), (80_000, 0));
+        assert_eq!((visits.into_inner(), room.present()), (80_000, 0));
     }
 }

@@ -1,8 +1,9 @@
 //! The server: threads that accept a connection, serve it to its end, and accept the next.
 //!
 //! While there is room for another connection, a thread waits at every listener: the last one that
-//! waits starts another before it serves. At the limit, clients wait in the kernel's queue. Of the
-//! threads that wait in vain for a while, one stays at each listener. What the node itself asks has
+//! waits starts another before it serves. At the limit, clients wait in the kernel's queue, but for
+//! those that threads have accepted already: these wait for room. Of the threads that wait for clients
+//! in vain for a while, one stays at each listener. What the node itself asks has
 //! listeners and threads of its own, beyond the limit: the answer says that this process lives, not
 //! that a client finds room.
 
@@ -111,7 +112,7 @@ struct Listener {
     address: SocketAddr,
     /// How long things may take on its connections.
     deadlines: Deadlines,
-    /// Threads that wait here for a connection, or are on their way.
+    /// Threads that wait here for a connection, or for room for the one that came.
     waiting: AtomicUsize,
     /// Whether the kernel had no means for another connection when one was accepted last.
     starved: AtomicBool,
@@ -210,7 +211,7 @@ impl Server {
             let first = |waiting| (waiting == 0).then_some(1);
             let waiting = &listener.waiting;
             let order = Ordering::SeqCst;
-            if !self.room.is_full() && waiting.fetch_update(order, order, first).is_ok() {
+            if !self.room.is_full_with(0) && waiting.fetch_update(order, order, first).is_ok() {
                 self.spawn(number).inspect_err(|_| {
                     waiting.fetch_sub(1, order);
                 })?;
@@ -219,7 +220,7 @@ impl Server {
         Ok(())
     }
 
-    /// Does so after each change of what it depends on.
+    /// Staffs the listeners after a thread has moved. What fails is tried again when the next moves.
     fn staff_again(self: &Arc<Server>) {
         if let Err(error) = self.staff() {
             log::warn!("Cannot start a thread, clients wait: {}", words(&error));
@@ -241,8 +242,9 @@ impl Server {
             match listener.accept() {
                 Ok((stream, client)) => {
                     self.accepted.fetch_add(1, Ordering::Relaxed);
-                    listener.waiting.fetch_sub(1, Ordering::SeqCst);
+                    // In this order: while it waits for room, no other thread is needed here.
                     self.room.take();
+                    listener.waiting.fetch_sub(1, Ordering::SeqCst);
                     self.staff_again();
                     self.serve(listener, stream, client, &seat, &mut buffers);
                     self.room.leave();
@@ -260,10 +262,15 @@ impl Server {
         self.seats.remove(&seat);
     }
 
-    /// Chooses the listener at which the fewest threads wait.
+    /// Chooses the listener at which the fewest threads wait; none if those that wait are enough for
+    /// all the room: each takes a descriptor while it waits.
     fn queue(self: &Arc<Server>) -> Option<&Listener> {
         let waiting = |listener: &&Listener| listener.waiting.load(Ordering::SeqCst);
+        let all: usize = self.listeners.iter().map(|it| waiting(&it)).sum();
         let listener = self.listeners.iter().min_by_key(waiting)?;
+        if waiting(&listener) > 0 && self.room.is_full_with(all) {
+            return None;
+        }
         listener.waiting.fetch_add(1, Ordering::SeqCst);
         self.staff_again();
         Some(listener)
@@ -302,7 +309,7 @@ impl Server {
                 quiet_since = Instant::now();
             }
             if quiet_since.elapsed() >= QUIET {
-                let is_empty = self.room.taken() == 0;
+                let is_empty = self.room.present() == 0;
                 if is_empty && was_empty {
                     break;
                 }
@@ -310,7 +317,7 @@ impl Server {
                 self.seats.clear();
             }
         }
-        let open = self.room.taken();
+        let open = self.room.present();
         if open > 0 {
             log::warn!(
                 "Cut off {open} connections that did not end within {} s",

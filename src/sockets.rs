@@ -29,7 +29,8 @@ const AT_ONCE: usize = 500;
 pub struct States(u32);
 
 impl States {
-    /// The last packet of the handshake is still to come.
+    /// The last packet of the handshake is still to come, or the first bytes behind it
+    /// (TCP_DEFER_ACCEPT).
     pub const HANDSHAKE: States = States(1 << 3);
     /// The program has closed the connection, but the client has not confirmed all that was sent:
     /// FIN_WAIT1, LAST_ACK, CLOSING.

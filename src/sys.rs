@@ -180,21 +180,31 @@ pub fn allow_open_files(wanted: u64) -> io::Result<u64> {
 }
 
 /// Gives back the memory of this thread's stack that nothing is in now, below the frames of its
-/// callers: it is zeroes when it is used again (madvise(2), MADV_DONTNEED).
-#[inline(never)]
+/// callers. For threads other than the first, whose stack the kernel extends.
 pub fn release_stack() {
-    /// What the calls made here may use below this frame, in bytes.
-    const CALLS: usize = 512;
-    let frame = 0u8;
-    // SAFETY: the attributes are initialized before they are read. What is given back lies on this
-    // thread's own stack and below the frames in use, where no object is.
+    let (mut low, mut size) = (std::ptr::null_mut(), 0);
+    // SAFETY: the attributes are initialized before they are read, and freed once.
     unsafe {
         let mut attributes = mem::zeroed();
         if libc::pthread_getattr_np(libc::pthread_self(), &raw mut attributes) != 0 {
             return;
         }
-        let (mut low, mut size) = (std::ptr::null_mut(), 0);
         libc::pthread_attr_getstack(&raw const attributes, &raw mut low, &raw mut size);
+        libc::pthread_attr_destroy(&raw mut attributes);
+    }
+    release_below_this_frame(low);
+}
+
+/// Gives back what lies between the lowest address of this thread's stack and this frame: it is
+/// zeroes when it is used again (madvise(2), MADV_DONTNEED).
+#[inline(never)]
+fn release_below_this_frame(low: *mut c_void) {
+    /// What the rest of this frame and the calls made here take at most, in bytes.
+    const CALLS: usize = 512;
+    let frame = 0u8;
+    // SAFETY: a stack grows downwards, so below the frames of this function and of what it calls
+    // there is no object.
+    unsafe {
         let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
         let end = ((&raw const frame).addr() - CALLS) & !(page - 1);
         let start = low.addr().next_multiple_of(page);

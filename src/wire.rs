@@ -1,7 +1,7 @@
 //! A connected socket with deadlines: a read, a write, or the end of both.
 //!
-//! Reads and writes are bounded by the time-outs inherited from the listener. Only where a deadline
-//! is nearer than that, for a client that is slow, the read time-out is changed.
+//! Reads and writes are bounded by the time-outs that the socket has already, as most inherit them from
+//! their listener. Only for a client that is slow the read time-out is changed.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
@@ -70,7 +70,7 @@ impl Wire {
         self.stream.as_raw_fd()
     }
 
-    /// Reads for as long as the inherited time-out allows.
+    /// Reads for as long as the first time-out allows.
     ///
     /// # Errors
     /// Why there is nothing to read.
@@ -114,7 +114,7 @@ impl Wire {
     pub fn wait_until(&self, deadline: Instant) -> Result<(), Failure> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
             let mut descriptors = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
             match poll(&mut descriptors, timeout) {
                 Ok(0) => return Err(Failure::TimedOut),

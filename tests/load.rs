@@ -141,6 +141,36 @@ fn threads_that_nobody_needs_any_more_end() {
     open(&lab, POD, 100);
 }
 
+#[test]
+fn at_the_limit_clients_of_both_families_are_served_by_a_few_threads() {
+    let lab = Lab::new();
+    let daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "2"]);
+    let threads = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.server())).unwrap();
+        tasks.count()
+    };
+    let at_first = threads();
+    let most = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..40)
+            .map(|number| [POD, POD6][number % 2])
+            .map(|address| {
+                let lab = &lab;
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        assert!(lab.client.get(address, "/").contains("Request received"));
+                    }
+                })
+            })
+            .collect();
+        let mut most = 0;
+        while !clients.iter().all(|client| client.is_finished()) {
+            most = most.max(threads());
+        }
+        most
+    });
+    assert!(most <= at_first + 4, "{at_first} threads, and then {most}");
+}
+
 /// The memory that both processes have now, in bytes.
 fn memory(daemon: &Daemon) -> u64 {
     let processes = [daemon.guard(), daemon.server()];

@@ -217,6 +217,22 @@ fn a_busy_client_hears_of_the_stop_with_an_answer() {
 }
 
 #[test]
+fn a_client_that_speaks_only_after_the_stop_has_begun_is_answered() {
+    let lab = Lab::new();
+    lab.pod.serve(8180);
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    let mut clients = [POD, POD6].map(|address| lab.client.talk(address));
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("Stopping: new connections go to the Pods");
+    for client in &mut clients {
+        let answer = client.ask(REQUEST);
+        assert!(answer.text().starts_with("Request received from pod "));
+        client.ends();
+    }
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
 fn a_client_that_says_nothing_does_not_hold_the_stop() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
