@@ -6,9 +6,10 @@ usage() {
     cat <<'TEXT'
 scripts/test.sh: installs what the tests need, then checks and tests everything.
 
-  format, clippy, shellcheck, unit tests, the static binaries, and end-to-end
-  tests of the release binary, the image, the manifest and the demo, in network
-  namespaces of their own. Debian or Ubuntu, x86_64 or arm64.
+  format, clippy, shellcheck, unit tests, the static binaries, end-to-end tests
+  of the release binary, the image, the manifest and the demo, and a quick run of
+  the benchmark, whatever it measures, in network namespaces of their own. Debian
+  or Ubuntu, x86_64 or arm64.
 
 As root it installs missing packages; otherwise it says what is missing.
 TEXT
@@ -22,9 +23,10 @@ esac
 cd "$(dirname "$0")/.."
 
 # command:package, of Debian and Ubuntu
-tools=(buildah:buildah cc:gcc curl:curl file:file ip:iproute2 iptables-restore:iptables
-    nft:nftables nsenter:util-linux python3:python3 qemu-aarch64-static:qemu-user-static runc:runc
-    setpriv:util-linux shellcheck:shellcheck sysctl:procps unshare:util-linux)
+tools=(buildah:buildah cc:gcc curl:curl file:file gnuplot:gnuplot-nox go:golang-go haproxy:haproxy
+    ip:iproute2 iperf3:iperf3 iptables-restore:iptables nft:nftables nsenter:util-linux
+    python3:python3 qemu-aarch64-static:qemu-user-static runc:runc setpriv:util-linux
+    shellcheck:shellcheck sysctl:procps unshare:util-linux wrk:wrk)
 
 PATH="$PATH:/usr/sbin:/sbin"
 missing=()
@@ -93,3 +95,5 @@ if ((EUID == 0)); then
         echo "== no demo as an ordinary user: only root may make namespaces here"
     fi
 fi
+echo "== benchmark, quick"
+BINARY="$binary" scripts/bench.sh --quick >/dev/null
