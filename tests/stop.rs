@@ -224,8 +224,9 @@ fn a_client_that_speaks_only_after_the_stop_has_begun_is_answered() {
     let mut clients = [POD, POD6].map(|address| lab.client.talk(address));
     daemon.signal(Signal::SIGTERM);
     daemon.wait_for("Stopping: new connections go to the Pods");
+    clients.iter_mut().for_each(|client| client.send(REQUEST));
     for client in &mut clients {
-        let answer = client.ask(REQUEST);
+        let answer = client.answer();
         assert!(answer.text().starts_with("Request received from pod "));
         client.ends();
     }
