@@ -169,6 +169,7 @@ TEXT
     echoes "[$nobody6]:8180" /nobody "[$client6]" 40004
 
     step "The log has a line for each, with the client's real address."
+    wait_for "the log has the last line" grep -F "${expected_log[-1]}" "$log"
     on node grep Received "$log"
     shows "${expected_log[@]}"
 
