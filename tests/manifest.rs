@@ -64,7 +64,7 @@ fn the_schemas_refuse_what_is_wrong() {
 fn the_program_runs_with_its_arguments_and_answers_its_probes() {
     let lab = Lab::new();
     let pod = Pod::read();
-    let daemon = lab.start(&pod.arguments());
+    let mut daemon = lab.start(&pod.arguments());
     assert!(lab.client.get(POD, "/").contains("Request received"));
     for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
         let (address, path) = pod.probe(probe);
@@ -76,6 +76,7 @@ fn the_program_runs_with_its_arguments_and_answers_its_probes() {
             "{probe}: {answer}"
         );
     }
+    assert_eq!(daemon.stop(), Some(0));
     assert!(!daemon.log().contains("healthz"), "probes are not logged");
 }
 
