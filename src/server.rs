@@ -3,9 +3,8 @@
 //! While there is room for another connection, a thread waits at every listener: the last one that
 //! waits starts another before it serves. At the limit, clients wait in the kernel's queue, but for
 //! those that threads have accepted already: these wait for room. Of the threads that wait for clients
-//! in vain for a while, one stays at each listener. What the node itself asks has
-//! listeners and threads of its own, beyond the limit: the answer says that this process lives, not
-//! that a client finds room.
+//! in vain for a while, one stays at each listener. What the node itself asks has listeners and threads
+//! of its own, beyond the limit: the answer says that this process lives, not that a client finds room.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
