@@ -6,6 +6,7 @@ mod lab;
 use std::fmt::Write as _;
 
 use lab::{Daemon, Lab, POD, PROGRAM, peak_memory};
+use tproxy_pod::connection::PROMPT;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -382,6 +383,18 @@ fn an_empty_line_behind_a_body_is_no_request() {
     daemon.stop();
     daemon.wait_for("Served 2 requests on 2 connections");
     assert!(!daemon.log().contains("Lost request"), "{}", daemon.log());
+}
+
+#[test]
+fn a_line_end_behind_a_body_may_come_in_two_pieces_with_time_between() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    connection.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi\r");
+    // Longer than a thread waits as if a request came at once.
+    std::thread::sleep(PROMPT + PROMPT / 2);
+    let answer = connection.ask("\nGET /next HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(answer.text().contains(" destination /next : GET /next "));
 }
 
 #[test]
