@@ -270,7 +270,7 @@ impl Guard {
     }
 
     /// Waits until no captured connection is in one of these states.
-    fn wait_for_end(&self, states: States, deadline: Instant) {
+    fn wait_for_end(&mut self, states: States, deadline: Instant) {
         while Instant::now() < deadline {
             match self.sockets.exist(states) {
                 Ok(true) => thread::sleep(STEP),
@@ -281,7 +281,7 @@ impl Guard {
     }
 
     /// Makes the kernel forget connections that would keep clients from reaching the Pods.
-    fn forget(&self, states: States) {
+    fn forget(&mut self, states: States) {
         if let Err(error) = self.sockets.destroy(states) {
             log::warn!("{error}");
         }

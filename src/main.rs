@@ -76,7 +76,7 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
                 server,
                 table,
                 routing: Routing::new(&options.cidrs, options.mark, options.table)?,
-                sockets: Sockets::new(&options.cidrs, &options.dports),
+                sockets: Sockets::new(&options.cidrs, &options.dports)?,
                 watch: Watch::start()?,
                 scripts,
             };

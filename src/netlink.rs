@@ -272,7 +272,11 @@ impl Socket {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error.into()),
             };
-            for message in messages(datagram) {
+            // The rest is what an exchange that failed left unread.
+            let last = self.sequence;
+            let answers = messages(datagram)
+                .filter(|it| it.sequence.wrapping_sub(first) <= last.wrapping_sub(first));
+            for message in answers {
                 match i32::from(message.kind) {
                     libc::NLMSG_ERROR | libc::NLMSG_DONE => match refused(message, first) {
                         Some(error) => refusal = refusal.or(Some(error)),

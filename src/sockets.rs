@@ -44,71 +44,69 @@ impl States {
 /// The sockets of captured connections.
 #[derive(Debug)]
 pub struct Sockets {
+    socket: Socket,
+    families: Vec<Family>,
     cidrs: Vec<Cidr>,
     ports: Vec<PortRange>,
 }
 
 impl Sockets {
     /// The sockets with a local address and port out of these.
-    pub fn new(cidrs: &[Cidr], ports: &[PortRange]) -> Sockets {
-        Sockets {
+    ///
+    /// # Errors
+    /// What the kernel answers to a new netlink socket.
+    pub fn new(cidrs: &[Cidr], ports: &[PortRange]) -> Result<Sockets, Error> {
+        let socket = Socket::open(libc::NETLINK_SOCK_DIAG)
+            .map_err(|error| Error::new("open a netlink socket", error))?;
+        Ok(Sockets {
+            socket,
+            families: capture::families(cidrs).collect(),
             cidrs: cidrs.to_vec(),
             ports: ports.to_vec(),
-        }
+        })
     }
 
     /// Whether there are any in these states.
     ///
     /// # Errors
     /// What the kernel answers.
-    pub fn exist(&self, states: States) -> Result<bool, Error> {
-        self.each_family(|socket, family| Ok(!self.find(socket, family, states)?.is_empty()))
-    }
-
-    /// Removes those in these states. A client that has not closed its side is sent a reset.
-    ///
-    /// # Errors
-    /// What the kernel answers, such as `EOPNOTSUPP` without `CONFIG_INET_DIAG_DESTROY`.
-    pub fn destroy(&self, states: States) -> Result<(), Error> {
-        let destroyed = self.each_family(|socket, family| {
-            for some in self.find(socket, family, states)?.chunks(AT_ONCE) {
-                let mut messages: Vec<Message> = some
-                    .iter()
-                    .map(|id| request(DESTROY, 0, family, states, id))
-                    .collect();
-                messages.iter_mut().last().map(Message::acknowledge);
-                match socket.request(messages) {
-                    // It has ended by itself.
-                    Err(refusal) if refusal.errno == libc::ENOENT => {}
-                    result => result?,
-                }
-            }
-            Ok(false)
-        });
-        destroyed.map(drop)
-    }
-
-    /// Does something for each family with a captured CIDR, until it is true.
-    fn each_family(
-        &self,
-        act: impl Fn(&mut Socket, Family) -> Result<bool, Refusal>,
-    ) -> Result<bool, Error> {
-        let mut socket = Socket::open(libc::NETLINK_SOCK_DIAG)
-            .map_err(|error| Error::new("open a netlink socket", error))?;
-        for family in capture::families(&self.cidrs) {
-            if act(&mut socket, family).map_err(explain)? {
+    pub fn exist(&mut self, states: States) -> Result<bool, Error> {
+        for family in self.families.clone() {
+            if !self.find(family, states).map_err(explain)?.is_empty() {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    fn find(
-        &self,
-        socket: &mut Socket,
-        family: Family,
-        states: States,
-    ) -> Result<Vec<[u8; SOCKET_ID]>, Refusal> {
+    /// Removes those in these states. A client that has not closed its side is sent a reset.
+    ///
+    /// # Errors
+    /// What the kernel answers, such as `EOPNOTSUPP` without `CONFIG_INET_DIAG_DESTROY`.
+    pub fn destroy(&mut self, states: States) -> Result<(), Error> {
+        for family in self.families.clone() {
+            self.destroy_of(family, states).map_err(explain)?;
+        }
+        Ok(())
+    }
+
+    fn destroy_of(&mut self, family: Family, states: States) -> Result<(), Refusal> {
+        for some in self.find(family, states)?.chunks(AT_ONCE) {
+            let mut messages: Vec<Message> = some
+                .iter()
+                .map(|id| request(DESTROY, 0, family, states, id))
+                .collect();
+            messages.iter_mut().last().map(Message::acknowledge);
+            match self.socket.request(messages) {
+                // It has ended by itself.
+                Err(refusal) if refusal.errno == libc::ENOENT => {}
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    fn find(&mut self, family: Family, states: States) -> Result<Vec<[u8; SOCKET_ID]>, Refusal> {
         let captured = |(address, port): (IpAddr, u16)| {
             self.cidrs.iter().any(|cidr| cidr.contains(address))
                 && self
@@ -118,7 +116,7 @@ impl Sockets {
         };
         let mut found = Vec::new();
         let question = request(BY_FAMILY, libc::NLM_F_DUMP, family, states, &[0; SOCKET_ID]);
-        socket.ask(question, |answer| {
+        self.socket.ask(question, |answer| {
             // A socket that a process still holds has an inode; such a one is another program's.
             let held = u32_at(answer.payload, INODE) != Some(0);
             let id = answer.payload.get(4..).and_then(<[u8]>::first_chunk);
