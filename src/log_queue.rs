@@ -1,17 +1,13 @@
-//! Log lines that threads hand over, and that one thread writes to stderr, many at once: a system
-//! call for each would cost a request more than anything else that is its own.
+//! Log lines that threads hand over, and that one thread writes, many at once: a system call for each
+//! would cost a request more than anything else that is its own.
 //!
-//! Memory is bounded. While stderr takes nothing, threads wait for room. Lines of two processes do
-//! not mix: a write is whole lines, and at most `PIPE_BUF` bytes (pipe(7)), unless to a file.
+//! Memory is bounded. While nothing can be written, a thread waits for room, or its lines are lost: it
+//! says which. A flush ends also then.
 
-use std::fs::File;
-use std::io::{self, ErrorKind, Write};
 use std::mem;
-use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::time::{Duration, Instant};
 
 use crate::buffer::Buffer;
 
@@ -24,7 +20,19 @@ const MANY: usize = CAPACITY / 2;
 /// How long lines are gathered, if they are not many before.
 const GATHER: Duration = Duration::from_millis(4);
 
-/// Lines on their way to stderr.
+/// How long nothing is written before a flush gives up.
+const STALL: Duration = Duration::from_secs(1);
+
+/// What becomes of a line for which there is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// It waits, and with it the thread.
+    Wait,
+    /// It is lost, and counted.
+    Lose,
+}
+
+/// Lines on their way to where they are written.
 #[derive(Debug)]
 pub struct LogQueue {
     lines: Mutex<Lines>,
@@ -34,6 +42,8 @@ pub struct LogQueue {
     taken: Condvar,
     /// A batch is written.
     written: Condvar,
+    /// How many writes have ended.
+    writes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -43,6 +53,8 @@ struct Lines {
     taken: u64,
     /// How many of them are written.
     written: u64,
+    /// How many lines were lost since the last that was not.
+    lost: u64,
 }
 
 impl LogQueue {
@@ -53,27 +65,36 @@ impl LogQueue {
                 waiting: Buffer::EMPTY,
                 taken: 0,
                 written: 0,
+                lost: 0,
             }),
             filled: Condvar::new(),
             taken: Condvar::new(),
             written: Condvar::new(),
+            writes: AtomicU64::new(0),
         }
     }
 
-    /// Has `write` append a line; waits while there is no room for the longest.
-    pub fn push(&self, write: impl FnOnce(&mut Buffer)) {
+    /// Has `write` append a line, if there is room for the longest, and say how many were lost just
+    /// before it.
+    pub fn push(&self, full: Full, write: impl FnOnce(&mut Buffer, u64)) {
         let is_full = |lines: &mut Lines| lines.waiting.len() + libc::PIPE_BUF > CAPACITY;
-        let mut lines = wait_while(&self.taken, self.lines(), is_full);
+        let mut lines = self.lines();
+        if full == Full::Lose && is_full(&mut lines) {
+            lines.lost += 1;
+            return;
+        }
+        lines = wait_while(&self.taken, lines, is_full);
         let before = lines.waiting.len();
-        write(&mut lines.waiting);
+        let lost = mem::take(&mut lines.lost);
+        write(&mut lines.waiting, lost);
         if before == 0 || (before < MANY && lines.waiting.len() >= MANY) {
             self.filled.notify_one();
         }
     }
 
-    /// Writes lines as they come, without end. What stderr refuses is lost.
-    pub fn write_lines(&self) -> ! {
-        let longest = longest_write();
+    /// Has `write` write lines as they come, without end: whole ones, as many as are within `longest`
+    /// bytes.
+    pub fn write_lines(&self, longest: usize, mut write: impl FnMut(&[u8])) -> ! {
         let mut batch = Buffer::EMPTY;
         loop {
             let is_idle = |lines: &mut Lines| lines.waiting.is_empty();
@@ -84,7 +105,8 @@ impl LogQueue {
             drop(lines);
             self.taken.notify_all();
             for piece in pieces(batch.bytes(), longest) {
-                write_out(piece);
+                write(piece);
+                self.writes.fetch_add(1, Ordering::Relaxed);
             }
             batch.clear(0);
             self.lines().written += 1;
@@ -92,13 +114,21 @@ impl LogQueue {
         }
     }
 
-    /// Waits until every line is written that was handed over before.
+    /// Waits until every line is written that was handed over before, or until nothing was for
+    /// [`STALL`].
     pub fn flush(&self) {
-        let lines = self.lines();
+        let mut lines = self.lines();
         let last = lines.taken + u64::from(!lines.waiting.is_empty());
-        drop(wait_while(&self.written, lines, |lines| {
-            lines.written < last
-        }));
+        let mut writes = self.writes.load(Ordering::Relaxed);
+        let mut moved = Instant::now();
+        while lines.written < last && moved.elapsed() < STALL {
+            let waited = self.written.wait_timeout(lines, STALL / 10);
+            lines = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let now = self.writes.load(Ordering::Relaxed);
+            if now != writes {
+                (writes, moved) = (now, Instant::now());
+            }
+        }
     }
 
     fn gather<'l>(&self, lines: MutexGuard<'l, Lines>) -> MutexGuard<'l, Lines> {
@@ -123,33 +153,6 @@ fn wait_while<'l>(
         .unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many bytes stderr takes at once, without those of another process between them.
-fn longest_write() -> usize {
-    let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
-    let is_file = stderr.and_then(|stderr| Ok(stderr.metadata()?.is_file()));
-    match is_file {
-        Ok(true) => usize::MAX,
-        _ => libc::PIPE_BUF,
-    }
-}
-
-/// Writes to stderr, also where somebody made it non-blocking. What it refuses is lost.
-fn write_out(mut lines: &[u8]) {
-    let stderr = io::stderr();
-    while !lines.is_empty() {
-        match stderr.lock().write(lines) {
-            Ok(written) => lines = &lines[written..],
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-                // What keeps it from waiting, the next write reports.
-                let _ = poll(&mut room, PollTimeout::NONE);
-            }
-            Err(_) => return,
-        }
-    }
-}
-
 /// Cuts lines into pieces of at most `longest` bytes. A line that is longer is cut as well.
 fn pieces(mut lines: &[u8], longest: usize) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
@@ -163,7 +166,90 @@ fn pieces(mut lines: &[u8], longest: usize) -> impl Iterator<Item = &[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::mpsc;
+    use std::thread;
+
     use super::*;
+
+    /// Fills a queue, and returns how many lines it has taken.
+    fn fill(queue: &LogQueue) -> usize {
+        let mut taken = 0;
+        for _ in 0..2 * CAPACITY / 1000 {
+            queue.push(Full::Lose, |lines, _| {
+                taken += 1;
+                lines.push(&[b'\n'; 1000]);
+            });
+        }
+        taken
+    }
+
+    #[test]
+    fn the_line_after_those_that_were_lost_hears_how_many_they_were() {
+        static QUEUE: LogQueue = LogQueue::empty();
+        let lost = (2 * CAPACITY / 1000 - fill(&QUEUE)) as u64;
+        assert!(lost > 0);
+        thread::spawn(|| QUEUE.write_lines(usize::MAX, |_| {}));
+        let heard: Vec<u64> = (0..2)
+            .map(|_| {
+                let mut heard = 0;
+                QUEUE.push(Full::Wait, |lines, lost| {
+                    heard = lost;
+                    lines.push(b"\n");
+                });
+                heard
+            })
+            .collect();
+        assert_eq!(heard, [lost, 0]);
+    }
+
+    #[test]
+    fn a_flush_gives_up_when_nothing_is_written() {
+        static QUEUE: LogQueue = LogQueue::empty();
+        fill(&QUEUE);
+        let stuck = |_: &[u8]| thread::sleep(Duration::from_secs(3600));
+        thread::spawn(move || QUEUE.write_lines(usize::MAX, stuck));
+        let start = Instant::now();
+        QUEUE.flush();
+        assert!(start.elapsed() >= STALL);
+    }
+
+    #[test]
+    fn a_flush_waits_while_something_is_written() {
+        static QUEUE: LogQueue = LogQueue::empty();
+        fill(&QUEUE);
+        let written = AtomicU64::new(0);
+        let written: &'static AtomicU64 = Box::leak(Box::new(written));
+        let slow = |lines: &[u8]| {
+            thread::sleep(STALL / 10);
+            written.fetch_add(lines.len() as u64, Ordering::SeqCst);
+        };
+        let handed_over = QUEUE.lines().waiting.len() as u64;
+        thread::spawn(move || QUEUE.write_lines(CAPACITY / 16, slow));
+        QUEUE.flush();
+        assert_eq!(written.load(Ordering::SeqCst), handed_over);
+    }
+
+    #[test]
+    fn a_flush_ends_while_others_log_without_end() {
+        static QUEUE: LogQueue = LogQueue::empty();
+        static IS_OVER: AtomicBool = AtomicBool::new(false);
+        thread::spawn(|| QUEUE.write_lines(usize::MAX, |_| {}));
+        let log = || {
+            while !IS_OVER.load(Ordering::SeqCst) {
+                QUEUE.push(Full::Wait, |lines, _| lines.push(&[b'\n'; 1000]));
+            }
+        };
+        (0..2).for_each(|_| drop(thread::spawn(log)));
+        let (sender, flushed) = mpsc::channel();
+        thread::spawn(move || {
+            (0..10).for_each(|_| QUEUE.flush());
+            sender.send(())
+        });
+        let in_time = flushed.recv_timeout(Duration::from_secs(10));
+        IS_OVER.store(true, Ordering::SeqCst);
+        assert_eq!(in_time, Ok(()));
+    }
 
     #[test]
     fn a_piece_is_whole_lines_as_many_as_a_pipe_takes_at_once() {

@@ -1,15 +1,22 @@
 //! Log lines on stderr: the time, the level, the message. The level is `RUST_LOG`, `info` if unset.
+//!
+//! Lines of two processes do not mix: a write is whole lines, and at most `PIPE_BUF` bytes (pipe(7)),
+//! unless to a file.
 
+use std::cell::Cell;
 use std::fmt::{self, Write as _};
-use std::io::{self, Write as _};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::fs::File;
+use std::io::{self, ErrorKind, Write as _};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use log::{Level, Log, Metadata, Record};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::buffer::Buffer;
 use crate::clock::Moment;
-use crate::log_queue::LogQueue;
+use crate::log_queue::{Full, LogQueue};
 use crate::text::Text;
 
 static QUEUE: LogQueue = LogQueue::empty();
@@ -17,8 +24,21 @@ static QUEUE: LogQueue = LogQueue::empty();
 /// Whether there is a thread that writes what is in the queue.
 static IS_QUEUED: AtomicBool = AtomicBool::new(false);
 
+/// How many bytes stderr takes at once, without those of another process between them.
+static LONGEST: AtomicUsize = AtomicUsize::new(libc::PIPE_BUF);
+
+thread_local! {
+    /// What becomes of this thread's lines while nobody reads the log.
+    static FULL: Cell<Full> = const { Cell::new(Full::Lose) };
+}
+
 /// Starts logging, each line with a write of its own.
 pub fn start() {
+    let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+    let is_file = stderr.and_then(|stderr| Ok(stderr.metadata()?.is_file()));
+    if matches!(is_file, Ok(true)) {
+        LONGEST.store(usize::MAX, Ordering::SeqCst);
+    }
     let level = env_logger::Env::default().default_filter_or("info");
     let filter = env_logger::Builder::from_env(level).build();
     log::set_max_level(filter.filter());
@@ -42,12 +62,17 @@ impl Log for Lines {
         }
         let beginning = beginning(record.level());
         match IS_QUEUED.load(Ordering::SeqCst) {
-            true => QUEUE.push(|lines| write(lines, &beginning, record.args())),
+            true => QUEUE.push(FULL.get(), |lines, lost| {
+                if lost > 0 {
+                    let notice = format_args!("Lost {lost} log lines: nobody read the log");
+                    write(lines, &self::beginning(Level::Warn), &notice);
+                }
+                write(lines, &beginning, record.args());
+            }),
             false => {
                 let mut line = Buffer::EMPTY;
                 write(&mut line, &beginning, record.args());
-                // There is nobody to tell that there is nobody to tell.
-                let _ = io::stderr().write_all(line.bytes());
+                write_out(line.bytes());
             }
         }
     }
@@ -79,14 +104,38 @@ fn write(line: &mut Buffer, beginning: &Text<31>, message: &fmt::Arguments<'_>) 
 }
 
 /// Writes lines together from here on, a few milliseconds later: who ends this process has to flush
-/// the logger. To be called once.
+/// the logger. Logging waits for nobody then, and lines are lost while nobody reads them. To be called
+/// once.
 ///
 /// # Errors
 /// What the kernel answers to a new thread.
 pub fn gather() -> io::Result<()> {
-    thread::Builder::new().spawn(|| QUEUE.write_lines())?;
+    let longest = LONGEST.load(Ordering::SeqCst);
+    thread::Builder::new().spawn(move || QUEUE.write_lines(longest, write_out))?;
     IS_QUEUED.store(true, Ordering::SeqCst);
     Ok(())
+}
+
+/// Has this thread wait while nobody reads the log, so that none of its lines is lost.
+pub fn wait_for_readers() {
+    FULL.set(Full::Wait);
+}
+
+/// Writes to stderr, also where somebody made it non-blocking. What it refuses is lost.
+fn write_out(mut lines: &[u8]) {
+    let stderr = io::stderr();
+    while !lines.is_empty() {
+        match stderr.lock().write(lines) {
+            Ok(written) => lines = &lines[written..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+                // What keeps it from waiting, the next write reports.
+                let _ = poll(&mut room, PollTimeout::NONE);
+            }
+            Err(_) => return,
+        }
+    }
 }
 
 /// The most characters of a value that a log line shows: with five of them it stays within

@@ -46,7 +46,9 @@ fn main() -> ExitCode {
 
 fn run(options: &Options, scripts: Vec<Script>) -> ExitCode {
     logging::start();
-    intercept(options, scripts).unwrap_or_else(|error| fail(&error))
+    let status = intercept(options, scripts).unwrap_or_else(|error| fail(&error));
+    log::logger().flush();
+    status
 }
 
 fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error> {
@@ -61,9 +63,7 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
             drop((table, signals, guards_end));
             let limit = options.max_connections;
             let served = server::run(listeners, servers_end, parent, limit);
-            let status = status(served);
-            log::logger().flush();
-            Ok(status)
+            Ok(status(served))
         }
         ForkResult::Parent { child } => {
             drop((listeners, servers_end));
@@ -80,6 +80,8 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
                 watch: Watch::start()?,
                 scripts,
             };
+            let fault = |error| Error::new("start a thread", error);
+            logging::gather().map_err(fault)?;
             Ok(status(guard.run()))
         }
     }

@@ -234,6 +234,7 @@ impl Server {
 
     /// The life of a thread, which waits at a listener first, and then where it is needed most.
     fn work(self: &Arc<Server>, number: usize) {
+        logging::wait_for_readers();
         let seat = self.seats.add();
         let mut buffers = Buffers::default();
         let mut at = self.listeners.get(number);

@@ -363,10 +363,7 @@ impl Daemon {
 
     /// The server's process id.
     pub fn server(&self) -> Pid {
-        let guard = self.guard();
-        let children =
-            std::fs::read_to_string(format!("/proc/{guard}/task/{guard}/children")).unwrap();
-        Pid::from_raw(children.trim().parse().unwrap())
+        server_of(self.guard())
     }
 
     /// What it has logged so far.
@@ -433,6 +430,12 @@ impl Drop for Daemon {
             let _ = self.child.wait();
         }
     }
+}
+
+/// The server's process id: it is the guard's only child.
+pub fn server_of(guard: Pid) -> Pid {
+    let children = std::fs::read_to_string(format!("/proc/{guard}/task/{guard}/children")).unwrap();
+    Pid::from_raw(children.trim().parse().unwrap())
 }
 
 /// The most memory that a process has had so far, in bytes.
