@@ -75,6 +75,9 @@ impl fmt::Display for Failure {
             Failure::Server(WaitStatus::Exited(_, status)) => {
                 write!(f, "the server ended with status {status}")
             }
+            Failure::Server(WaitStatus::Signaled(_, Signal::SIGSYS, _)) => f.write_str(
+                "the server was killed by SIGSYS: it aborted, or made a call that its sandbox forbids",
+            ),
             Failure::Server(WaitStatus::Signaled(_, signal, _)) => {
                 write!(f, "the server was killed by {signal}")
             }

@@ -26,6 +26,7 @@ pub mod rule;
 pub mod rule_line;
 pub mod sandbox;
 pub mod script;
+pub mod seccomp;
 pub mod server;
 pub mod sockets;
 pub mod sys;

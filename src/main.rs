@@ -26,7 +26,7 @@ use tproxy_pod::server::Listeners;
 use tproxy_pod::sockets::Sockets;
 use tproxy_pod::template::{self, Line, Values};
 use tproxy_pod::watch::Watch;
-use tproxy_pod::{listener, logging, server, sys};
+use tproxy_pod::{listener, logging, sandbox, server, sys};
 
 /// Wrong usage.
 const USAGE: u8 = 2;
@@ -80,6 +80,7 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
                 watch: Watch::start()?,
                 scripts,
             };
+            sandbox::enter_guard(child)?;
             let fault = |error| Error::new("start a thread", error);
             logging::gather().map_err(fault)?;
             Ok(status(guard.run()))

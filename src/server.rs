@@ -65,7 +65,6 @@ pub fn run(
     guard: Pid,
     max_connections: usize,
 ) -> Result<(), Error> {
-    sandbox::enter(guard)?;
     let fault = |attempt: &'static str| move |error: io::Error| Error::new(attempt, error);
     let files = max_connections as u64 + OTHER_FILES;
     match sys::allow_open_files(files) {
@@ -75,6 +74,7 @@ pub fn run(
         ),
         Err(error) => return Err(Error::new("raise the limit of open files", error)),
     }
+    sandbox::enter_server(guard)?;
     let Listeners {
         transparent,
         direct,

@@ -229,29 +229,53 @@ pub fn fork_single_threaded() -> io::Result<ForkResult> {
     unsafe { fork() }.map_err(io::Error::from)
 }
 
-/// Empties the effective, permitted and inheritable capability sets of this thread, and with them
-/// the ambient one (capset(2), capabilities(7)).
+/// Leaves this thread no more than `kept` of its capabilities, a set as `1 << CAP_…`: as effective and
+/// permitted ones; the inheritable set becomes empty, and with it the ambient one (capset(2),
+/// capabilities(7)).
 ///
 /// # Errors
-/// What the kernel answers.
-pub fn drop_capabilities() -> io::Result<()> {
+/// `EPERM` if it does not have them all, or what the kernel answers.
+pub fn keep_capabilities(kept: u64) -> io::Result<()> {
     /// `struct __user_cap_header_struct` (linux/capability.h)
     #[repr(C)]
     struct Header {
         version: u32,
         pid: c_int,
     }
-    /// `_LINUX_CAPABILITY_VERSION_3`: two `struct __user_cap_data_struct` follow.
+    /// `struct __user_cap_data_struct`, for 32 capabilities
+    #[repr(C)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    /// `_LINUX_CAPABILITY_VERSION_3`: two `Data` follow.
     const VERSION_3: u32 = 0x2008_0522;
     let header = Header {
         version: VERSION_3,
         pid: 0,
     };
-    let empty = [[0u32; 3]; 2];
+    let data = [kept as u32, (kept >> 32) as u32].map(|kept| Data {
+        effective: kept,
+        permitted: kept,
+        inheritable: 0,
+    });
     // SAFETY: the kernel reads a header and two data structs, of the layout that the version says.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const empty) };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const data) };
+    check(result as c_int).map(drop)
+}
+
+/// Puts this thread, and those that it starts, under a filter of system calls, for good (seccomp(2)).
+///
+/// # Errors
+/// `EACCES` without no_new_privs, or what the kernel answers.
+pub fn filter_calls(filter: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    let operation = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: the kernel reads `len` instructions, and writes none.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, operation, 0, &raw const program) };
+    check(result as c_int).map(drop)
 }

@@ -280,28 +280,6 @@ fn the_servers_death_undoes_everything() {
     assert!(lab.client.get(POD, "/").ends_with("pod"));
 }
 
-#[test]
-fn the_server_has_no_capability() {
-    let lab = Lab::new();
-    let daemon = lab.start(&[]);
-    lab.client.get(POD, "/");
-    // A thread may end while it is looked at.
-    let threads: Vec<String> = std::fs::read_dir(format!("/proc/{}/task", daemon.server()))
-        .unwrap()
-        .filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status")).ok())
-        .collect();
-    assert!(threads.len() >= 2, "the main thread and one that serves");
-    for status in threads {
-        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-            assert!(
-                status.contains(&format!("{set}:\t0000000000000000\n")),
-                "{status}"
-            );
-        }
-        assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
-    }
-}
-
 /// What fails at start says so in one line of its own, and leaves what was there.
 fn refuses(lab: &Lab, mut daemon: Daemon, line: &str) {
     let before: Vec<String> = lab.remains();

@@ -13,6 +13,7 @@
 
 pub mod built;
 pub mod conversation;
+pub mod inject;
 pub mod manifest;
 pub mod script;
 

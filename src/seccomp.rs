@@ -1,0 +1,195 @@
+//! Filters of system calls, for seccomp(2): a list of what is allowed. A process that calls anything
+//! else is killed.
+//!
+//! A filter is a program that the kernel runs (linux/filter.h, linux/seccomp.h). From Linux 5.11 on it
+//! finds out beforehand which calls a filter allows whatever their arguments are, and does not run it
+//! for them.
+
+use std::mem::offset_of;
+
+use libc::{c_long, seccomp_data, sock_filter};
+
+/// A system call that is allowed if all the conditions hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowed<'c> {
+    /// Its number, such as `SYS_read`.
+    pub call: c_long,
+    /// What its arguments have to be.
+    pub conditions: &'c [Condition],
+}
+
+/// What an argument has to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Condition {
+    /// Which argument, counted from 0.
+    pub argument: usize,
+    /// The bits that are looked at.
+    pub mask: u64,
+    /// What they have to be.
+    pub value: u64,
+}
+
+impl Condition {
+    /// The argument is `value`.
+    pub const fn is(argument: usize, value: u64) -> Condition {
+        Condition {
+            argument,
+            mask: u64::MAX,
+            value,
+        }
+    }
+}
+
+/// Whose numbers the calls have (`AUDIT_ARCH_…`, linux/audit.h): 64 bits wide, little-endian.
+const ARCHITECTURE: u32 = 0xc000_0000
+    | if cfg!(target_arch = "x86_64") {
+        libc::EM_X86_64 as u32
+    } else {
+        libc::EM_AARCH64 as u32
+    };
+
+const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
+const COMPARE: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+
+/// The filter that allows these calls, and no others.
+pub fn filter(allowed: &[Allowed<'_>]) -> Vec<sock_filter> {
+    let mut filter = vec![
+        instruction(LOAD, offset_of!(seccomp_data, arch) as u32),
+        // Over the next instruction if it is equal.
+        sock_filter {
+            jt: 1,
+            ..instruction(COMPARE, ARCHITECTURE)
+        },
+        instruction(RETURN, libc::SECCOMP_RET_KILL_PROCESS),
+    ];
+    allowed.iter().for_each(|it| filter.extend(entry(it)));
+    filter.push(instruction(RETURN, libc::SECCOMP_RET_KILL_PROCESS));
+    filter
+}
+
+/// The part of a filter for one call: what does not compare as it should leads behind it.
+fn entry(allowed: &Allowed<'_>) -> Vec<sock_filter> {
+    let mut entry = vec![
+        instruction(LOAD, offset_of!(seccomp_data, nr) as u32),
+        instruction(COMPARE, allowed.call as u32),
+    ];
+    for condition in allowed.conditions {
+        let at = offset_of!(seccomp_data, args) + 8 * condition.argument;
+        // The lower half comes first.
+        for shift in [0, 32] {
+            let mask = (condition.mask >> shift) as u32;
+            if mask != 0 {
+                entry.push(instruction(LOAD, at as u32 + shift / 8));
+                entry.push(instruction(AND, mask));
+                entry.push(instruction(COMPARE, (condition.value >> shift) as u32));
+            }
+        }
+    }
+    entry.push(instruction(RETURN, libc::SECCOMP_RET_ALLOW));
+    let last = entry.len() - 1;
+    for (at, instruction) in entry.iter_mut().enumerate() {
+        if u32::from(instruction.code) == COMPARE {
+            instruction.jf = (last - at) as u8;
+        }
+    }
+    entry
+}
+
+const fn instruction(code: u32, k: u32) -> sock_filter {
+    sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a filter decides, by the rules of the kernel (Documentation/networking/filter.rst).
+    fn decide(filter: &[sock_filter], call: &seccomp_data) -> u32 {
+        let words = |at: u32| match at as usize {
+            at if at == offset_of!(seccomp_data, nr) => call.nr.cast_unsigned(),
+            at if at == offset_of!(seccomp_data, arch) => call.arch,
+            at => {
+                let behind = at - offset_of!(seccomp_data, args);
+                (call.args[behind / 8] >> (8 * (behind % 8))) as u32
+            }
+        };
+        let (mut at, mut loaded) = (0, 0);
+        loop {
+            let sock_filter { code, jt, jf, k } = filter[at];
+            at += 1;
+            match u32::from(code) {
+                LOAD => loaded = words(k),
+                AND => loaded &= k,
+                COMPARE => at += usize::from(if loaded == k { jt } else { jf }),
+                RETURN => return k,
+                _ => panic!("an unknown instruction {code:#x}"),
+            }
+        }
+    }
+
+    const HIGH: u64 = 1 << 32;
+    const CONDITIONS: [Condition; 2] = [
+        Condition::is(0, HIGH | 5),
+        Condition {
+            argument: 5,
+            mask: 4,
+            value: 0,
+        },
+    ];
+
+    fn is_allowed(arch: u32, nr: c_long, args: [u64; 6]) -> bool {
+        let call = |call, conditions| Allowed { call, conditions };
+        let filter = filter(&[call(7, &[]), call(8, &CONDITIONS), call(9, &[])]);
+        let data = seccomp_data {
+            nr: nr as i32,
+            arch,
+            instruction_pointer: 0,
+            args,
+        };
+        match decide(&filter, &data) {
+            libc::SECCOMP_RET_ALLOW => true,
+            libc::SECCOMP_RET_KILL_PROCESS => false,
+            action => panic!("an unknown action {action:#x}"),
+        }
+    }
+
+    #[test]
+    fn calls_that_are_not_in_the_list_are_not_allowed() {
+        let allowed: Vec<c_long> = (-1..100)
+            .filter(|nr| is_allowed(ARCHITECTURE, *nr, [HIGH | 5, 0, 0, 0, 0, 0]))
+            .collect();
+        assert_eq!(allowed, [7, 8, 9]);
+    }
+
+    #[test]
+    fn the_numbers_of_another_architecture_are_not_allowed() {
+        assert!(!is_allowed(ARCHITECTURE & !0x8000_0000, 7, [0; 6]));
+        assert!(!is_allowed(ARCHITECTURE ^ 1, 7, [0; 6]));
+    }
+
+    #[test]
+    fn every_condition_has_to_hold_in_both_halves_of_an_argument() {
+        for (first, last, allowed) in [
+            (HIGH | 5, 0, true),
+            (HIGH | 5, !4, true),
+            (HIGH | 5, 4, false),
+            (HIGH | 4, 0, false),
+            (5, 0, false),
+            (HIGH << 1 | 5, 0, false),
+        ] {
+            let args = [first, 1, 2, 3, 4, last];
+            assert_eq!(
+                is_allowed(ARCHITECTURE, 8, args),
+                allowed,
+                "{first:x} {last:x}"
+            );
+        }
+    }
+}

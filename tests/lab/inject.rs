@@ -1,0 +1,122 @@
+//! System calls from inside another process: one of its threads, which waits in a call of its own, is
+//! stopped and made to call something else. From ptrace(2).
+
+use libc::c_long;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+type Registers = libc::user_regs_struct;
+
+/// A call, and its first arguments; the others are 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    pub number: c_long,
+    pub arguments: [u64; 6],
+}
+
+/// The call without arguments.
+pub fn call(number: c_long) -> Call {
+    call_with(number, [])
+}
+
+/// The call with these arguments.
+pub fn call_with<const N: usize>(number: c_long, some: [u64; N]) -> Call {
+    let mut arguments = [0; 6];
+    arguments[..N].copy_from_slice(&some);
+    Call { number, arguments }
+}
+
+/// Has a thread make a call, and lets it run on with what that returns.
+pub fn inject(thread: Pid, call: Call) {
+    let registers = stop(thread);
+    ptrace::setregs(thread, calling(registers, call)).unwrap();
+    ptrace::detach(thread, None).unwrap();
+}
+
+/// Has a thread make a call, and then its own again; returns what the call returned.
+pub fn inject_once(thread: Pid, call: Call) -> i64 {
+    let registers = stop(thread);
+    ptrace::setregs(thread, calling(registers, call)).unwrap();
+    // To the begin of the call, and to its end.
+    for _ in 0..2 {
+        ptrace::syscall(thread, None).unwrap();
+        wait_for_stop(thread);
+    }
+    let returned = result(&ptrace::getregs(thread).unwrap());
+    ptrace::setregs(thread, again(registers)).unwrap();
+    ptrace::detach(thread, None).unwrap();
+    returned
+}
+
+fn stop(thread: Pid) -> Registers {
+    ptrace::seize(thread, Options::empty()).unwrap();
+    ptrace::interrupt(thread).unwrap();
+    wait_for_stop(thread);
+    ptrace::getregs(thread).unwrap()
+}
+
+fn wait_for_stop(thread: Pid) {
+    let status = waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+    assert!(
+        matches!(
+            status,
+            WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..)
+        ),
+        "{status:?}"
+    );
+}
+
+/// The thread is behind the instruction that begins a call, or would be if it returned now.
+#[cfg(target_arch = "x86_64")]
+fn calling(stopped: Registers, call: Call) -> Registers {
+    let [rdi, rsi, rdx, r10, r8, r9] = call.arguments;
+    Registers {
+        rip: stopped.rip - 2,
+        rax: call.number as u64,
+        // The kernel shall not begin the old call again.
+        orig_rax: u64::MAX,
+        rdi,
+        rsi,
+        rdx,
+        r10,
+        r8,
+        r9,
+        ..stopped
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn again(stopped: Registers) -> Registers {
+    Registers {
+        rip: stopped.rip - 2,
+        rax: stopped.orig_rax,
+        orig_rax: u64::MAX,
+        ..stopped
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn result(registers: &Registers) -> i64 {
+    registers.rax.cast_signed()
+}
+
+/// The kernel has led the thread back to the instruction that begins its call already (`do_signal`,
+/// arch/arm64/kernel/signal.c).
+#[cfg(target_arch = "aarch64")]
+fn calling(stopped: Registers, call: Call) -> Registers {
+    let mut registers = stopped;
+    registers.regs[..6].copy_from_slice(&call.arguments);
+    registers.regs[8] = call.number as u64;
+    registers
+}
+
+#[cfg(target_arch = "aarch64")]
+fn again(stopped: Registers) -> Registers {
+    stopped
+}
+
+#[cfg(target_arch = "aarch64")]
+fn result(registers: &Registers) -> i64 {
+    registers.regs[0].cast_signed()
+}
