@@ -1,12 +1,11 @@
-//! Start, stop, death and start again: what is there, what is left, and what the traffic notices.
+//! Start, stop and start again: what is there, what is left, and what the traffic notices.
 
 mod lab;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lab::conversation::Conversation;
 use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
-use nix::sys::signal::{Signal, kill};
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 
@@ -81,40 +80,6 @@ fn a_connection_to_the_pod_from_before_outlives_start_stop_and_start() {
 }
 
 #[test]
-fn starts_after_sigkill_leave_one_of_everything() {
-    let lab = Lab::new();
-    for _ in 0..3 {
-        lab.start(&["--cidr", CIDRS]).kill();
-    }
-    let mut daemon = lab.start(&["--cidr", CIDRS]);
-    let lines = lab.remains();
-    assert_eq!(
-        lines_with(&lines, "fwmark 0x1/0x1 lookup 100").len(),
-        2,
-        "a rule a family: {lines:?}"
-    );
-    assert_eq!(
-        lines_with(&lines, "local 10.244.0.0/16 dev lo").len(),
-        1,
-        "{lines:?}"
-    );
-    assert_eq!(
-        lines_with(&lines, "local fd00:10:244::/56 dev lo").len(),
-        1,
-        "{lines:?}"
-    );
-    assert_eq!(
-        lines_with(&lines, "table inet tproxy-pod").len(),
-        1,
-        "{lines:?}"
-    );
-    assert_eq!(lines.len(), 5, "and nothing else: {lines:?}");
-    assert!(lab.client.get(POD, "/").contains("Request received"));
-    assert_eq!(daemon.stop(), Some(0));
-    assert_eq!(lab.remains(), [""; 0]);
-}
-
-#[test]
 fn a_start_does_not_mind_what_is_left_of_probes() {
     let lab = Lab::new();
     let probed = || {
@@ -164,25 +129,6 @@ fn what_an_earlier_start_with_other_options_left_is_removed() {
     assert_eq!(lab.node.run("ip route show table 77"), "");
     assert_eq!(daemon.stop(), Some(0));
     assert_eq!(lab.remains(), [""; 0]);
-}
-
-#[test]
-fn after_sigkill_the_pods_own_server_answers_at_once() {
-    let lab = Lab::new();
-    lab.pod.serve(8180);
-    let mut daemon = lab.start(&["--cidr", CIDRS]);
-    daemon.kill();
-    wait_until("the table is gone", || {
-        lab.node.run("nft list tables").is_empty()
-    });
-    let start = Instant::now();
-    assert!(lab.client.get(POD, "/").ends_with("pod"));
-    assert!(lab.client.get(POD6, "/").ends_with("pod"));
-    assert!(
-        start.elapsed() < Duration::from_millis(900),
-        "no SYN was lost: {:?}",
-        start.elapsed()
-    );
 }
 
 #[test]
@@ -266,18 +212,6 @@ fn a_client_with_few_ports_connects_without_a_lost_syn() {
     }
     let lost = lab.client.counter("TCPSynRetrans") - before;
     assert!(lost <= 2, "{lost} SYNs were sent again");
-}
-
-#[test]
-fn the_servers_death_undoes_everything() {
-    let lab = Lab::new();
-    lab.pod.serve(8180);
-    let mut daemon = lab.start(&["--cidr", CIDRS]);
-    kill(daemon.server(), Signal::SIGKILL).unwrap();
-    assert_eq!(daemon.wait().code(), Some(1));
-    daemon.wait_for("the server was killed by SIGKILL");
-    assert_eq!(lab.remains(), [""; 0]);
-    assert!(lab.client.get(POD, "/").ends_with("pod"));
 }
 
 /// What fails at start says so in one line of its own, and leaves what was there.

@@ -12,6 +12,7 @@
 #![allow(dead_code)]
 
 pub mod built;
+pub mod cgroup;
 pub mod conversation;
 pub mod inject;
 pub mod manifest;

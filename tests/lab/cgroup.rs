@@ -1,0 +1,75 @@
+//! A control group that limits memory, of version 2 or 1 (cgroups(7)). Only root may make one.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+/// A group, removed when nothing is in it any more.
+pub struct Cgroup {
+    path: PathBuf,
+    /// What counts the processes that the kernel has killed.
+    events: &'static str,
+}
+
+impl Cgroup {
+    /// Makes one with a limit in bytes, and without swap.
+    pub fn new(limit: u64) -> Cgroup {
+        let root = PathBuf::from("/sys/fs/cgroup");
+        let is_unified = root.join("cgroup.controllers").exists();
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+        let name = format!("tproxy-pod-test-{now}");
+        let (path, limits, events) = match is_unified {
+            true => (
+                root.join(name),
+                [("memory.swap.max", 0), ("memory.max", limit)],
+                "memory.events",
+            ),
+            false => (
+                root.join("memory").join(name),
+                [("memory.swappiness", 0), ("memory.limit_in_bytes", limit)],
+                "memory.oom_control",
+            ),
+        };
+        std::fs::create_dir(&path)
+            .unwrap_or_else(|error| panic!("{}: {error}: run as root", path.display()));
+        let cgroup = Cgroup { path, events };
+        for (file, value) in limits {
+            cgroup.write(file, &value.to_string());
+        }
+        cgroup
+    }
+
+    fn write(&self, file: &str, value: &str) {
+        let path = self.path.join(file);
+        std::fs::write(&path, value)
+            .unwrap_or_else(|error| panic!("{}: {error}: run as root", path.display()));
+    }
+
+    /// A command that does the same in the group.
+    pub fn command(&self, inner: &Command) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo 0 >\"$0\"/cgroup.procs && exec \"$@\""]);
+        command.arg(&self.path).arg(inner.get_program());
+        command.args(inner.get_args());
+        command
+    }
+
+    /// How many processes the kernel has killed in it for want of memory.
+    pub fn killed(&self) -> u64 {
+        let events = std::fs::read_to_string(self.path.join(self.events)).unwrap();
+        let mut counts = events.lines().filter_map(|it| it.strip_prefix("oom_kill "));
+        counts.next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // The last process may be on its way out.
+        for _ in 0..100 {
+            if std::fs::remove_dir(&self.path).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
