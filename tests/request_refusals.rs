@@ -2,11 +2,8 @@
 
 mod lab;
 
-use lab::conversation::{Answer, Conversation};
+use lab::refusal::{SMUGGLED, each_is_refused, refused};
 use lab::{Lab, POD};
-
-/// A request that must never be read: where a refused request ends is not known.
-const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// Requests, each with the status that refuses it.
 const MALFORMED: &[(&str, &str)] = &[
@@ -212,52 +209,6 @@ const MALFORMED: &[(&str, &str)] = &[
         "505 HTTP Version Not Supported",
     ),
 ];
-
-/// Sends what is refused with a smuggled request behind it, and reads the one answer.
-fn refused(connection: &mut Conversation, request: impl AsRef<[u8]>) -> Answer {
-    let answer = connection.ask([request.as_ref(), SMUGGLED.as_bytes()].concat());
-    connection.ends();
-    answer
-}
-
-/// Sends requests that are refused, each with what its answer's text begins with, and checks every
-/// answer, and the one line of the log.
-fn each_is_refused(requests: &[(Vec<u8>, &str)]) {
-    let lab = Lab::new();
-    let mut daemon = lab.start(&[]);
-    let mut lines = Vec::new();
-    for (request, expected) in requests {
-        let (status, _) = expected.split_once(':').unwrap_or((expected, ""));
-        let shown = request.escape_ascii().to_string();
-        let shown = &shown[..shown.len().min(200)];
-        let mut connection = lab.client.talk(POD);
-        let answer = refused(&mut connection, request);
-        assert_eq!(answer.status, status, "{shown}");
-        assert_eq!(answer.other_fields(), ["Connection: close"], "{shown}");
-        let text = answer.text();
-        assert!(text.starts_with(expected), "{shown}: {text}");
-        assert_eq!(text.find('\n'), Some(text.len() - 1), "one line: {text}");
-        let reason = text.trim_end().split_once(": ").unwrap().1;
-        lines.push((
-            format!("client={} ", connection.client()),
-            format!("status={} reason=\"{reason}\" bytes=\"", &status[..3]),
-        ));
-    }
-    daemon.stop();
-    daemon.wait_for(&format!(
-        "Served {0} requests on {0} connections",
-        requests.len()
-    ));
-    let log = daemon.log();
-    for (client, fields) in lines {
-        let lines: Vec<&str> = log.lines().filter(|line| line.contains(&client)).collect();
-        let [line] = lines.as_slice() else {
-            panic!("one line for a request: {lines:?}");
-        };
-        assert!(line.contains(" WARN  Refused request : "), "{line}");
-        assert!(line.contains(&fields), "{line}\n{fields}");
-    }
-}
 
 #[test]
 fn malformed_requests_are_refused() {

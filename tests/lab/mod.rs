@@ -16,6 +16,7 @@ pub mod cgroup;
 pub mod conversation;
 pub mod inject;
 pub mod manifest;
+pub mod refusal;
 pub mod script;
 
 use std::fs::File;
