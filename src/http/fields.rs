@@ -117,15 +117,17 @@ fn digits(value: &[u8]) -> Option<u64> {
 }
 
 /// Whether the list is `chunked` alone. A coding that is not known is no fault of the client's,
-/// unless chunked is not the last (RFC 9112, 6.1 and 6.3).
+/// unless chunked is not the last (RFC 9112, 6.1 and 6.3). Empty items are not left out, as of other
+/// lists (RFC 9110, 5.6.1.2): not every reader takes `,chunked` for chunked.
 fn transfer_coding(value: &[u8]) -> Result<(), Rejection> {
-    let codings: Vec<&[u8]> = tokens(value).collect();
+    let items = value.split(|byte| *byte == b',');
+    let codings: Vec<&[u8]> = items.map(<[u8]>::trim_ascii).collect();
     let is_chunked = |coding: &&[u8]| coding.eq_ignore_ascii_case(b"chunked");
     match (
         codings.as_slice(),
         codings.iter().filter(|coding| is_chunked(coding)).count(),
     ) {
-        ([], _) => Err(bad("the Transfer-Encoding is empty")),
+        _ if codings.contains(&&b""[..]) => Err(bad("a transfer coding is empty")),
         ([only], 1) if is_chunked(only) => Ok(()),
         ([.., last], 1) if is_chunked(last) => unknown_coding(),
         (_, 0) => unknown_coding(),
