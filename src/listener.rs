@@ -1,8 +1,8 @@
 //! Listening sockets with IP_TRANSPARENT: bound to loopback, they take connections to any address.
 //!
 //! What is set here is inherited by every accepted connection, which then needs no call of its own:
-//! TCP_NODELAY, the buffers' sizes, and the time-outs of a single read or write (ip(7), ipv6(7),
-//! tcp(7), socket(7)).
+//! TCP_NODELAY, the buffers' sizes, and the time-outs: of a single read or write, and of what the client
+//! does not take (ip(7), ipv6(7), tcp(7), socket(7)).
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -34,7 +34,7 @@ const SENT: c_int = 32 * 1024;
 pub struct Timeouts {
     /// For something to read, or for a connection.
     pub receive: Duration,
-    /// For room to write.
+    /// For room to write, and for the client to take what was written.
     pub send: Duration,
 }
 
@@ -138,5 +138,8 @@ fn set_timeouts(fd: BorrowedFd<'_>, timeouts: Timeouts) -> std::io::Result<()> {
     };
     let (receive, send) = (timeval(timeouts.receive), timeval(timeouts.send));
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, receive)?;
-    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, send)
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, send)?;
+    // Without it, what a client never takes stays in the kernel for minutes after the connection's end.
+    let untaken = timeouts.send.as_millis() as c_int;
+    sys::set_option(fd, libc::SOL_TCP, libc::TCP_USER_TIMEOUT, untaken)
 }
