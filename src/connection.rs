@@ -234,37 +234,38 @@ impl<'c> Connection<'c> {
     /// may end the connection. An empty line begins no request: some clients end a body with one
     /// (RFC 9112, 2.2).
     fn wait(&mut self, buffers: &mut Buffers, filled: &mut usize) -> Result<(), End> {
-        let mut skipped = false;
-        loop {
-            match &buffers.input[..*filled] {
-                b"\r\n" if !skipped => (skipped, *filled) = (true, 0),
-                b"" | b"\r" => {
-                    self.seat.take(self.wire.descriptor());
-                    let received = self.read_first(buffers, *filled);
-                    self.seat.leave();
-                    *filled += received.map_err(|_| End::Unused)?;
-                }
-                _ => return Ok(()),
-            }
+        let mut deadline = None;
+        while let b"" | b"\r" | b"\r\n" = &buffers.input[..*filled] {
+            self.seat.take(self.wire.descriptor());
+            let received = self.read_first(buffers, *filled, &mut deadline);
+            self.seat.leave();
+            *filled += received.map_err(|_| End::Unused)?;
         }
+        Ok(())
     }
 
-    /// Reads behind the first `filled` bytes of the input. A connection that lets us wait costs
-    /// little memory meanwhile.
-    fn read_first(&mut self, buffers: &mut Buffers, filled: usize) -> Result<usize, Failure> {
+    /// Reads behind the first `filled` bytes of the input. A connection that lets us wait has a
+    /// deadline from then on, and costs little memory meanwhile.
+    fn read_first(
+        &mut self,
+        buffers: &mut Buffers,
+        filled: usize,
+        deadline: &mut Option<Instant>,
+    ) -> Result<usize, Failure> {
         buffers.prepare();
         match self.wire.read(&mut buffers.input[filled..]) {
             Err(Failure::TimedOut) => {}
             received => return received,
         }
         let left = self.deadlines.idle.saturating_sub(PROMPT);
-        let deadline = Instant::now() + left;
-        if filled == 0 {
-            *buffers = Buffers::default();
-            sys::release_stack();
-        }
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + left);
+        // There is nothing yet but an empty line at most.
+        let begun = [buffers.input[0], buffers.input[1]];
+        *buffers = Buffers::default();
+        sys::release_stack();
         self.wire.wait_until(deadline)?;
         buffers.prepare();
+        buffers.input[..begun.len()].copy_from_slice(&begun);
         self.wire.read(&mut buffers.input[filled..])
     }
 
