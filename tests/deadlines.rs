@@ -4,12 +4,14 @@
 
 mod lab;
 
-use std::io::{BufRead as _, ErrorKind, Write as _};
+use std::io::{BufRead as _, ErrorKind, Read as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::conversation::Conversation;
 use lab::{Daemon, Lab, PATIENCE, POD};
+use nix::sys::socket::{setsockopt, sockopt};
 
 /// How often a client that drips sends a byte.
 const DRIP: Duration = Duration::from_millis(250);
@@ -88,8 +90,8 @@ fn idles(lab: &Lab, daemon: &Daemon, requests: usize) {
     );
 }
 
-/// A client that asks, and takes none of its answers, is let go.
-fn takes_nothing(lab: &Lab, daemon: &Daemon) {
+/// A client that asks and asks, and takes so many bytes of its answers in a second, is let go.
+fn takes_little(lab: &Lab, daemon: &Daemon, bytes: usize) {
     let connection = lab.client.talk(POD);
     let mut stream = connection.0.get_ref();
     stream.set_write_timeout(Some(LONG)).unwrap();
@@ -98,12 +100,23 @@ fn takes_nothing(lab: &Lab, daemon: &Daemon) {
         "POST /many HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
+    let over = AtomicBool::new(false);
     let start = Instant::now();
-    let error = loop {
-        if let Err(error) = stream.write_all(request.as_bytes()) {
-            break error;
-        }
-    };
+    let error = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut taken = vec![0; bytes];
+            while !over.load(Ordering::Relaxed) && (&mut &*stream).read(&mut taken).is_ok() {
+                thread::sleep(Duration::from_secs(1));
+            }
+        });
+        let error = loop {
+            if let Err(error) = stream.write_all(request.as_bytes()) {
+                break error;
+            }
+        };
+        over.store(true, Ordering::Relaxed);
+        error
+    });
     assert_eq!(
         error.kind(),
         ErrorKind::ConnectionReset,
@@ -111,7 +124,53 @@ fn takes_nothing(lab: &Lab, daemon: &Daemon) {
         start.elapsed()
     );
     check("an answer", start, 15);
-    daemon.wait_for("reason=\"the answer was not taken: the client was too slow\"");
+    let line = daemon.wait_for(&format!("Lost request : client={} ", connection.client()));
+    let reason = "reason=\"the answer was not taken: the client was too slow\"";
+    assert!(line.contains(reason), "{line}");
+}
+
+/// A client that never takes its one answer, which the kernel has: it does not keep that for longer.
+fn leaves_its_answer(lab: &Lab, daemon: &Daemon) {
+    let mut connection = lab.client.talk(POD);
+    setsockopt(connection.0.get_ref(), sockopt::RcvBuf, &2048).unwrap();
+    let body = "x".repeat(40_000);
+    let start = Instant::now();
+    connection.send(format!(
+        "POST /left HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    ));
+    daemon.wait_for(" to /left : ");
+    let client = connection.client();
+    while lab.node.run("ss -tanH").contains(&client) {
+        assert!(start.elapsed() < LONG, "the kernel still has it");
+        thread::sleep(DRIP);
+    }
+    check("an answer in the kernel", start, 15);
+}
+
+/// A client that lets an empty line drip in has no more time than one that is silent.
+fn drips_an_empty_line(lab: &Lab) {
+    let mut connection = lab.client.talk(POD);
+    let start = Instant::now();
+    for byte in ["\r", "\n"] {
+        thread::sleep(Duration::from_secs(5));
+        connection.send(byte);
+    }
+    connection.0.get_ref().set_read_timeout(Some(LONG)).unwrap();
+    connection.ends();
+    check("an empty line", start, 15);
+}
+
+/// A client that is refused, and sends on, is listened to for another second.
+fn sends_on(lab: &Lab) {
+    let mut connection = lab.client.talk(POD);
+    let start = Instant::now();
+    connection.send("nonsense\r\n");
+    assert_eq!(connection.answer().status, "400 Bad Request");
+    while connection.0.get_mut().write_all(&[b'x'; 4096]).is_ok() {
+        assert!(start.elapsed() < LONG);
+    }
+    check("a client that sends on", start, 1);
 }
 
 #[test]
@@ -141,6 +200,14 @@ fn heads_bodies_answers_and_idle_connections_have_one_deadline_each() {
         ),
         (
             [
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n40000000\r\n",
+                "x",
+                "body",
+            ],
+            30,
+        ),
+        (
+            [
                 "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0;",
                 "x",
                 "body",
@@ -154,6 +221,10 @@ fn heads_bodies_answers_and_idle_connections_have_one_deadline_each() {
         }
         scope.spawn(|| idles(lab, daemon, 0));
         scope.spawn(|| idles(lab, daemon, 2));
-        scope.spawn(|| takes_nothing(lab, daemon));
+        scope.spawn(|| takes_little(lab, daemon, 0));
+        scope.spawn(|| takes_little(lab, daemon, 100));
+        scope.spawn(|| leaves_its_answer(lab, daemon));
+        scope.spawn(|| drips_an_empty_line(lab));
+        scope.spawn(|| sends_on(lab));
     });
 }
