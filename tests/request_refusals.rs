@@ -22,6 +22,22 @@ const MALFORMED: &[(&str, &str)] = &[
         "GET http:///a HTTP/1.1\r\nHost: a\r\n\r\n",
         "400 Bad Request",
     ),
+    (
+        "GET http://?a HTTP/1.1\r\nHost: a\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "GET http://:80/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "GET http://a@b/ HTTP/1.1\r\nHost: b\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "GET http://a:b/ HTTP/1.1\r\nHost: b\r\n\r\n",
+        "400 Bad Request",
+    ),
     ("GET /\x7f HTTP/1.1\r\nHost: a\r\n\r\n", "400 Bad Request"),
     ("GET / http/1.1\r\nHost: a\r\n\r\n", "400 Bad Request"),
     ("GET / HTTP/1\r\nHost: a\r\n\r\n", "400 Bad Request"),

@@ -1,5 +1,6 @@
 //! The request line (RFC 9112, 3): what of it is malformed, and which version it speaks.
 
+use super::fields::is_host;
 use super::{MAX_REQUEST_LINE, Rejection, Status, Version, bad, reject};
 
 /// `METHOD TARGET HTTP/1.x`, as the lengths of its first two words.
@@ -84,13 +85,21 @@ fn is_target(method: &[u8], target: &[u8]) -> bool {
         let (scheme, rest) = target.split_at(colon);
         scheme.iter().all(u8::is_ascii_alphanumeric)
             && scheme.first().is_some_and(u8::is_ascii_alphabetic)
-            && rest.starts_with(b"://")
-            && rest.get(3).is_some_and(|byte| *byte != b'/')
+            && rest.strip_prefix(b"://").is_some_and(has_authority)
     };
     let visible = target
         .iter()
         .all(|byte| !byte.is_ascii_control() && *byte != b' ');
     visible && (target.starts_with(b"/") || (target == b"*" && method == b"OPTIONS") || absolute())
+}
+
+/// Whether this begins with a host, and a port or none, as a Host field has it: without one a target is
+/// invalid (RFC 9110, 4.2.1), and userinfo is an error (RFC 9110, 4.2.4).
+fn has_authority(hierarchy: &[u8]) -> bool {
+    let mut parts = hierarchy.split(|byte| b"/?#".contains(byte));
+    parts
+        .next()
+        .is_some_and(|authority| is_host(authority) && !matches!(authority, b"" | b":"))
 }
 
 /// `tchar` (RFC 9110, 5.6.2).
