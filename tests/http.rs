@@ -171,8 +171,8 @@ fn unusual_requests_are_answered() {
             "from a destination / : WHAT'S-UP / HTTP/1.1",
         ),
         (
-            "GET / HTTP/1.7\r\nHost: [fd00::5]:8180\r\n\r\n",
-            "from [fd00::5]:8180 destination / : GET / HTTP/1.7",
+            "GET / HTTP/1.2\r\nHost: [fd00::5]:8180\r\n\r\n",
+            "from [fd00::5]:8180 destination / : GET / HTTP/1.2",
         ),
         (
             "GET / HTTP/1.1\r\nHost:\r\n\r\n",
