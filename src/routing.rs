@@ -5,12 +5,15 @@
 //! a rule or route of somebody else's that does the same is used, and stays. From rtnetlink(7),
 //! linux/rtnetlink.h and linux/fib_rules.h.
 
+mod found;
+
 use std::fmt;
 use std::net::IpAddr;
 
 use crate::capture::{self, Cidr, Family, Mark};
 use crate::error::Error;
-use crate::netlink::{Message, Received, Refusal, Socket, attributes, u32_at};
+use crate::netlink::{Message, Received, Refusal, Socket, u32_at};
+use found::{Found, read_route, read_rule};
 
 /// Who installed a rule or route (`rtm_protocol`): a number that is free in rtnetlink.h, `'T'`.
 const PROTOCOL: u8 = 84;
@@ -21,11 +24,8 @@ const PRIORITY: u32 = 8;
 /// `LOOPBACK_IFINDEX` (include/net/flow.h): `lo` is the first device of every network namespace.
 pub const LOOPBACK: u32 = 1;
 
-const FRA_DST: u16 = 1;
 const FRA_PRIORITY: u16 = 6;
 const FRA_FWMARK: u16 = 10;
-const FRA_SUPPRESS_IFGROUP: u16 = 13;
-const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
 const FRA_TABLE: u16 = 15;
 const FRA_FWMASK: u16 = 16;
 const FRA_PROTOCOL: u16 = 21;
@@ -66,13 +66,6 @@ impl fmt::Display for Entry {
             Entry::Route { cidr, table } => write!(f, "route local {cidr} dev lo table {table}"),
         }
     }
-}
-
-/// An entry that was found, and whether it is ours.
-struct Found {
-    entry: Entry,
-    priority: u32,
-    ours: bool,
 }
 
 /// Keeps the mark rule and the AnyIP routes of the captured CIDRs in place.
@@ -318,66 +311,4 @@ fn entry_message(entry: Entry, kind: u16, flags: libc::c_int, priority: u32) -> 
             message
         }
     }
-}
-
-/// A rule that selects by mark alone; one that asks for more is not the same.
-fn read_rule(family: Family, payload: &[u8]) -> Option<Found> {
-    let header: &[u8; 12] = payload.first_chunk()?;
-    let unconditional =
-        header[1..4] == [0; 3] && header[7] == FR_ACT_TO_TBL && header[8..12] == [0; 4];
-    let mut mark = Mark {
-        value: 0,
-        mask: u32::MAX,
-    };
-    let (mut table, mut priority, mut protocol) = (u32::from(header[4]), 0, 0);
-    for (kind, value) in attributes(&payload[12..]) {
-        match (kind, u32_at(value, 0)) {
-            (FRA_FWMARK, Some(number)) => mark.value = number,
-            (FRA_FWMASK, Some(number)) => mark.mask = number,
-            (FRA_TABLE, Some(number)) => table = number,
-            (FRA_PRIORITY, Some(number)) => priority = number,
-            (FRA_PROTOCOL, _) => protocol = *value.first()?,
-            (FRA_SUPPRESS_PREFIXLEN | FRA_SUPPRESS_IFGROUP, Some(u32::MAX)) => {}
-            (FRA_DST.., _) => return None,
-            _ => {}
-        }
-    }
-    let entry = Entry::Rule {
-        family,
-        mark,
-        table,
-    };
-    (unconditional && mark.value != 0).then_some(Found {
-        entry,
-        priority,
-        ours: protocol == PROTOCOL,
-    })
-}
-
-fn read_route(family: Family, table: u32, payload: &[u8]) -> Option<Found> {
-    let header: &[u8; 12] = payload.first_chunk()?;
-    let (prefix, protocol, kind) = (header[1], header[5], header[7]);
-    let mut network = match family {
-        Family::V4 => IpAddr::from([0u8; 4]),
-        Family::V6 => IpAddr::from([0u8; 16]),
-    };
-    let mut device = None;
-    for (kind, value) in attributes(&payload[12..]) {
-        match kind {
-            libc::RTA_DST if family == Family::V4 => {
-                network = IpAddr::from(*value.first_chunk::<4>()?)
-            }
-            libc::RTA_DST => network = IpAddr::from(*value.first_chunk::<16>()?),
-            libc::RTA_OIF => device = u32_at(value, 0),
-            libc::RTA_TABLE if u32_at(value, 0) != Some(table) => return None,
-            _ => {}
-        }
-    }
-    let any_ip = kind == libc::RTN_LOCAL && device == Some(LOOPBACK);
-    let cidr = Cidr::masking(&format!("{network}/{prefix}")).ok()?;
-    any_ip.then_some(Found {
-        entry: Entry::Route { cidr, table },
-        priority: 0,
-        ours: protocol == PROTOCOL,
-    })
 }
