@@ -1,0 +1,109 @@
+//! What belongs to others on the node, and the traffic that must not notice what happens to it.
+
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use super::{Lab, Namespace, POD, POD6, wait_until};
+
+impl Namespace {
+    /// All rules of all firewalls, all routing rules and all routes: without counters, and without
+    /// what is ours, a table by its name and the rest by our protocol number.
+    pub fn theirs(&self) -> String {
+        let commands = [
+            "nft -s list ruleset",
+            "iptables-save",
+            "ip6tables-save",
+            "iptables-legacy-save",
+            "ip6tables-legacy-save",
+            "ip -d rule show",
+            "ip -6 -d rule show",
+            "ip -d route show table all",
+            "ip -6 -d route show table all",
+        ];
+        let mut all = String::new();
+        for command in commands {
+            let printed = self.run(command);
+            let mut ours = false;
+            for line in printed.lines() {
+                ours |= line.starts_with("table inet tproxy-pod {");
+                // iptables-save says when, and how many packets.
+                let line = line.split(" [").next().unwrap();
+                if !ours && !line.starts_with('#') && !line.contains(" proto 84") {
+                    all += &format!("{command}: {}\n", line.trim_end());
+                }
+                ours &= line != "}";
+            }
+        }
+        all
+    }
+
+    /// Serves, to every connection to a port of all addresses, the address that it comes from.
+    pub fn serve_who_asks(&self, port: u16) {
+        let listener = self.enter(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let who = stream.peer_addr().map(|peer| peer.ip().to_canonical());
+                thread::spawn(move || {
+                    let _ = stream.read(&mut [0; 4096]);
+                    let _ = write!(stream, "asked by {}", who.unwrap());
+                });
+            }
+        });
+    }
+}
+
+/// A client that connects to captured addresses again and again, and has to be answered.
+pub struct Traffic {
+    /// Whether it shall end, and how often it was answered.
+    state: Arc<(AtomicBool, AtomicUsize)>,
+    client: Option<thread::JoinHandle<()>>,
+}
+
+impl Traffic {
+    /// Begins, over both families.
+    pub fn start(lab: &Lab) -> Traffic {
+        let client = lab.client.clone();
+        let state = Arc::new((AtomicBool::new(false), AtomicUsize::new(0)));
+        let shared = Arc::clone(&state);
+        let client = Some(thread::spawn(move || {
+            let (ended, answers) = &*shared;
+            while !ended.load(Ordering::Relaxed) {
+                for address in [POD, POD6] {
+                    let answer = client.get(address, "/");
+                    assert!(answer.contains("Request received from "), "{answer}");
+                    answers.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }));
+        let mut traffic = Traffic { state, client };
+        traffic.goes_on();
+        traffic
+    }
+
+    /// Waits until more is answered.
+    pub fn goes_on(&mut self) {
+        let before = self.state.1.load(Ordering::Relaxed);
+        wait_until("more requests are answered", || {
+            let failed = self
+                .client
+                .as_ref()
+                .is_some_and(thread::JoinHandle::is_finished);
+            if failed {
+                self.end();
+            }
+            self.state.1.load(Ordering::Relaxed) >= before + 10
+        });
+    }
+
+    /// Ends it; a request that was not answered is a failure.
+    pub fn end(&mut self) {
+        self.state.0.store(true, Ordering::Relaxed);
+        if let Some(Err(panic)) = self.client.take().map(thread::JoinHandle::join) {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
