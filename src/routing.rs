@@ -2,8 +2,8 @@
 //! captured CIDR is local.
 //!
 //! Both carry our own protocol number, so that what is ours can be told from what was there before:
-//! a rule or route of somebody else's that does the same is used, and stays. From rtnetlink(7),
-//! linux/rtnetlink.h and linux/fib_rules.h.
+//! a rule or route of somebody else's that does the same, and no later, is used, and stays. From
+//! rtnetlink(7), linux/rtnetlink.h and linux/fib_rules.h.
 
 mod found;
 
@@ -115,7 +115,8 @@ impl Routing {
                 self.delete(it)?;
             }
         }
-        let missing = |entry: &&Entry| !found.iter().any(|it| it.entry == **entry);
+        let serves = |it: &Found, entry: Entry| it.entry == entry && it.priority <= PRIORITY;
+        let missing = |entry: &&Entry| !found.iter().any(|it| serves(it, **entry));
         let missing: Vec<Entry> = self.wanted.iter().filter(missing).copied().collect();
         for entry in &missing {
             self.add(*entry)?;

@@ -132,32 +132,6 @@ fn what_an_earlier_start_with_other_options_left_is_removed() {
 }
 
 #[test]
-fn what_was_there_before_stays() {
-    let lab = Lab::new();
-    let theirs = [
-        "rule add fwmark 0x1/0x1 lookup 100 priority 5000",
-        "rule add from 192.0.2.9 fwmark 0x1/0x1 lookup 100 priority 5001",
-        "route add local 10.244.0.0/16 dev lo table 100",
-        "route add 198.51.100.0/24 dev client table 100",
-    ];
-    for line in theirs {
-        lab.node.run(&format!("ip {line}"));
-    }
-    lab.node.run("nft add table inet theirs");
-    let before = lab.remains();
-    let mut daemon = lab.start(&[]);
-    let during = lab.remains();
-    assert_eq!(
-        during.len(),
-        before.len() + 1,
-        "our table only, the rest serves us too: {during:?}"
-    );
-    assert!(lab.client.get(POD, "/").contains("Request received"));
-    assert_eq!(daemon.stop(), Some(0));
-    assert_eq!(lab.remains(), before);
-}
-
-#[test]
 fn flushing_and_deleting_from_outside_do_not_stop_the_interception() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
