@@ -2,8 +2,9 @@
 //! captured CIDR is local.
 //!
 //! Both carry our own protocol number, so that what is ours can be told from what was there before:
-//! a rule or route of somebody else's that does the same, and no later, is used, and stays. From
-//! rtnetlink(7), linux/rtnetlink.h and linux/fib_rules.h.
+//! a rule or route of somebody else's that does the same, and no later, is used, and stays. Beside one
+//! that uses the mark or the table for something else, ours are not added. From rtnetlink(7),
+//! linux/rtnetlink.h and linux/fib_rules.h.
 
 mod found;
 
@@ -106,7 +107,8 @@ impl Routing {
     /// it added.
     ///
     /// # Errors
-    /// The first request that the kernel refuses.
+    /// The first request that the kernel refuses, or `EEXIST` for the first that a rule or route of
+    /// somebody else's bars.
     pub fn install(&mut self) -> Result<Vec<String>, Error> {
         self.require_loopback()?;
         let found = self.found()?;
@@ -115,10 +117,13 @@ impl Routing {
                 self.delete(it)?;
             }
         }
-        let serves = |it: &Found, entry: Entry| it.entry == entry && it.priority <= PRIORITY;
-        let missing = |entry: &&Entry| !found.iter().any(|it| serves(it, **entry));
+        let missing = |entry: &&Entry| !found.iter().any(|it| it.serves(**entry));
         let missing: Vec<Entry> = self.wanted.iter().filter(missing).copied().collect();
         for entry in &missing {
+            if let Some(reason) = found.iter().find_map(|it| it.bars(*entry)) {
+                let error = Error::numbered(format!("add {entry}"), libc::EEXIST);
+                return Err(error.hint(reason));
+            }
             self.add(*entry)?;
         }
         Ok(missing.iter().map(Entry::to_string).collect())
@@ -161,7 +166,7 @@ impl Routing {
         }
     }
 
-    /// All mark rules, and all AnyIP routes of the tables that ours are in.
+    /// All rules with a mark, and all routes of the tables that ours are in.
     fn found(&mut self) -> Result<Vec<Found>, Error> {
         let mut found = Vec::new();
         for family in Family::ALL {
@@ -246,7 +251,6 @@ fn explain(attempt: String, refusal: Refusal) -> Error {
     let error = Error::numbered(attempt, refusal.errno);
     match (refusal.errno, refusal.words) {
         (libc::EPERM, _) => error.hint("CAP_NET_ADMIN is needed"),
-        (libc::EEXIST, _) => error.hint("the table has another route to it; see --table"),
         (libc::EACCES, _) => error.hint("is IPv6 disabled on lo?"),
         (_, Some(words)) => error.hint(words),
         (_, None) => error,

@@ -1,4 +1,5 @@
-//! A node on which others have marks, rules and routes: nothing of theirs changes, and ours work.
+//! A node on which others have marks, rules and routes: nothing of theirs changes, and ours work, or
+//! the start is refused with a reason.
 
 mod lab;
 
@@ -47,6 +48,19 @@ fn lives_beside(theirs: &[&str], ours: &[&str]) {
     assert_eq!(added, ours);
 }
 
+/// A start that fails with this line, and changes nothing.
+fn is_refused(theirs: &[&str], reason: &str) {
+    let lab = Lab::new();
+    theirs.iter().for_each(|line| drop(lab.node.run(line)));
+    let before = (lab.node.theirs(), lab.remains());
+    let mut daemon = lab.spawn(&["--cidr", CIDRS]);
+    assert_eq!(daemon.wait().code(), Some(1), "{}", daemon.log());
+    let log = daemon.log();
+    let errors: Vec<&str> = log.lines().filter(|it| it.contains(" ERROR ")).collect();
+    assert!(errors.len() == 1 && errors[0].ends_with(reason), "{log}");
+    assert_eq!((lab.node.theirs(), lab.remains()), before);
+}
+
 #[test]
 fn routes_to_elsewhere_in_the_table_stay() {
     let theirs = [
@@ -68,6 +82,52 @@ fn local_routes_like_ours_serve_and_stay() {
         "ip -6 route add local fd00:10:244::/56 dev lo table 100",
     ];
     lives_beside(&theirs, &OURS[2..]);
+}
+
+#[test]
+fn another_route_to_a_captured_block_refuses_the_start() {
+    for (route, block) in [
+        ("10.244.0.0/16 via 10.244.0.5", "10.244.0.0/16"),
+        ("10.244.0.0/16 via 10.244.0.5 metric 5", "10.244.0.0/16"),
+        ("fd00:10:244::/56 via fd00:10:244::5", "fd00:10:244::/56"),
+        (
+            "fd00:10:244::/56 via fd00:10:244::5 metric 5",
+            "fd00:10:244::/56",
+        ),
+    ] {
+        let route = format!("ip route add {route} table 100");
+        let reason = format!(
+            "add route local {block} dev lo table 100: \
+             File exists (the table has another route to {block}; see --table)"
+        );
+        is_refused(&[&route], &reason);
+    }
+}
+
+#[test]
+fn a_route_to_a_part_of_a_captured_block_refuses_the_start() {
+    for (route, part, block) in [
+        ("10.244.0.0/24 dev pod", "10.244.0.0/24", "10.244.0.0/16"),
+        ("blackhole 10.244.0.0/24", "10.244.0.0/24", "10.244.0.0/16"),
+        ("throw 10.244.0.5", "10.244.0.5/32", "10.244.0.0/16"),
+        (
+            "fd00:10:244::/64 dev pod",
+            "fd00:10:244::/64",
+            "fd00:10:244::/56",
+        ),
+        (
+            "unreachable fd00:10:244::5",
+            "fd00:10:244::5/128",
+            "fd00:10:244::/56",
+        ),
+    ] {
+        let route = format!("ip route add {route} table 100");
+        let reason = format!(
+            "add route local {block} dev lo table 100: \
+             File exists (the table has another route to {part}; see --table)"
+        );
+        is_refused(&[&route], &reason);
+    }
 }
 
 #[test]
@@ -101,6 +161,65 @@ fn a_rule_like_ours_that_comes_later_or_asks_for_more_does_not_serve_but_stays()
         "ip -6 rule add fwmark 0x1/0x1 lookup 100 priority 40000",
     ];
     lives_beside(&theirs, &OURS);
+}
+
+#[test]
+fn a_rule_that_uses_our_mark_otherwise_refuses_the_start() {
+    for (rule, family, priority) in [
+        ("ip rule add fwmark 0x1/0x1 lookup 200 priority 5", "", 5),
+        ("ip rule add fwmark 0x1/0x1 lookup 200 priority 8", "", 8),
+        ("ip rule add fwmark 0x1 lookup 200 priority 1000", "", 1000),
+        (
+            "ip rule add fwmark 0x3/0x3 blackhole priority 1001",
+            "",
+            1001,
+        ),
+        (
+            "ip rule add iif client fwmark 0x1 lookup main priority 1002",
+            "",
+            1002,
+        ),
+        (
+            "ip -6 rule add fwmark 0x1/0x1 lookup 200 priority 5",
+            "IPv6 ",
+            5,
+        ),
+    ] {
+        let reason = format!(
+            "add {family}rule fwmark 0x1/0x1 lookup 100: \
+             File exists (the rule with priority {priority} uses the mark; see --mark)"
+        );
+        is_refused(&[rule], &reason);
+    }
+}
+
+#[test]
+fn who_takes_our_mark_while_it_runs_is_named_once_ours_is_lost_and_gone_ours_is_back() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    lab.node.run("ip rule add fwmark 0x1 lookup 200 priority 9");
+    lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
+    daemon.wait_for(
+        "Cannot put back what somebody removed: add rule fwmark 0x1/0x1 lookup 100: \
+         File exists (the rule with priority 9 uses the mark; see --mark)",
+    );
+    lab.node.run("ip rule del fwmark 0x1 lookup 200");
+    daemon.wait_for("Put back rule fwmark 0x1/0x1 lookup 100");
+    is_captured(&lab, POD);
+}
+
+#[test]
+fn another_mark_and_table_live_beside_rules_and_routes_that_take_ours() {
+    let lab = Lab::new();
+    lab.node
+        .run("ip rule add fwmark 0x1/0x1 lookup 100 priority 5");
+    lab.node
+        .run("ip route add blackhole 10.244.0.0/24 table 100");
+    let before = lab.node.theirs();
+    let mut daemon = lab.start(&["--mark", "0x100/0x100", "--table", "101"]);
+    is_captured(&lab, POD);
+    assert_eq!(daemon.stop(), Some(0));
+    assert_eq!(lab.node.theirs(), before);
 }
 
 /// The ways to mark every packet, before and after our own rules do.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{
     Entry, FR_ACT_TO_TBL, FRA_FWMARK, FRA_FWMASK, FRA_PRIORITY, FRA_PROTOCOL, FRA_TABLE, LOOPBACK,
-    PROTOCOL,
+    PRIORITY, PROTOCOL,
 };
 use crate::capture::{Cidr, Family, Mark};
 use crate::netlink::{attributes, u32_at};
@@ -12,19 +12,74 @@ use crate::netlink::{attributes, u32_at};
 const FRA_DST: u16 = 1;
 const FRA_SUPPRESS_IFGROUP: u16 = 13;
 const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
+const FIB_RULE_INVERT: u32 = 2;
 
 /// An entry that was found, and whether it is ours.
 pub(super) struct Found {
     pub entry: Entry,
     pub priority: u32,
     pub ours: bool,
+    /// Whether it is no more than its entry says: a rule may have other conditions, a route may lead
+    /// elsewhere.
+    plain: bool,
 }
 
-/// A rule that selects by mark alone; one that asks for more is not the same.
+impl Found {
+    /// Whether it does the work of one of ours, and no later.
+    pub fn serves(&self, wanted: Entry) -> bool {
+        self.plain && self.entry == wanted && self.priority <= PRIORITY
+    }
+
+    /// Why one of ours and this one cannot both do their work.
+    pub fn bars(&self, wanted: Entry) -> Option<String> {
+        match (self.entry, wanted) {
+            _ if self.ours => None,
+            (
+                Entry::Rule {
+                    family,
+                    mark,
+                    table,
+                },
+                Entry::Rule {
+                    family: wanted_family,
+                    mark: wanted_mark,
+                    table: wanted_table,
+                },
+            ) if family == wanted_family && table != wanted_table && overlap(mark, wanted_mark) => {
+                let priority = self.priority;
+                Some(format!(
+                    "the rule with priority {priority} uses the mark; see --mark"
+                ))
+            }
+            (
+                Entry::Route { cidr, table },
+                Entry::Route {
+                    cidr: block,
+                    table: wanted_table,
+                },
+            ) if !self.plain && table == wanted_table && is_within(cidr, block) => Some(format!(
+                "the table has another route to {cidr}; see --table"
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a packet can have both marks by a bit that both ask for.
+fn overlap(one: Mark, other: Mark) -> bool {
+    let common = one.mask & other.mask;
+    common != 0 && (one.value ^ other.value) & common == 0
+}
+
+fn is_within(part: Cidr, block: Cidr) -> bool {
+    part.prefix() >= block.prefix() && block.contains(part.network())
+}
+
+/// A rule that asks for a mark. It is plain if it asks for nothing else, and leads to a table.
 pub(super) fn read_rule(family: Family, payload: &[u8]) -> Option<Found> {
     let header: &[u8; 12] = payload.first_chunk()?;
-    let unconditional =
-        header[1..4] == [0; 3] && header[7] == FR_ACT_TO_TBL && header[8..12] == [0; 4];
+    let flags = u32_at(payload, 8)?;
+    let mut plain = header[1..4] == [0; 3] && header[7] == FR_ACT_TO_TBL && flags == 0;
     let mut mark = Mark {
         value: 0,
         mask: u32::MAX,
@@ -38,7 +93,7 @@ pub(super) fn read_rule(family: Family, payload: &[u8]) -> Option<Found> {
             (FRA_PRIORITY, Some(number)) => priority = number,
             (FRA_PROTOCOL, _) => protocol = *value.first()?,
             (FRA_SUPPRESS_PREFIXLEN | FRA_SUPPRESS_IFGROUP, Some(u32::MAX)) => {}
-            (FRA_DST.., _) => return None,
+            (FRA_DST.., _) => plain = false,
             _ => {}
         }
     }
@@ -47,13 +102,15 @@ pub(super) fn read_rule(family: Family, payload: &[u8]) -> Option<Found> {
         mark,
         table,
     };
-    (unconditional && mark.value != 0).then_some(Found {
+    (mark.value != 0 && flags & FIB_RULE_INVERT == 0).then_some(Found {
         entry,
         priority,
-        ours: protocol == PROTOCOL,
+        ours: plain && protocol == PROTOCOL,
+        plain,
     })
 }
 
+/// A route. It is plain if it is an AnyIP route.
 pub(super) fn read_route(family: Family, table: u32, payload: &[u8]) -> Option<Found> {
     let header: &[u8; 12] = payload.first_chunk()?;
     let (prefix, protocol, kind) = (header[1], header[5], header[7]);
@@ -73,11 +130,12 @@ pub(super) fn read_route(family: Family, table: u32, payload: &[u8]) -> Option<F
             _ => {}
         }
     }
-    let any_ip = kind == libc::RTN_LOCAL && device == Some(LOOPBACK);
     let cidr = Cidr::masking(&format!("{network}/{prefix}")).ok()?;
-    any_ip.then_some(Found {
+    let plain = kind == libc::RTN_LOCAL && device == Some(LOOPBACK);
+    Some(Found {
         entry: Entry::Route { cidr, table },
         priority: 0,
-        ours: protocol == PROTOCOL,
+        ours: plain && protocol == PROTOCOL,
+        plain,
     })
 }
