@@ -2,25 +2,21 @@
 //! place, and undoes everything in the end. It reads nothing that came over the network.
 
 use std::fmt;
-use std::io::{self, Read};
-use std::net::Shutdown;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
-use std::thread;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::sys::wait::WaitStatus;
 
+use crate::child::{Failure, Server};
 use crate::error::Error;
 use crate::nftables::{TABLE, Table};
 use crate::routing::Routing;
 use crate::script::Script;
-use crate::server::{GRACE, READY};
+use crate::server::GRACE;
 use crate::sockets::{Sockets, States};
 use crate::watch::Watch;
 
@@ -53,48 +49,6 @@ pub fn block_signals() -> Result<SignalFd, Error> {
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(fault)
 }
 
-/// Why the guard ended out of order.
-#[derive(Debug)]
-pub enum Failure {
-    /// The kernel refused something.
-    System(Error),
-    /// The server ended by itself; it has said why, unless a signal killed it.
-    Server(WaitStatus),
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Failure {
-        Failure::System(error)
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Failure::System(error) => error.fmt(f),
-            Failure::Server(WaitStatus::Exited(_, status)) => {
-                write!(f, "the server ended with status {status}")
-            }
-            Failure::Server(WaitStatus::Signaled(_, Signal::SIGSYS, _)) => f.write_str(
-                "the server was killed by SIGSYS: it aborted, or made a call that its sandbox forbids",
-            ),
-            Failure::Server(WaitStatus::Signaled(_, signal, _)) => {
-                write!(f, "the server was killed by {signal}")
-            }
-            Failure::Server(_) => f.write_str("the server ended"),
-        }
-    }
-}
-
-/// The server process, as the guard sees it.
-#[derive(Debug)]
-pub struct Server {
-    /// Its process id.
-    pub pid: Pid,
-    /// It says when it is ready, hears when it shall finish, and is closed by its death.
-    pub control: UnixStream,
-}
-
 /// All that the guard looks after.
 #[derive(Debug)]
 pub struct Guard {
@@ -106,20 +60,26 @@ pub struct Guard {
     pub table: Table,
     /// The mark rule and the AnyIP routes.
     pub routing: Routing,
-    /// What would be left of captured connections.
-    pub sockets: Sockets,
     /// What becomes of the routing.
     pub watch: Watch,
+    /// What would be left of captured connections.
+    pub sockets: Sockets,
     /// The rules.
     pub scripts: Vec<Script>,
 }
 
-/// What the guard waits for.
+/// What the guard waits for, beside changes of the routing and the end of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
     Signal,
-    ServerSpoke,
-    RoutingChanged,
     TimedOut,
+}
+
+/// What there is to hear. Several things may come at once, and none hides another.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    signal: bool,
+    server: bool,
 }
 
 impl Guard {
@@ -140,12 +100,13 @@ impl Guard {
     /// Waits for the server; `false` if a signal comes first.
     fn server_is_ready(&mut self) -> Result<bool, Failure> {
         loop {
-            match self.wait(None)? {
-                Event::ServerSpoke => return self.hear_server().map(|()| true),
-                Event::Signal => return Ok(false),
-                // Nothing of ours is there yet that could be lost.
-                Event::RoutingChanged => drop(self.watch.has_lost(&self.routing)),
-                Event::TimedOut => {}
+            // Nothing of ours is there yet that could be lost.
+            let heard = self.wait(None, None)?;
+            if heard.signal {
+                return Ok(false);
+            }
+            if heard.server {
+                return self.server.hear_ready().map(|()| true);
             }
         }
     }
@@ -169,59 +130,52 @@ impl Guard {
     }
 
     fn watch_over(&mut self) -> Result<(), Failure> {
+        self.tend(None)?;
+        self.drain()
+    }
+
+    /// Keeps the routing in place until a signal comes, or that moment.
+    ///
+    /// # Errors
+    /// How the server ended.
+    fn tend(&mut self, until: Option<Instant>) -> Result<Event, Failure> {
         loop {
-            match self.wait(None)? {
-                Event::Signal => return self.drain(),
-                Event::RoutingChanged => self.heal(),
-                Event::ServerSpoke => self.hear_server()?,
-                Event::TimedOut => {}
+            self.heal();
+            let heard = self.wait(Some(self.watch.as_fd()), until)?;
+            if heard.server {
+                return Err(self.server.hear_end());
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Ok(Event::TimedOut);
+            }
+            if heard.signal {
+                return Ok(Event::Signal);
             }
         }
     }
 
-    fn wait(&self, deadline: Option<Instant>) -> Result<Event, Error> {
+    /// Waits for a signal, the server, something to read from `notifications`, or the deadline.
+    fn wait(
+        &self,
+        notifications: Option<BorrowedFd<'_>>,
+        deadline: Option<Instant>,
+    ) -> Result<Heard, Error> {
         let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
             PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
         });
-        loop {
-            let fds = [
-                self.server.control.as_fd(),
-                self.signals.as_fd(),
-                self.watch.as_fd(),
-            ];
-            let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            match poll(&mut fds, timeout) {
-                Ok(0) => return Ok(Event::TimedOut),
-                Ok(_) => {}
-                Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(Error::new("wait for events", errno)),
-            }
-            match fds.map(|fd| fd.any().unwrap_or(true)) {
-                [true, _, _] => return Ok(Event::ServerSpoke),
-                [_, true, _] if matches!(self.signals.read_signal(), Ok(Some(_))) => {
-                    return Ok(Event::Signal);
-                }
-                [_, _, true] => return Ok(Event::RoutingChanged),
-                _ => {}
-            }
+        let (control, signals) = (self.server.control(), self.signals.as_fd());
+        let fds = [control, notifications, Some(signals)];
+        // What is not there to be waited for leaves its place to the signals.
+        let mut fds = fds.map(|fd| PollFd::new(fd.unwrap_or(signals), PollFlags::POLLIN));
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::new("wait for events", errno)),
         }
-    }
-
-    /// Reads that the server is ready or, where there is nothing to read, that it has ended.
-    fn hear_server(&mut self) -> Result<(), Failure> {
-        match self.server.control.read(&mut [0; READY.len()]) {
-            Ok(0) => Err(self.server_death()),
-            Ok(_) => Ok(()),
-            Err(error) => Err(Error::new("listen to the server", error).into()),
-        }
-    }
-
-    fn server_death(&self) -> Failure {
-        match waitpid(self.server.pid, None) {
-            Ok(status) => Failure::Server(status),
-            Err(errno) => Error::new("wait for the server", errno).into(),
-        }
+        Ok(Heard {
+            server: control.is_some() && fds[0].any() != Some(false),
+            signal: matches!(self.signals.read_signal(), Ok(Some(_))),
+        })
     }
 
     /// Puts back what somebody removed. What cannot be put back now, as on a device that is down,
@@ -245,42 +199,33 @@ impl Guard {
         log::info!("Stopping: new connections go to the Pods");
         let start = Instant::now();
         self.forget(States::TIME_WAIT);
-        self.wait_for_end(States::HANDSHAKE, start + HANDSHAKES);
-        let fault = |error: io::Error| Error::new("tell the server to finish", error);
-        self.server
-            .control
-            .shutdown(Shutdown::Write)
-            .map_err(fault)?;
+        self.wait_for_end(States::HANDSHAKE, start + HANDSHAKES)?;
+        self.server.finish()?;
         let deadline = start + LONGEST_STOP;
         loop {
-            match self.wait(Some(deadline))? {
-                Event::ServerSpoke => match self.hear_server() {
-                    Err(Failure::Server(WaitStatus::Exited(_, 0))) => break,
-                    heard => heard?,
-                },
-                Event::RoutingChanged => self.heal(),
-                Event::Signal => {}
-                Event::TimedOut => {
-                    log::warn!("The server does not end: killing it");
-                    // It may have ended in this moment.
-                    let _ = kill(self.server.pid, Signal::SIGKILL);
-                    return Err(self.server_death());
-                }
+            match self.tend(Some(deadline)) {
+                Err(Failure::Server(WaitStatus::Exited(_, 0))) => break,
+                Err(failure) => return Err(failure),
+                Ok(Event::Signal) => {}
+                Ok(Event::TimedOut) => return Err(self.server.kill()),
             }
         }
-        self.wait_for_end(States::SENDING, deadline);
-        Ok(())
+        self.wait_for_end(States::SENDING, deadline)
     }
 
     /// Waits until no captured connection is in one of these states.
-    fn wait_for_end(&mut self, states: States, deadline: Instant) {
+    fn wait_for_end(&mut self, states: States, deadline: Instant) -> Result<(), Failure> {
         while Instant::now() < deadline {
             match self.sockets.exist(states) {
-                Ok(true) => thread::sleep(STEP),
-                Ok(false) => return,
-                Err(error) => return log::warn!("{error}"),
-            }
+                Ok(true) => self.tend(Some(deadline.min(Instant::now() + STEP)))?,
+                Ok(false) => break,
+                Err(error) => {
+                    log::warn!("{error}");
+                    break;
+                }
+            };
         }
+        Ok(())
     }
 
     /// Makes the kernel forget connections that would keep clients from reaching the Pods.

@@ -5,6 +5,7 @@ pub mod answer;
 pub mod body;
 pub mod buffer;
 pub mod capture;
+pub mod child;
 pub mod clock;
 pub mod compile;
 pub mod connection;

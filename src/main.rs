@@ -14,9 +14,10 @@ use std::process::ExitCode;
 use nix::unistd::{ForkResult, getpid};
 
 use tproxy_pod::capture::{self, Family};
+use tproxy_pod::child::Server;
 use tproxy_pod::connection::{DEADLINES, PROMPT};
 use tproxy_pod::error::{Error, words};
-use tproxy_pod::guard::{self, Guard, Server};
+use tproxy_pod::guard::{self, Guard};
 use tproxy_pod::listener::Timeouts;
 use tproxy_pod::nftables::Table;
 use tproxy_pod::options::{self, Command, HELP, Options};
@@ -67,17 +68,14 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
         }
         ForkResult::Parent { child } => {
             drop((listeners, servers_end));
-            let server = Server {
-                pid: child,
-                control: guards_end,
-            };
+            let routing = Routing::new(&options.cidrs, options.mark, options.table)?;
             let guard = Guard {
                 signals,
-                server,
+                server: Server::new(child, guards_end),
                 table,
-                routing: Routing::new(&options.cidrs, options.mark, options.table)?,
-                sockets: Sockets::new(&options.cidrs, &options.dports)?,
+                routing,
                 watch: Watch::start()?,
+                sockets: Sockets::new(&options.cidrs, &options.dports)?,
                 scripts,
             };
             sandbox::enter_guard(child)?;

@@ -18,6 +18,7 @@ pub mod inject;
 pub mod manifest;
 pub mod refusal;
 pub mod script;
+pub mod stolen;
 pub mod theirs;
 
 use std::fs::File;
