@@ -13,12 +13,11 @@ use nix::sys::wait::WaitStatus;
 
 use crate::child::{Failure, Server};
 use crate::error::Error;
+use crate::keeper::Keeper;
 use crate::nftables::{TABLE, Table};
-use crate::routing::Routing;
 use crate::script::Script;
 use crate::server::GRACE;
 use crate::sockets::{Sockets, States};
-use crate::watch::Watch;
 
 /// What ends the guard in order.
 const STOP: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
@@ -58,10 +57,8 @@ pub struct Guard {
     pub server: Server,
     /// The table that it owns.
     pub table: Table,
-    /// The mark rule and the AnyIP routes.
-    pub routing: Routing,
-    /// What becomes of the routing.
-    pub watch: Watch,
+    /// What keeps the mark rule and the AnyIP routes in place.
+    pub keeper: Keeper,
     /// What would be left of captured connections.
     pub sockets: Sockets,
     /// The rules.
@@ -112,9 +109,7 @@ impl Guard {
     }
 
     fn intercept(&mut self) -> Result<(), Failure> {
-        for entry in self.routing.install()? {
-            log::info!("Added {entry}");
-        }
+        self.keeper.install()?;
         self.table.replace(&self.scripts)?;
         match self.table.is_owned() {
             true => log::info!(
@@ -140,8 +135,10 @@ impl Guard {
     /// How the server ended.
     fn tend(&mut self, until: Option<Instant>) -> Result<Event, Failure> {
         loop {
-            self.heal();
-            let heard = self.wait(Some(self.watch.as_fd()), until)?;
+            self.keeper.tend();
+            let deadlines = [until, self.keeper.deadline()];
+            let deadline = deadlines.into_iter().flatten().min();
+            let heard = self.wait(self.keeper.notifications(), deadline)?;
             if heard.server {
                 return Err(self.server.hear_end());
             }
@@ -176,20 +173,6 @@ impl Guard {
             server: control.is_some() && fds[0].any() != Some(false),
             signal: matches!(self.signals.read_signal(), Ok(Some(_))),
         })
-    }
-
-    /// Puts back what somebody removed. What cannot be put back now, as on a device that is down,
-    /// is tried again when something changes.
-    fn heal(&mut self) {
-        if !self.watch.has_lost(&self.routing) {
-            return;
-        }
-        match self.routing.install() {
-            Ok(restored) => restored
-                .iter()
-                .for_each(|entry| log::warn!("Put back {entry}, which somebody removed")),
-            Err(error) => log::warn!("Cannot put back what somebody removed: {error}"),
-        }
     }
 
     /// New connections go to the Pods from here on; those that are open are finished.
@@ -243,11 +226,7 @@ impl Guard {
         if table.is_ok() && had_rules {
             log::info!("Removed table inet {TABLE}");
         }
-        let (removed, routing) = self.routing.remove();
-        removed
-            .iter()
-            .for_each(|entry| log::info!("Removed {entry}"));
-        first(table, routing)
+        first(table, self.keeper.remove())
     }
 }
 

@@ -18,6 +18,7 @@ use tproxy_pod::child::Server;
 use tproxy_pod::connection::{DEADLINES, PROMPT};
 use tproxy_pod::error::{Error, words};
 use tproxy_pod::guard::{self, Guard};
+use tproxy_pod::keeper::Keeper;
 use tproxy_pod::listener::Timeouts;
 use tproxy_pod::nftables::Table;
 use tproxy_pod::options::{self, Command, HELP, Options};
@@ -73,8 +74,7 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
                 signals,
                 server: Server::new(child, guards_end),
                 table,
-                routing,
-                watch: Watch::start()?,
+                keeper: Keeper::new(routing, Watch::start()?),
                 sockets: Sockets::new(&options.cidrs, &options.dports)?,
                 scripts,
             };

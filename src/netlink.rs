@@ -20,6 +20,9 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 /// The kernel writes datagrams of up to 32 KiB (`netlink_dump`, net/netlink/af_netlink.c).
 const LONGEST_DATAGRAM: usize = 32 * 1024;
 
+/// How many notifications are read at once, at most: while they pour in, other things happen too.
+const AT_ONCE: usize = 500;
+
 /// What the send buffer holds in any case (net.core.wmem_default is 208 KiB).
 const SMALL: usize = 64 * 1024;
 
@@ -106,6 +109,8 @@ impl Message {
 pub struct Received<'a> {
     /// The message type.
     pub kind: u16,
+    /// Such as `NLM_F_REPLACE`.
+    pub flags: u16,
     /// The sequence number of the request that it answers; 0 for a notification.
     pub sequence: u32,
     /// What stands behind the header.
@@ -120,6 +125,7 @@ pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Received<'_>> {
         let message = rest.get(..length)?;
         let received = Received {
             kind: u16_at(message, 4)?,
+            flags: u16_at(message, 6)?,
             sequence: u32_at(message, 8)?,
             payload: message.get(HEADER..)?,
         };
@@ -231,18 +237,19 @@ impl Socket {
         self.exchange(vec![message], each)
     }
 
-    /// Reads the notifications that are there, and hands each to `each`.
+    /// Reads notifications that are there, a few hundred at most, and hands each to `each`.
     ///
     /// # Errors
     /// `ENOBUFS` if some were lost, or what the kernel answers.
     pub fn notifications(&mut self, mut each: impl FnMut(Received<'_>)) -> io::Result<()> {
-        loop {
+        for _ in 0..AT_ONCE {
             match sys::receive(self.fd.as_fd(), &mut self.buffer) {
                 Ok(datagram) => messages(datagram).for_each(&mut each),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
 
     fn exchange(

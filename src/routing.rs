@@ -34,7 +34,7 @@ const FR_ACT_TO_TBL: u8 = 1;
 
 /// `sizeof(struct ifinfomsg)`: family, type, index, flags, change mask
 const IFINFOMSG: usize = 16;
-/// Where it has the index of the device.
+/// Where it has the index of the device, as `struct ifaddrmsg` has.
 pub const IFI_INDEX: usize = 4;
 const IFI_FLAGS: usize = 8;
 
@@ -55,15 +55,16 @@ impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Entry::Rule {
-                family: Family::V4,
+                family,
                 mark,
                 table,
-            } => write!(f, "rule fwmark {mark} lookup {table}"),
-            Entry::Rule {
-                family: Family::V6,
-                mark,
-                table,
-            } => write!(f, "IPv6 rule fwmark {mark} lookup {table}"),
+            } => {
+                let prefix = match family {
+                    Family::V4 => "",
+                    Family::V6 => "IPv6 ",
+                };
+                write!(f, "{prefix}rule fwmark {mark} lookup {table}")
+            }
             Entry::Route { cidr, table } => write!(f, "route local {cidr} dev lo table {table}"),
         }
     }
@@ -98,35 +99,48 @@ impl Routing {
         })
     }
 
-    /// The routing table.
-    pub fn table(&self) -> u32 {
-        self.table
+    /// Whether this is a rule like ours; `payload` is a rule's message.
+    pub fn has_rule(&self, payload: &[u8]) -> bool {
+        let rule = family_of(payload).and_then(|family| read_rule(family, payload));
+        rule.is_some_and(|it| self.wanted.contains(&it.entry))
     }
 
-    /// Adds what is missing and removes what an earlier process of ours left behind; returns what
-    /// it added.
-    ///
-    /// # Errors
-    /// The first request that the kernel refuses, or `EEXIST` for the first that a rule or route of
-    /// somebody else's bars.
-    pub fn install(&mut self) -> Result<Vec<String>, Error> {
-        self.require_loopback()?;
-        let found = self.found()?;
+    /// Whether a route is in the place of one of ours, in our table; `payload` is its message.
+    pub fn has_place_of(&self, payload: &[u8]) -> bool {
+        let route = family_of(payload).and_then(|family| read_route(family, self.table, payload));
+        route.is_some_and(|it| self.wanted.contains(&it.entry))
+    }
+
+    /// Adds what is missing and removes what an earlier process of ours left behind, as far as the
+    /// kernel lets it; returns what it added, and the first request that the kernel refused, or `EEXIST`
+    /// for the first that a rule or route of somebody else's bars.
+    pub fn install(&mut self) -> (Vec<String>, Result<(), Error>) {
+        // This comes first: it waits until a device that is changing has lost its routes.
+        let mut outcome = self.require_loopback();
+        let has_loopback = outcome.is_ok();
+        let found = match self.found() {
+            Ok(found) => found,
+            Err(error) => return (Vec::new(), outcome.and(Err(error))),
+        };
         for it in &found {
             if it.ours && !self.wanted.contains(&it.entry) {
-                self.delete(it)?;
+                outcome = outcome.and(self.delete(it));
             }
         }
-        let missing = |entry: &&Entry| !found.iter().any(|it| it.serves(**entry));
-        let missing: Vec<Entry> = self.wanted.iter().filter(missing).copied().collect();
-        for entry in &missing {
-            if let Some(reason) = found.iter().find_map(|it| it.bars(*entry)) {
-                let error = Error::numbered(format!("add {entry}"), libc::EEXIST);
-                return Err(error.hint(reason));
+        let mut added = Vec::new();
+        for entry in self.wanted.clone() {
+            let is_there = found.iter().any(|it| it.serves(entry));
+            let is_possible = has_loopback || matches!(entry, Entry::Rule { .. });
+            if is_there || !is_possible {
+                continue;
             }
-            self.add(*entry)?;
+            let bar = found.iter().find_map(|it| it.bars(entry));
+            match bar.map_or_else(|| self.add(entry), |reason| Err(barred(entry, reason))) {
+                Ok(()) => added.push(entry.to_string()),
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
         }
-        Ok(missing.iter().map(Entry::to_string).collect())
+        (added, outcome)
     }
 
     /// Removes what is ours, as far as the kernel lets it; returns what it removed, and the first
@@ -266,20 +280,8 @@ fn rule_header(family: Family, action: u8) -> [u8; 12] {
 /// `struct rtmsg`: family, lengths of destination and source, TOS, table, protocol, scope, type,
 /// flags.
 fn route_header(family: Family, prefix: u8, protocol: u8, scope: u8, kind: u8) -> [u8; 12] {
-    [
-        family.number(),
-        prefix,
-        0,
-        0,
-        0,
-        protocol,
-        scope,
-        kind,
-        0,
-        0,
-        0,
-        0,
-    ]
+    let family = family.number();
+    [family, prefix, 0, 0, 0, protocol, scope, kind, 0, 0, 0, 0]
 }
 
 fn entry_message(entry: Entry, kind: u16, flags: libc::c_int, priority: u32) -> Message {
@@ -316,4 +318,14 @@ fn entry_message(entry: Entry, kind: u16, flags: libc::c_int, priority: u32) -> 
             message
         }
     }
+}
+
+/// The family of a rule's or route's message.
+fn family_of(payload: &[u8]) -> Option<Family> {
+    let mut families = Family::ALL.into_iter();
+    families.find(|family| payload.first() == Some(&family.number()))
+}
+
+fn barred(entry: Entry, reason: String) -> Error {
+    Error::numbered(format!("add {entry}"), libc::EEXIST).hint(reason)
 }

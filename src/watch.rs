@@ -4,13 +4,16 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::error::Error;
-use crate::netlink::{Received, Socket, attributes, u32_at};
+use crate::netlink::{Received, Socket, u32_at};
 use crate::routing::{IFI_INDEX, LOOPBACK, Routing};
 
 /// The notifications that tell of lost rules and routes (linux/rtnetlink.h). The routes of IPv4
-/// vanish with their device, without a word of their own.
-const GROUPS: [u32; 5] = [
+/// vanish with the last address of their device, without a word of their own. That IPv6 is enabled
+/// again on `lo`, its address `::1` tells.
+const GROUPS: [u32; 7] = [
     libc::RTNLGRP_LINK,
+    libc::RTNLGRP_IPV4_IFADDR,
+    libc::RTNLGRP_IPV6_IFADDR,
     libc::RTNLGRP_IPV4_ROUTE,
     libc::RTNLGRP_IPV4_RULE,
     libc::RTNLGRP_IPV6_ROUTE,
@@ -38,7 +41,7 @@ impl Watch {
         Ok(Watch { socket })
     }
 
-    /// Whether something may have gone since the last time that `routing` wants.
+    /// Whether something that `routing` wants may have gone. There may be more to read then.
     pub fn has_lost(&mut self, routing: &Routing) -> bool {
         let mut lost = false;
         let read = self
@@ -55,16 +58,15 @@ impl AsFd for Watch {
     }
 }
 
-/// A rule is gone, a route of our table is gone, or `lo` has changed.
+/// A rule like ours is gone, a route in the place of ours is gone or came in by replacing another,
+/// or `lo` or its addresses have changed.
 fn concerns(routing: &Routing, message: Received<'_>) -> bool {
-    let attribute = |wanted: u16, number: u32| {
-        let mut found = attributes(message.payload.get(12..).unwrap_or_default());
-        found.any(|(kind, value)| kind == wanted && u32_at(value, 0) == Some(number))
-    };
+    let replaces = i32::from(message.flags) & libc::NLM_F_REPLACE != 0;
     match message.kind {
-        libc::RTM_DELRULE => true,
-        libc::RTM_DELROUTE => attribute(libc::RTA_TABLE, routing.table()),
-        libc::RTM_NEWLINK | libc::RTM_DELLINK => {
+        libc::RTM_DELRULE => routing.has_rule(message.payload),
+        libc::RTM_DELROUTE => routing.has_place_of(message.payload),
+        libc::RTM_NEWROUTE if replaces => routing.has_place_of(message.payload),
+        libc::RTM_NEWLINK | libc::RTM_DELLINK | libc::RTM_NEWADDR | libc::RTM_DELADDR => {
             u32_at(message.payload, IFI_INDEX) == Some(LOOPBACK)
         }
         _ => false,

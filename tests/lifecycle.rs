@@ -141,37 +141,6 @@ fn flushing_and_deleting_from_outside_do_not_stop_the_interception() {
     assert!(lab.client.get(POD, "/").contains("Request received"));
 }
 
-#[test]
-fn lost_rules_and_routes_are_put_back() {
-    let lab = Lab::new();
-    let daemon = lab.start(&["--cidr", CIDRS]);
-    let before = lab.remains();
-    for loss in [
-        "ip rule del fwmark 0x1/0x1",
-        "ip -6 rule del fwmark 0x1/0x1",
-        "ip route flush table 100",
-    ] {
-        lab.node.run(loss);
-        wait_until(loss, || lab.remains() == before);
-    }
-    assert!(lab.client.get(POD, "/").contains("Request received"));
-    daemon.wait_for("Put back rule fwmark 0x1/0x1 lookup 100");
-    daemon.wait_for("Put back route local 10.244.0.0/16 dev lo table 100");
-}
-
-#[test]
-fn routes_that_vanish_with_the_loopback_device_come_back_with_it() {
-    let lab = Lab::new();
-    let daemon = lab.start(&["--cidr", CIDRS]);
-    let before = lab.remains();
-    lab.node.run("ip link set lo down");
-    daemon.wait_for("Cannot put back what somebody removed: add routes to dev lo: Network is down");
-    lab.node.run("ip link set lo up");
-    wait_until("the routes are back", || lab.remains() == before);
-    assert!(lab.client.get(POD, "/").contains("Request received"));
-    assert!(lab.client.get(POD6, "/").contains("Request received"));
-}
-
 /// The kernel hands a packet to the socket of a connection that it still remembers, TIME_WAIT
 /// included, and then refuses to forward it (`ip_forward`, net/ipv4/ip_forward.c).
 #[test]

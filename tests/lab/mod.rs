@@ -17,6 +17,7 @@ pub mod conversation;
 pub mod inject;
 pub mod manifest;
 pub mod refusal;
+pub mod rtnetlink;
 pub mod script;
 pub mod stolen;
 pub mod theirs;

@@ -1,0 +1,116 @@
+//! Keeps the mark rule and the AnyIP routes in place: what somebody removes is put back.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use log::Level;
+
+use crate::error::Error;
+use crate::pace::Pace;
+use crate::routing::Routing;
+use crate::watch::Watch;
+
+/// The routing, and what becomes of it.
+#[derive(Debug)]
+pub struct Keeper {
+    routing: Routing,
+    watch: Watch,
+    pace: Pace,
+    /// Something may be missing.
+    is_lost: bool,
+    /// Why something could not be put back the last time.
+    trouble: Option<String>,
+}
+
+impl Keeper {
+    /// Keeps this routing in place, from when it is installed.
+    pub fn new(routing: Routing, watch: Watch) -> Keeper {
+        Keeper {
+            routing,
+            watch,
+            pace: Pace::new(Instant::now()),
+            is_lost: false,
+            trouble: None,
+        }
+    }
+
+    /// Installs the routing.
+    ///
+    /// # Errors
+    /// The first request that the kernel refuses.
+    pub fn install(&mut self) -> Result<(), Error> {
+        let (added, outcome) = self.routing.install();
+        added.iter().for_each(|entry| log::info!("Added {entry}"));
+        outcome
+    }
+
+    /// Removes the routing.
+    ///
+    /// # Errors
+    /// The first request that the kernel refuses.
+    pub fn remove(&mut self) -> Result<(), Error> {
+        let (removed, outcome) = self.routing.remove();
+        removed
+            .iter()
+            .for_each(|entry| log::info!("Removed {entry}"));
+        outcome
+    }
+
+    /// What can be read when something has changed; `None` while that has to wait.
+    pub fn notifications(&self) -> Option<BorrowedFd<'_>> {
+        (!self.pace.is_pause(Instant::now())).then(|| self.watch.as_fd())
+    }
+
+    /// When [`Keeper::tend`] has to be called, even if there is nothing to read.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.pace.deadline(Instant::now())
+    }
+
+    /// Looks for losses, and puts back what somebody removed when its time has come.
+    pub fn tend(&mut self) {
+        let now = Instant::now();
+        if self.pace.is_pause(now) {
+            return;
+        }
+        let is_lost = self.watch.has_lost(&self.routing);
+        if self.is_lost {
+            self.is_lost = false;
+            self.heal();
+        } else if is_lost {
+            self.is_lost = true;
+            if self.pace.count(now) {
+                log::warn!(
+                    "Rules and routes change again and again: looking after them at most 25 times \
+                     a second, and without a line for each"
+                );
+            }
+        } else if let Some(losses) = self.pace.peace(now) {
+            log::info!("Rules and routes are left alone again, after {losses} more changes");
+            self.say_trouble(Level::Warn);
+        }
+    }
+
+    /// Puts back what is missing. What cannot be put back now, as on a device that is down, is
+    /// tried again when something changes.
+    fn heal(&mut self) {
+        let level = match self.pace.is_fight() {
+            true => Level::Debug,
+            false => Level::Warn,
+        };
+        let (restored, outcome) = self.routing.install();
+        for entry in restored {
+            log::log!(level, "Put back {entry}, which somebody removed");
+        }
+        let trouble = outcome.err().map(|error| error.to_string());
+        if trouble != self.trouble {
+            self.trouble = trouble;
+            self.say_trouble(level);
+        }
+    }
+
+    fn say_trouble(&self, level: Level) {
+        if let Some(error) = &self.trouble {
+            log::log!(level, "Cannot put back what somebody removed: {error}");
+        }
+    }
+}
