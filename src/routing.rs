@@ -99,16 +99,22 @@ impl Routing {
         })
     }
 
-    /// Whether this is a rule like ours; `payload` is a rule's message.
-    pub fn has_rule(&self, payload: &[u8]) -> bool {
+    /// Whether a rule does the work of one of ours, or bars it; `payload` is its message.
+    pub fn concerns_rule(&self, payload: &[u8]) -> bool {
         let rule = family_of(payload).and_then(|family| read_rule(family, payload));
-        rule.is_some_and(|it| self.wanted.contains(&it.entry))
+        rule.is_some_and(|it| self.is_concerned(&it))
     }
 
-    /// Whether a route is in the place of one of ours, in our table; `payload` is its message.
-    pub fn has_place_of(&self, payload: &[u8]) -> bool {
+    /// Whether a route of our table is in the place of one of ours, or bars it; `payload` is its
+    /// message.
+    pub fn concerns_route(&self, payload: &[u8]) -> bool {
         let route = family_of(payload).and_then(|family| read_route(family, self.table, payload));
-        route.is_some_and(|it| self.wanted.contains(&it.entry))
+        route.is_some_and(|it| self.is_concerned(&it))
+    }
+
+    fn is_concerned(&self, it: &Found) -> bool {
+        let mut wanted = self.wanted.iter();
+        wanted.any(|entry| it.entry == *entry || it.bars(*entry).is_some())
     }
 
     /// Adds what is missing and removes what an earlier process of ours left behind, as far as the

@@ -63,9 +63,9 @@ impl AsFd for Watch {
 fn concerns(routing: &Routing, message: Received<'_>) -> bool {
     let replaces = i32::from(message.flags) & libc::NLM_F_REPLACE != 0;
     match message.kind {
-        libc::RTM_DELRULE => routing.has_rule(message.payload),
-        libc::RTM_DELROUTE => routing.has_place_of(message.payload),
-        libc::RTM_NEWROUTE if replaces => routing.has_place_of(message.payload),
+        libc::RTM_DELRULE => routing.concerns_rule(message.payload),
+        libc::RTM_DELROUTE => routing.concerns_route(message.payload),
+        libc::RTM_NEWROUTE if replaces => routing.concerns_route(message.payload),
         libc::RTM_NEWLINK | libc::RTM_DELLINK | libc::RTM_NEWADDR | libc::RTM_DELADDR => {
             u32_at(message.payload, IFI_INDEX) == Some(LOOPBACK)
         }
