@@ -245,7 +245,8 @@ impl<'c> Connection<'c> {
     }
 
     /// Reads behind the first `filled` bytes of the input. A connection that lets us wait has a
-    /// deadline from then on, and costs little memory meanwhile.
+    /// deadline from then on, costs little memory meanwhile, and gives way to others: one that pauses
+    /// for less is busy.
     fn read_first(
         &mut self,
         buffers: &mut Buffers,
@@ -257,8 +258,9 @@ impl<'c> Connection<'c> {
             Err(Failure::TimedOut) => {}
             received => return received,
         }
-        let left = self.deadlines.idle.saturating_sub(PROMPT);
-        let deadline = *deadline.get_or_insert_with(|| Instant::now() + left);
+        let now = Instant::now();
+        let deadline = *deadline.get_or_insert(now + self.deadlines.idle.saturating_sub(PROMPT));
+        self.seat.rest(now);
         // There is nothing yet but an empty line at most.
         let begun = [buffers.input[0], buffers.input[1]];
         *buffers = Buffers::default();

@@ -1,21 +1,48 @@
-//! Connections that wait between two requests, so that somebody else can end them.
+//! Connections that wait for a request, so that somebody else can end them.
 //!
-//! A connection takes its thread's seat while it waits. Whoever clears the seats ends only
-//! connections that sit in one: under the seat's lock, so that the descriptor is still theirs.
+//! A connection takes its thread's seat while it waits. Whoever clears a seat ends only the
+//! connection that sits in it: under the seat's lock, so that the descriptor is still its own.
 
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use nix::sys::socket::{Shutdown, shutdown};
 
-/// The seat of one thread: the descriptor of the connection that waits in it.
+/// The seat of one thread: the connection that waits in it.
 #[derive(Debug, Default)]
-pub struct Seat(Mutex<Option<RawFd>>);
+pub struct Seat(Mutex<Option<Waiting>>);
+
+#[derive(Debug)]
+struct Waiting {
+    descriptor: RawFd,
+    /// Since when it gives way to others.
+    idle: Option<Instant>,
+}
+
+impl Waiting {
+    /// What it has received already can still be read, then it reads the end.
+    fn end(&mut self) {
+        self.idle = None;
+        // A client that is gone already (ENOTCONN) needs no ending.
+        let _ = shutdown(self.descriptor, Shutdown::Read);
+    }
+}
 
 impl Seat {
     /// The connection waits from here on.
     pub fn take(&self, descriptor: RawFd) {
-        *lock(&self.0) = Some(descriptor);
+        *lock(&self.0) = Some(Waiting {
+            descriptor,
+            idle: None,
+        });
+    }
+
+    /// The connection gives way to others from here on.
+    pub fn rest(&self, now: Instant) {
+        if let Some(waiting) = &mut *lock(&self.0) {
+            waiting.idle = Some(now);
+        }
     }
 
     /// The connection does not wait any more.
@@ -23,13 +50,9 @@ impl Seat {
         *lock(&self.0) = None;
     }
 
-    /// Ends the connection that waits here, if there is one: what it has received already can
-    /// still be read, then it reads the end.
-    fn clear(&self) {
-        if let Some(descriptor) = *lock(&self.0) {
-            // A client that is gone already (ENOTCONN) needs no ending.
-            let _ = shutdown(descriptor, Shutdown::Read);
-        }
+    /// Since when the connection gives way to others, if it does.
+    fn idle(&self) -> Option<Instant> {
+        lock(&self.0).as_ref()?.idle
     }
 }
 
@@ -52,11 +75,76 @@ impl Seats {
 
     /// Ends every connection that waits.
     pub fn clear(&self) {
-        lock(&self.0).iter().for_each(|seat| seat.clear());
+        for seat in &*lock(&self.0) {
+            if let Some(waiting) = &mut *lock(&seat.0) {
+                waiting.end();
+            }
+        }
+    }
+
+    /// Ends the connection that has been idle longest; returns whether one was idle.
+    pub fn clear_longest_idle(&self) -> bool {
+        let seats = lock(&self.0);
+        let idle = |seat| Some((Seat::idle(seat)?, seat));
+        let longest = seats
+            .iter()
+            .filter_map(|seat| idle(seat))
+            .min_by_key(|it| it.0);
+        if let Some((since, seat)) = longest
+            && let Some(waiting) = &mut *lock(&seat.0)
+            // It may be busy by now.
+            && waiting.idle == Some(since)
+        {
+            waiting.end();
+            return true;
+        }
+        false
     }
 }
 
 /// What the locks guard is whole at any moment, also after a panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_longest_idle_gives_way_first_and_who_is_busy_never() {
+        let seats = Seats::default();
+        let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().unwrap()).collect();
+        let sitting = pairs.iter().map(|(stream, _)| {
+            stream.set_nonblocking(true).unwrap();
+            let seat = seats.add();
+            seat.take(stream.as_raw_fd());
+            seat
+        });
+        let sitting: Vec<_> = sitting.collect();
+        let now = Instant::now();
+        sitting[1].rest(now);
+        sitting[2].rest(now - Duration::from_millis(1));
+        let ended = || -> Vec<bool> {
+            let ended = |(stream, _): &(UnixStream, _)| (&*stream).read(&mut [0]).is_ok();
+            pairs.iter().map(ended).collect()
+        };
+        let steps: Vec<_> = (0..3)
+            .map(|_| {
+                seats.clear_longest_idle();
+                ended()
+            })
+            .collect();
+        let expected = [
+            [false, false, true],
+            [false, true, true],
+            [false, true, true],
+        ];
+        assert_eq!(steps, expected);
+    }
 }

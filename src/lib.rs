@@ -31,6 +31,7 @@ pub mod sandbox;
 pub mod script;
 pub mod seccomp;
 pub mod server;
+pub mod shortage;
 pub mod sockets;
 pub mod sys;
 pub mod template;

@@ -1,7 +1,16 @@
-//! Room for so many connections at once. Who finds none waits until another leaves.
+//! Room for so many connections at once. Who finds none waits until another leaves, and asks others to
+//! leave where none does of itself.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long who waits for room lets the others leave of themselves: where connections are short, one
+/// ends in this time, and none that is idle has to.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// How long it lets one leave that was asked to.
+const FAREWELL: Duration = Duration::from_millis(300);
 
 /// Room for connections.
 #[derive(Debug)]
@@ -26,6 +35,11 @@ impl Room {
         }
     }
 
+    /// For how many there is room.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
     /// How many are here: those that have room, and those that wait for it.
     pub fn present(&self) -> usize {
         self.waiting.load(Ordering::SeqCst) + self.taken.load(Ordering::SeqCst)
@@ -36,19 +50,23 @@ impl Room {
         self.present() + more >= self.size
     }
 
-    /// Takes room for one, and waits for it where there is none, or where others wait.
-    pub fn take(&self) {
+    /// Takes room for one, and waits for it where there is none, or where others wait. Where
+    /// nobody leaves for a while, `ask` asks somebody to, and returns whether there is somebody.
+    pub fn take(&self, ask: impl Fn() -> bool) {
         if self.waiting.load(Ordering::SeqCst) == 0 && self.try_take() {
             return;
         }
         let mut queue = self.queue();
         // In this order, so that who leaves either sees us wait or has left before we look.
         self.waiting.fetch_add(1, Ordering::SeqCst);
+        let mut patience = PATIENCE;
         while !self.try_take() {
-            queue = self
-                .left
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+            let waited = self.left.wait_timeout(queue, patience);
+            let (lock, nobody_left) = waited.unwrap_or_else(PoisonError::into_inner);
+            queue = lock;
+            if nobody_left.timed_out() {
+                patience = if ask() { FAREWELL } else { PATIENCE };
+            }
         }
         self.waiting.fetch_sub(1, Ordering::SeqCst);
     }
@@ -89,7 +107,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..10_000 {
-                        room.take();
+                        room.take(|| false);
                         assert!(inside.fetch_add(1, Ordering::SeqCst) < 3);
                         inside.fetch_sub(1, Ordering::SeqCst);
                         room.leave();

@@ -1,10 +1,10 @@
 //! The server: threads that accept a connection, serve it to its end, and accept the next.
 //!
-//! While there is room for another connection, a thread waits at every listener: the last one that
-//! waits starts another before it serves. At the limit, clients wait in the kernel's queue, but for
-//! those that threads have accepted already: these wait for room. Of the threads that wait for clients
-//! in vain for a while, one stays at each listener. What the node itself asks has listeners and threads
-//! of its own, beyond the limit: the answer says that this process lives, not that a client finds room.
+//! A thread waits at every listener: the last one that waits starts another before it serves. At the
+//! limit, it waits for room for the connection that it has accepted, and idle connections give way to
+//! that; the next clients wait in the kernel's queue. Of the threads that wait for clients in vain for a
+//! while, one stays at each listener. What the node itself asks has listeners and threads of its own,
+//! beyond the limit: the answer says that this process lives, not that a client finds room.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
@@ -23,6 +23,7 @@ use crate::connection::{
 use crate::error::{Error, words};
 use crate::idle::{Seat, Seats};
 use crate::room::Room;
+use crate::shortage::Shortage;
 use crate::{logging, sandbox, sys};
 
 /// How long the server takes at most to finish what it has.
@@ -105,6 +106,8 @@ struct Server {
     /// Connections that were accepted, probes excluded.
     accepted: AtomicU64,
     seats: Seats,
+    /// Of room.
+    full: Shortage,
 }
 
 #[derive(Debug)]
@@ -178,6 +181,7 @@ impl Server {
             room: Room::new(max_connections),
             accepted: AtomicU64::new(0),
             seats: Seats::default(),
+            full: Shortage::default(),
         })
     }
 
@@ -207,13 +211,13 @@ impl Server {
         Ok(())
     }
 
-    /// Has a thread wait at each listener while there is room for a connection.
+    /// Has a thread wait at each listener.
     fn staff(self: &Arc<Server>) -> io::Result<()> {
         for (number, listener) in self.listeners.iter().enumerate() {
             let first = |waiting| (waiting == 0).then_some(1);
             let waiting = &listener.waiting;
             let order = Ordering::SeqCst;
-            if !self.room.is_full_with(0) && waiting.fetch_update(order, order, first).is_ok() {
+            if waiting.fetch_update(order, order, first).is_ok() {
                 self.spawn(number).inspect_err(|_| {
                     waiting.fetch_sub(1, order);
                 })?;
@@ -246,7 +250,7 @@ impl Server {
                 Ok((stream, client)) => {
                     self.accepted.fetch_add(1, Ordering::Relaxed);
                     // In this order: while it waits for room, no other thread is needed here.
-                    self.room.take();
+                    self.room.take(|| self.make_room());
                     listener.waiting.fetch_sub(1, Ordering::SeqCst);
                     self.staff_again();
                     self.serve(listener, stream, client, &seat, &mut buffers);
@@ -265,13 +269,23 @@ impl Server {
         self.seats.remove(&seat);
     }
 
+    /// Has an idle connection give way to one that waits for room.
+    fn make_room(&self) -> bool {
+        if self.full.is_news() {
+            let size = self.room.size();
+            log::warn!("There are {size} connections, as many as may be: clients wait");
+        }
+        self.seats.clear_longest_idle()
+    }
+
     /// Chooses the listener at which the fewest threads wait; none if those that wait are enough for
-    /// all the room: each takes a descriptor while it waits.
+    /// all the room: each takes a descriptor while it waits. At the limit, one more may wait than has
+    /// to: the other is about to take the room that was left now, and would start a thread.
     fn queue(self: &Arc<Server>) -> Option<&Listener> {
         let waiting = |listener: &&Listener| listener.waiting.load(Ordering::SeqCst);
         let all: usize = self.listeners.iter().map(|it| waiting(&it)).sum();
         let listener = self.listeners.iter().min_by_key(waiting)?;
-        if waiting(&listener) > 0 && self.room.is_full_with(all) {
+        if waiting(&listener) > 1 && self.room.is_full_with(all) {
             return None;
         }
         listener.waiting.fetch_add(1, Ordering::SeqCst);

@@ -2,66 +2,12 @@
 
 mod lab;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
-use lab::conversation::Conversation;
+use lab::conversation::REQUEST;
 use lab::manifest::Pod;
-use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, peak_memory, resident_memory, wait_until};
-
-const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
-
-/// Connections that have been answered once and stay open.
-fn open(lab: &Lab, address: &str, count: usize) -> Vec<Conversation> {
-    let talk = |_| {
-        let mut conversation = lab.client.talk(address);
-        assert_eq!(conversation.ask(REQUEST).status, "200 OK");
-        conversation
-    };
-    (0..count).map(talk).collect()
-}
-
-#[test]
-fn the_next_client_waits_for_a_connection_to_end() {
-    for address in [POD, POD6] {
-        let lab = Lab::new();
-        let _daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "4"]);
-        let mut conversations = open(&lab, POD, 2);
-        conversations.extend(open(&lab, POD6, 2));
-        let mut next = lab.client.talk(address);
-        next.send(REQUEST);
-        next.has_no_answer_yet();
-        conversations.pop();
-        assert_eq!(next.answer().status, "200 OK");
-    }
-}
-
-/// A connection that is served, and waits for the client.
-fn upload(lab: &Lab) -> TcpStream {
-    let mut stream = lab.client.connect(POD).unwrap();
-    let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
-    stream.write_all(head.as_bytes()).unwrap();
-    let mut answer = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
-    stream.read_exact(&mut answer).unwrap();
-    assert!(answer.starts_with(b"HTTP/1.1 100 "));
-    stream
-}
-
-#[test]
-fn the_nodes_probes_do_not_wait_for_clients() {
-    let lab = Lab::new();
-    let _daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "4"]);
-    let _uploads: Vec<_> = (0..4).map(|_| upload(&lab)).collect();
-    for address in ["127.0.0.1:1", "[::1]:1"] {
-        let answer = lab.node.get(address, "/healthz");
-        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    }
-    // All this time, every connection was taken.
-    let mut next = lab.client.talk(POD6);
-    next.send(REQUEST);
-    next.has_no_answer_yet();
-}
+use lab::{CIDRS, Daemon, Lab, POD, POD6, peak_memory, resident_memory, wait_until};
 
 #[test]
 fn the_nodes_probes_do_not_wait_long_for_silent_programs_of_the_node() {
@@ -97,32 +43,9 @@ fn where_nothing_can_be_bound_to_lo_probes_are_answered_among_clients() {
 fn idle_threads_of_one_family_leave_room_for_the_other() {
     let lab = Lab::new();
     let _daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "8"]);
-    drop(open(&lab, POD, 7));
-    open(&lab, POD6, 8);
-    open(&lab, POD, 8);
-}
-
-#[test]
-fn as_many_files_may_be_open_as_connections_need() {
-    let lab = Lab::new();
-    let mut command = lab.node.command("prlimit");
-    command.args(["--nofile=40:4096", PROGRAM, "--max-connections", "200"]);
-    let daemon = Daemon::spawn(command);
-    daemon.wait_for("Created table");
-    assert_eq!(open(&lab, POD, 200).len(), 200);
-}
-
-#[test]
-fn a_limit_of_open_files_that_is_too_low_is_told() {
-    let lab = Lab::new();
-    let mut command = lab.node.command("prlimit");
-    command.args(["--nofile=40:40", PROGRAM, "--max-connections", "200"]);
-    let daemon = Daemon::spawn(command);
-    daemon.wait_for("Fewer connections at once than 200: only 40 files may be open");
-    daemon.wait_for("Created table");
-    let conversations = open(&lab, POD, 20);
-    drop(conversations);
-    open(&lab, POD, 20);
+    drop(lab.open(POD, 7));
+    lab.open(POD6, 8);
+    lab.open(POD, 8);
 }
 
 #[test]
@@ -134,41 +57,11 @@ fn threads_that_nobody_needs_any_more_end() {
         tasks.count()
     };
     let at_first = threads();
-    let connections = open(&lab, POD, 100);
+    let connections = lab.open(POD, 100);
     assert!(threads() >= at_first + 100, "one for each connection");
     drop(connections);
     wait_until("a few are left", || threads() <= at_first);
-    open(&lab, POD, 100);
-}
-
-#[test]
-fn at_the_limit_clients_of_both_families_are_served_by_a_few_threads() {
-    let lab = Lab::new();
-    let daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "2"]);
-    let threads = || {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.server())).unwrap();
-        tasks.count()
-    };
-    let at_first = threads();
-    let most = std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..40)
-            .map(|number| [POD, POD6][number % 2])
-            .map(|address| {
-                let lab = &lab;
-                scope.spawn(move || {
-                    for _ in 0..50 {
-                        assert!(lab.client.get(address, "/").contains("Request received"));
-                    }
-                })
-            })
-            .collect();
-        let mut most = 0;
-        while !clients.iter().all(|client| client.is_finished()) {
-            most = most.max(threads());
-        }
-        most
-    });
-    assert!(most <= at_first + 4, "{at_first} threads, and then {most}");
+    lab.open(POD, 100);
 }
 
 /// The memory that both processes have now, in bytes.
@@ -184,7 +77,7 @@ fn idle_connections_cost_little_memory() {
     assert!(lab.client.get(POD, "/").contains("Request received"));
     let at_start = memory(&daemon);
     assert!(at_start <= 1_500_000, "{at_start} bytes at the start");
-    let mut connections = open(&lab, POD, 1000);
+    let mut connections = lab.open(POD, 1000);
     wait_until("idle connections gave memory back", || {
         memory(&daemon) <= 9_000_000
     });

@@ -4,7 +4,10 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use super::Namespace;
+use super::{Lab, Namespace};
+
+/// A short request, after which the connection stays open.
+pub const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 
 /// An answer, as it came.
 #[derive(Debug)]
@@ -64,6 +67,18 @@ impl Namespace {
             .unwrap_or_else(|error| panic!("{address}: {error}"));
         stream.set_nodelay(true).unwrap();
         Conversation(BufReader::new(stream))
+    }
+}
+
+impl Lab {
+    /// Connections of the client's that have been answered once and stay open.
+    pub fn open(&self, address: &str, count: usize) -> Vec<Conversation> {
+        let talk = |_| {
+            let mut conversation = self.client.talk(address);
+            assert_eq!(conversation.ask(REQUEST).status, "200 OK");
+            conversation
+        };
+        (0..count).map(talk).collect()
     }
 }
 

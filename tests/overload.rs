@@ -1,0 +1,174 @@
+//! More than the program can take: of connections, open files and threads.
+
+mod lab;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use lab::conversation::{Conversation, REQUEST};
+use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
+
+/// A connection that is served, and waits for the client.
+fn upload(lab: &Lab, address: &str) -> TcpStream {
+    let mut stream = lab.client.connect(address).unwrap();
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+    stream.read_exact(&mut answer).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 100 "));
+    stream
+}
+
+fn uploads(lab: &Lab, address: &str, count: usize) -> Vec<TcpStream> {
+    (0..count).map(|_| upload(lab, address)).collect()
+}
+
+fn threads(daemon: &Daemon) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.server())).unwrap();
+    tasks.count()
+}
+
+/// Stops it, and counts the lines of its log with a text.
+fn lines_in_the_end(daemon: &mut Daemon, text: &str) -> usize {
+    assert_eq!(daemon.stop(), Some(0));
+    let log = daemon.log();
+    log.lines().filter(|line| line.contains(text)).count()
+}
+
+#[test]
+fn the_next_client_waits_for_a_connection_to_end() {
+    for address in [POD, POD6] {
+        let lab = Lab::new();
+        let mut daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "4"]);
+        let mut busy = uploads(&lab, POD, 2);
+        busy.extend(uploads(&lab, POD6, 2));
+        let mut next = lab.client.talk(address);
+        next.send(REQUEST);
+        next.has_no_answer_yet();
+        busy.pop();
+        assert_eq!(next.answer().status, "200 OK");
+        drop((busy, next));
+        let line = "WARN  There are 4 connections, as many as may be: clients wait";
+        assert_eq!(lines_in_the_end(&mut daemon, line), 1);
+    }
+}
+
+#[test]
+fn the_nodes_probes_do_not_wait_for_clients() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "4"]);
+    let _busy = uploads(&lab, POD, 4);
+    for address in ["127.0.0.1:1", "[::1]:1"] {
+        let answer = lab.node.get(address, "/healthz");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+    // All this time, every connection was taken.
+    let mut next = lab.client.talk(POD6);
+    next.send(REQUEST);
+    next.has_no_answer_yet();
+}
+
+#[test]
+fn an_idle_connection_gives_way_to_the_next_client_and_busy_ones_do_not() {
+    for address in [POD, POD6] {
+        let lab = Lab::new();
+        let _daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "4"]);
+        let mut idle = lab.open(POD, 1);
+        let mut busy = lab.open(POD, 2);
+        busy.extend(lab.open(POD6, 1));
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| lab.client.get(address, "/"));
+            while !next.is_finished() {
+                for connection in &mut busy {
+                    assert_eq!(connection.ask(REQUEST).status, "200 OK");
+                }
+            }
+            assert!(next.join().unwrap().starts_with("HTTP/1.1 200 OK\r\n"));
+        });
+        idle[0].ends();
+    }
+}
+
+#[test]
+fn connections_that_never_say_anything_give_way_to_one_client() {
+    let lab = Lab::new();
+    let daemon = lab.start(&["--cidr", CIDRS]);
+    let connect = |_| lab.client.connect(POD).unwrap();
+    let _silent: Vec<_> = (0..1024).map(connect).collect();
+    wait_until("all are accepted", || threads(&daemon) > 1024);
+    for address in [POD, POD6] {
+        let start = Instant::now();
+        assert!(lab.client.get(address, "/").contains("Request received"));
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(3), "{took:?}");
+        println!("{took:?}");
+    }
+}
+
+#[test]
+fn one_idle_connection_gives_way_to_one_client() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--max-connections", "8"]);
+    let idle = lab.open(POD, 8);
+    let next = lab.open(POD, 1);
+    let ended = |connection: &Conversation| {
+        let stream = connection.0.get_ref();
+        stream.set_nonblocking(true).unwrap();
+        stream.peek(&mut [0]).is_ok()
+    };
+    let ends: Vec<_> = idle.iter().filter(|it| ended(it)).collect();
+    assert_eq!(ends.len(), 1);
+    assert!(!ended(&next[0]));
+    drop((idle, next));
+    assert_eq!(lines_in_the_end(&mut daemon, "Received request"), 9);
+}
+
+#[test]
+fn as_many_files_may_be_open_as_connections_need() {
+    let lab = Lab::new();
+    let mut command = lab.node.command("prlimit");
+    command.args(["--nofile=40:4096", PROGRAM, "--max-connections", "200"]);
+    let daemon = Daemon::spawn(command);
+    daemon.wait_for("Created table");
+    assert_eq!(uploads(&lab, POD, 200).len(), 200);
+}
+
+#[test]
+fn a_limit_of_open_files_that_is_too_low_is_told() {
+    let lab = Lab::new();
+    let mut command = lab.node.command("prlimit");
+    command.args(["--nofile=40:40", PROGRAM, "--max-connections", "200"]);
+    let daemon = Daemon::spawn(command);
+    daemon.wait_for("Fewer connections at once than 200: only 40 files may be open");
+    daemon.wait_for("Created table");
+    let conversations = lab.open(POD, 20);
+    drop(conversations);
+    lab.open(POD, 20);
+}
+
+#[test]
+fn at_the_limit_clients_of_both_families_are_served_by_a_few_threads() {
+    let lab = Lab::new();
+    let daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "2"]);
+    let at_first = threads(&daemon);
+    let most = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..40)
+            .map(|number| [POD, POD6][number % 2])
+            .map(|address| {
+                let lab = &lab;
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        assert!(lab.client.get(address, "/").contains("Request received"));
+                    }
+                })
+            })
+            .collect();
+        let mut most = 0;
+        while !clients.iter().all(|client| client.is_finished()) {
+            most = most.max(threads(&daemon));
+        }
+        most
+    });
+    assert!(most <= at_first + 8, "{at_first} threads, and then {most}");
+}
