@@ -42,7 +42,8 @@ const STACK: usize = 64 * 1024;
 /// How long a thread waits when the kernel has no means for another connection.
 const RECOVERY: Duration = Duration::from_millis(100);
 
-/// Descriptors that are open beside those of the connections, at most.
+/// Descriptors that are open beside those of the connections, or set aside by an accept4(2) that
+/// waits, at most: 20 of ours, and some that whoever started us left open.
 const OTHER_FILES: u64 = 32;
 
 /// What the server says when it can serve.
@@ -68,14 +69,8 @@ pub fn run(
     max_connections: usize,
 ) -> Result<(), Error> {
     let fault = |attempt: &'static str| move |error: io::Error| Error::new(attempt, error);
-    let files = max_connections as u64 + OTHER_FILES;
-    match sys::allow_open_files(files) {
-        Ok(allowed) if allowed >= files => {}
-        Ok(allowed) => log::warn!(
-            "Fewer connections at once than {max_connections}: only {allowed} files may be open"
-        ),
-        Err(error) => return Err(Error::new("raise the limit of open files", error)),
-    }
+    let max_connections =
+        allow_files(max_connections).map_err(fault("raise the limit of open files"))?;
     sandbox::enter_server(guard)?;
     let Listeners {
         transparent,
@@ -96,6 +91,21 @@ pub fn run(
     // It is closed by this process's end: the last log lines come before.
     mem::forget(control);
     Ok(())
+}
+
+/// Allows this process to open the files that so many connections need; returns for how many it may
+/// open them.
+fn allow_files(connections: usize) -> io::Result<usize> {
+    let wanted = connections as u64 + OTHER_FILES;
+    let allowed = sys::allow_open_files(wanted)?;
+    if allowed >= wanted {
+        return Ok(connections);
+    }
+    let fewer = allowed.saturating_sub(OTHER_FILES).max(1);
+    log::warn!(
+        "At most {fewer} connections at once, not {connections}: {allowed} files may be open"
+    );
+    Ok(fewer as usize)
 }
 
 #[derive(Debug)]

@@ -24,6 +24,22 @@ fn uploads(lab: &Lab, address: &str, count: usize) -> Vec<TcpStream> {
     (0..count).map(|_| upload(lab, address)).collect()
 }
 
+/// Clients that have asked, all at once.
+fn asking(lab: &Lab, count: usize) -> Vec<Conversation> {
+    let ask = |_| {
+        let mut client = lab.client.talk(POD);
+        client.send("GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n");
+        client
+    };
+    (0..count).map(ask).collect()
+}
+
+fn are_answered(clients: Vec<Conversation>) {
+    for mut client in clients {
+        assert_eq!(client.answer().status, "200 OK");
+    }
+}
+
 fn threads(daemon: &Daemon) -> usize {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.server())).unwrap();
     tasks.count()
@@ -135,16 +151,23 @@ fn as_many_files_may_be_open_as_connections_need() {
 }
 
 #[test]
-fn a_limit_of_open_files_that_is_too_low_is_told() {
+fn with_64_files_fewer_connections_are_served_at_once_and_probes_are_answered() {
     let lab = Lab::new();
     let mut command = lab.node.command("prlimit");
-    command.args(["--nofile=40:40", PROGRAM, "--max-connections", "200"]);
-    let daemon = Daemon::spawn(command);
-    daemon.wait_for("Fewer connections at once than 200: only 40 files may be open");
+    command.args(["--nofile=64:64", PROGRAM, "--cidr", CIDRS]);
+    let mut daemon = Daemon::spawn(command);
+    daemon.wait_for("WARN  At most 32 connections at once, not 1024: 64 files may be open");
     daemon.wait_for("Created table");
-    let conversations = lab.open(POD, 20);
-    drop(conversations);
-    lab.open(POD, 20);
+    let busy = uploads(&lab, POD, 32);
+    let clients = asking(&lab, 200);
+    for _ in 0..20 {
+        for address in ["127.0.0.1:1", "[::1]:1"] {
+            assert!(lab.node.get(address, "/healthz").ends_with("ok\n"));
+        }
+    }
+    drop(busy);
+    are_answered(clients);
+    assert_eq!(lines_in_the_end(&mut daemon, "Cannot accept"), 0);
 }
 
 #[test]
