@@ -26,7 +26,7 @@ cd "$(dirname "$0")/.."
 tools=(buildah:buildah cc:gcc curl:curl file:file gnuplot:gnuplot-nox go:golang-go haproxy:haproxy
     ip:iproute2 iperf3:iperf3 iptables-restore:iptables nft:nftables nsenter:util-linux
     python3:python3 qemu-aarch64-static:qemu-user-static runc:runc setpriv:util-linux
-    shellcheck:shellcheck sysctl:procps unshare:util-linux wrk:wrk)
+    shellcheck:shellcheck strace:strace sysctl:procps unshare:util-linux wrk:wrk)
 
 PATH="$PATH:/usr/sbin:/sbin"
 missing=()

@@ -42,6 +42,9 @@ const STACK: usize = 64 * 1024;
 /// How long a thread waits when the kernel has no means for another connection.
 const RECOVERY: Duration = Duration::from_millis(100);
 
+/// How often the first thread looks whether the listeners lack a thread.
+const ROUND: Duration = Duration::from_secs(1);
+
 /// Descriptors that are open beside those of the connections, or set aside by an accept4(2) that
 /// waits, at most: 20 of ours, and some that whoever started us left open.
 const OTHER_FILES: u64 = 32;
@@ -85,8 +88,11 @@ pub fn run(
     }
     control.write_all(READY).map_err(fault("tell the guard"))?;
     control
-        .read_to_end(&mut Vec::new())
+        .set_read_timeout(Some(ROUND))
         .map_err(fault("listen to the guard"))?;
+    while !has_ended(&mut control).map_err(fault("listen to the guard"))? {
+        server.tend();
+    }
     server.drain();
     // It is closed by this process's end: the last log lines come before.
     mem::forget(control);
@@ -108,6 +114,17 @@ fn allow_files(connections: usize) -> io::Result<usize> {
     Ok(fewer as usize)
 }
 
+/// Waits for the other end to be shut down, until the read time-out.
+fn has_ended(control: &mut UnixStream) -> io::Result<bool> {
+    match control.read(&mut [0]) {
+        Ok(length) => Ok(length == 0),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 #[derive(Debug)]
 struct Server {
     context: Context,
@@ -118,6 +135,10 @@ struct Server {
     seats: Seats,
     /// Of room.
     full: Shortage,
+    /// Of what the kernel needs for another connection.
+    means: Shortage,
+    /// Of threads that can be started.
+    threads: Shortage,
 }
 
 #[derive(Debug)]
@@ -129,8 +150,6 @@ struct Listener {
     deadlines: Deadlines,
     /// Threads that wait here for a connection, or for room for the one that came.
     waiting: AtomicUsize,
-    /// Whether the kernel had no means for another connection when one was accepted last.
-    starved: AtomicBool,
 }
 
 impl Listener {
@@ -140,14 +159,7 @@ impl Listener {
             socket,
             deadlines,
             waiting: AtomicUsize::new(0),
-            starved: AtomicBool::new(false),
         })
-    }
-
-    fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let accepted = self.socket.accept()?;
-        self.starved.store(false, Ordering::Relaxed);
-        Ok(accepted)
     }
 
     /// A thread stops waiting here, unless it is the only one.
@@ -156,18 +168,6 @@ impl Listener {
         self.waiting
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer)
             .is_ok()
-    }
-
-    /// Where the kernel has no means for another connection, says so once, and waits until it may
-    /// have them.
-    fn wait_after(&self, error: &io::Error) {
-        if error.kind() == ErrorKind::Interrupted {
-            return;
-        }
-        if !self.starved.swap(true, Ordering::Relaxed) {
-            log::warn!("Cannot accept a connection, clients wait: {}", words(error));
-        }
-        thread::sleep(RECOVERY);
     }
 }
 
@@ -192,6 +192,8 @@ impl Server {
             accepted: AtomicU64::new(0),
             seats: Seats::default(),
             full: Shortage::default(),
+            means: Shortage::default(),
+            threads: Shortage::default(),
         })
     }
 
@@ -204,7 +206,7 @@ impl Server {
                 let seat = server.seats.add();
                 let mut buffers = Buffers::default();
                 loop {
-                    let accepted = listener.accept().and_then(|(stream, client)| {
+                    let accepted = listener.socket.accept().and_then(|(stream, client)| {
                         stream.set_read_timeout(Some(PROMPT))?;
                         stream.set_write_timeout(Some(listener.deadlines.answer))?;
                         Ok((stream, client))
@@ -213,7 +215,7 @@ impl Server {
                         Ok((stream, client)) => {
                             server.serve(&listener, stream, client, &seat, &mut buffers);
                         }
-                        Err(error) => listener.wait_after(&error),
+                        Err(error) => server.wait_after(&error),
                     }
                 }
             })?;
@@ -236,10 +238,23 @@ impl Server {
         Ok(())
     }
 
-    /// Staffs the listeners after a thread has moved. What fails is tried again when the next moves.
-    fn staff_again(self: &Arc<Server>) {
-        if let Err(error) = self.staff() {
-            log::warn!("Cannot start a thread, clients wait: {}", words(&error));
+    /// Staffs the listeners after a thread has moved; returns whether each has a thread. What fails is
+    /// tried again when the next moves, or in the next round.
+    fn staff_again(self: &Arc<Server>) -> bool {
+        let staffed = self.staff();
+        if let Err(error) = &staffed
+            && self.threads.is_news()
+        {
+            log::warn!("Cannot start a thread, clients wait: {}", words(error));
+        }
+        staffed.is_ok()
+    }
+
+    /// Has a thread wait at each listener, where one could not be started when it was needed: if it still
+    /// cannot, that of an idle connection.
+    fn tend(self: &Arc<Server>) {
+        if !self.staff_again() {
+            self.seats.clear_longest_idle();
         }
     }
 
@@ -256,7 +271,7 @@ impl Server {
         let mut buffers = Buffers::default();
         let mut at = self.listeners.get(number);
         while let Some(listener) = at {
-            match listener.accept() {
+            match listener.socket.accept() {
                 Ok((stream, client)) => {
                     self.accepted.fetch_add(1, Ordering::Relaxed);
                     // In this order: while it waits for room, no other thread is needed here.
@@ -273,7 +288,7 @@ impl Server {
                     }
                     self.staff_again();
                 }
-                Err(error) => listener.wait_after(&error),
+                Err(error) => self.wait_after(&error),
             }
         }
         self.seats.remove(&seat);
@@ -286,6 +301,18 @@ impl Server {
             log::warn!("There are {size} connections, as many as may be: clients wait");
         }
         self.seats.clear_longest_idle()
+    }
+
+    /// Where the kernel has no means for another connection, says so once, and waits until it may
+    /// have them.
+    fn wait_after(&self, error: &io::Error) {
+        if error.kind() == ErrorKind::Interrupted {
+            return;
+        }
+        if self.means.is_news() {
+            log::warn!("Cannot accept a connection, clients wait: {}", words(error));
+        }
+        thread::sleep(RECOVERY);
     }
 
     /// Chooses the listener at which the fewest threads wait; none if those that wait are enough for

@@ -4,6 +4,7 @@ mod lab;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lab::conversation::{Conversation, REQUEST};
@@ -168,6 +169,109 @@ fn with_64_files_fewer_connections_are_served_at_once_and_probes_are_answered() 
     drop(busy);
     are_answered(clients);
     assert_eq!(lines_in_the_end(&mut daemon, "Cannot accept"), 0);
+}
+
+/// Sets how many files the server may open.
+fn allow_files(daemon: &Daemon, soft_limit: &str) {
+    let limit = format!("--nofile={soft_limit}:");
+    let server = daemon.server().to_string();
+    let status = Command::new("prlimit")
+        .args(["--pid", &server, &limit])
+        .status();
+    assert!(status.unwrap().success());
+}
+
+/// Clients that wait, because the server may not open another file.
+fn starve(lab: &Lab, daemon: &Daemon) -> Vec<Conversation> {
+    allow_files(daemon, "16");
+    let clients = asking(lab, 20);
+    daemon
+        .wait_for("WARN  Cannot accept a connection, clients wait: No file descriptors available");
+    clients
+}
+
+#[test]
+fn without_files_clients_wait_until_connections_end() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    let busy = uploads(&lab, POD, 20);
+    let clients = starve(&lab, &daemon);
+    drop(busy);
+    are_answered(clients);
+    are_answered(asking(&lab, 20));
+    assert_eq!(lines_in_the_end(&mut daemon, "Cannot accept"), 1);
+}
+
+#[test]
+fn without_files_clients_wait_until_more_are_allowed() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    let busy = uploads(&lab, POD, 20);
+    let clients = starve(&lab, &daemon);
+    allow_files(&daemon, "1000");
+    are_answered(clients);
+    drop((busy, uploads(&lab, POD, 20)));
+    assert_eq!(lines_in_the_end(&mut daemon, "Cannot accept"), 1);
+}
+
+/// Keeps a server from starting threads.
+struct WithoutThreads(Child);
+
+impl WithoutThreads {
+    fn of(daemon: &Daemon) -> WithoutThreads {
+        let server = daemon.server();
+        // What is done in place of it is a call that seccomp allows.
+        let inject = "inject=clone:error=EAGAIN:syscall=gettid";
+        let strace = Command::new("strace")
+            .args(["-f", "-e", inject, "-e", "trace=clone", "-o", "/dev/null"])
+            .args(["-p", &server.to_string()])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("strace: run the tests with scripts/test.sh");
+        let tasks = format!("/proc/{server}/task");
+        wait_until("every thread is traced", || {
+            std::fs::read_dir(&tasks).unwrap().all(|task| {
+                let status = std::fs::read_to_string(task.unwrap().path().join("status"));
+                !status.is_ok_and(|status| status.contains("TracerPid:\t0\n"))
+            })
+        });
+        WithoutThreads(strace)
+    }
+}
+
+impl Drop for WithoutThreads {
+    fn drop(&mut self) {
+        let strace = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        nix::sys::signal::kill(strace, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn without_new_threads_clients_wait_for_those_there_are_until_some_can_be_started() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    let without_threads = WithoutThreads::of(&daemon);
+    let busy = upload(&lab, POD);
+    daemon.wait_for("WARN  Cannot start a thread, clients wait: Resource temporarily unavailable");
+    let mut clients = asking(&lab, 50);
+    clients[0].has_no_answer_yet();
+    drop(busy);
+    are_answered(clients);
+    drop(without_threads);
+    let busy = [uploads(&lab, POD, 5), uploads(&lab, POD6, 5)];
+    drop(busy);
+    assert_eq!(lines_in_the_end(&mut daemon, "Cannot start a thread"), 1);
+}
+
+#[test]
+fn without_new_threads_an_idle_connection_gives_way_to_the_next_client() {
+    let lab = Lab::new();
+    let daemon = lab.start(&["--cidr", CIDRS]);
+    let _without_threads = WithoutThreads::of(&daemon);
+    let mut idle = lab.open(POD, 1);
+    assert!(lab.client.get(POD, "/").contains("Request received"));
+    idle[0].ends();
 }
 
 #[test]
