@@ -16,8 +16,9 @@ use crate::capture::Family;
 use crate::error::Error;
 use crate::sys;
 
-/// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
-const BACKLOG: c_int = 4096;
+/// Connections that wait to be accepted, and as many handshakes: what is beyond goes to the Pods. That
+/// many are never wanted, but the kernel caps it at net.core.somaxconn, which is the node's to choose.
+const BACKLOG: c_int = 65_535;
 
 /// How long a server may hold the port after its guard was killed: the kernel ends it then, but
 /// not in the same moment.
