@@ -1,95 +1,17 @@
 //! How bytes are read as requests: the same however they are cut, and limited exactly.
 
+mod stream;
+
+use stream::{Outcome, read};
 use tproxy_pod::body::{Decoder, Framing, MAX_CHUNK_LINE, MAX_TRAILERS};
 use tproxy_pod::http::{
     Head, HeadScanner, MAX_CONTENT, MAX_FIELDS, MAX_HEAD, MAX_REQUEST_LINE, Rejection, Status,
 };
 
-/// What one request of a stream turns out to be.
-#[derive(Debug, PartialEq)]
-enum Outcome {
-    /// All that its head says, and its content.
-    Request(String, Vec<u8>),
-    Refused(Rejection),
-    /// The stream ends in it.
-    Unfinished,
-}
-
-/// Reads a stream that arrives in pieces, as a connection does.
-fn read<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> Vec<Outcome> {
-    let mut pieces = pieces.into_iter();
-    let mut outcomes = Vec::new();
-    let mut input = Vec::new();
-    loop {
-        match read_one(&mut input, &mut pieces) {
-            Ok(Some(request)) => outcomes.push(request),
-            Ok(None) if input.is_empty() => return outcomes,
-            end => {
-                outcomes.push(end.map_or_else(Outcome::Refused, |_| Outcome::Unfinished));
-                return outcomes;
-            }
-        }
-    }
-}
-
-/// Reads a request, and leaves in `input` what came behind it.
-fn read_one<'p>(
-    input: &mut Vec<u8>,
-    pieces: &mut impl Iterator<Item = &'p [u8]>,
-) -> Result<Option<Outcome>, Rejection> {
-    let mut scanner = HeadScanner::default();
-    let span = loop {
-        if let Some(span) = scanner.scan(input)? {
-            break span;
-        }
-        let Some(piece) = pieces.next() else {
-            return Ok(None);
-        };
-        input.extend_from_slice(piece);
-    };
-    let head = Head::parse(input, &span)?;
-    let described = describe(&head);
-    let mut decoder = Decoder::new(head.framing);
-    let mut content = Vec::new();
-    let mut used = span.range.end;
-    loop {
-        used += decoder.decode(&input[used..], |piece| content.extend_from_slice(piece))?;
-        if decoder.is_complete() {
-            assert_eq!(decoder.received(), content.len() as u64);
-            input.drain(..used);
-            return Ok(Some(Outcome::Request(described, content)));
-        }
-        assert_eq!(used, input.len(), "it takes all there is");
-        let Some(piece) = pieces.next() else {
-            return Ok(None);
-        };
-        input.extend_from_slice(piece);
-    }
-}
-
-/// All that a head says.
-fn describe(head: &Head<'_>) -> String {
-    let texts = [
-        head.bytes,
-        head.method,
-        head.target,
-        head.version,
-        head.host,
-        head.user_agent,
-    ];
-    format!(
-        "{:?} {:?} {} {:?}",
-        texts.map(String::from_utf8_lossy),
-        head.framing,
-        head.expects_continue,
-        head.persistence
-    )
-}
-
 /// An outcome in a word: the content of a request, the status of a refusal.
 fn word(outcome: &Outcome) -> String {
     match outcome {
-        Outcome::Request(_, content) => format!("{:?}", String::from_utf8_lossy(content)),
+        Outcome::Request { content, .. } => format!("{:?}", String::from_utf8_lossy(content)),
         Outcome::Refused(rejection) => rejection.status.code().to_owned(),
         Outcome::Unfinished => "unfinished".to_owned(),
     }
