@@ -96,7 +96,7 @@ impl Message {
     }
 
     /// The bytes as they are sent.
-    fn finish(mut self, sequence: u32) -> Vec<u8> {
+    pub fn finish(mut self, sequence: u32) -> Vec<u8> {
         let length = self.bytes.len() as u32;
         self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
         self.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
@@ -311,9 +311,11 @@ impl AsFd for Socket {
     }
 }
 
+/// Why a request was refused, the first message of which had the sequence number `first`.
+///
 /// `struct nlmsgerr`: an error number (0 acknowledges), the header of the request (and no more of
 /// it: `NETLINK_CAP_ACK`), and attributes. The end of a dump starts with an error number as well.
-fn refused(message: Received<'_>, first: u32) -> Option<Refusal> {
+pub fn refused(message: Received<'_>, first: u32) -> Option<Refusal> {
     let truncated = (-libc::EPROTO).cast_unsigned();
     let errno = u32_at(message.payload, 0)
         .unwrap_or(truncated)

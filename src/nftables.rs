@@ -154,16 +154,20 @@ impl Table {
         let mut question = message(libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK);
         question.put_text(NFTA_TABLE_NAME, TABLE);
         let mut owner = None;
-        let asked = self.socket.ask(question, |answer| {
-            let fields = answer.payload.get(4..).unwrap_or_default();
-            let found = attributes(fields).find(|(kind, _)| *kind == NFTA_TABLE_OWNER);
-            owner = found.and_then(|(_, port)| Some(u32::from_be_bytes(*port.first_chunk()?)));
-        });
+        let asked = self
+            .socket
+            .ask(question, |answer| owner = read_owner(answer.payload));
         match asked {
             Err(refusal) if refusal.errno == libc::ENOENT => Ok(None),
             asked => asked.map(|()| owner),
         }
     }
+}
+
+/// The netlink port of a table's owner, behind `struct nfgenmsg`.
+pub fn read_owner(payload: &[u8]) -> Option<u32> {
+    let (_, port) = attributes(payload.get(4..)?).find(|(kind, _)| *kind == NFTA_TABLE_OWNER)?;
+    Some(u32::from_be_bytes(*port.first_chunk()?))
 }
 
 /// A request of the nf_tables subsystem; `struct nfgenmsg` holds family, version and a resource id.

@@ -6,7 +6,7 @@
 //! that uses the mark or the table for something else, ours are not added. From rtnetlink(7),
 //! linux/rtnetlink.h and linux/fib_rules.h.
 
-mod found;
+pub mod found;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -40,15 +40,23 @@ const IFI_FLAGS: usize = 8;
 
 /// What stands in the kernel's policy database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Entry {
+pub enum Entry {
     /// `fwmark MARK lookup TABLE`
     Rule {
+        /// Whose packets it selects.
         family: Family,
+        /// The mark that they carry.
         mark: Mark,
+        /// The routing table that they look up.
         table: u32,
     },
     /// `local CIDR dev lo table TABLE`
-    Route { cidr: Cidr, table: u32 },
+    Route {
+        /// The addresses that are local.
+        cidr: Cidr,
+        /// The routing table that says so.
+        table: u32,
+    },
 }
 
 impl fmt::Display for Entry {
@@ -290,7 +298,8 @@ fn route_header(family: Family, prefix: u8, protocol: u8, scope: u8, kind: u8) -
     [family, prefix, 0, 0, 0, protocol, scope, kind, 0, 0, 0, 0]
 }
 
-fn entry_message(entry: Entry, kind: u16, flags: libc::c_int, priority: u32) -> Message {
+/// A request of type `kind` about an entry; rules have a priority.
+pub fn entry_message(entry: Entry, kind: u16, flags: libc::c_int, priority: u32) -> Message {
     match entry {
         Entry::Rule {
             family,

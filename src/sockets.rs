@@ -16,7 +16,7 @@ const BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
 
 /// `sizeof(struct inet_diag_sockid)`: two ports, two addresses of 16 bytes, device, cookie
-const SOCKET_ID: usize = 48;
+pub const SOCKET_ID: usize = 48;
 
 /// Where `struct inet_diag_msg` has the inode; its id begins at 4.
 const INODE: usize = 68;
@@ -107,24 +107,36 @@ impl Sockets {
     }
 
     fn find(&mut self, family: Family, states: States) -> Result<Vec<[u8; SOCKET_ID]>, Refusal> {
-        let captured = |(address, port): (IpAddr, u16)| {
-            self.cidrs.iter().any(|cidr| cidr.contains(address))
-                && self
-                    .ports
-                    .iter()
-                    .any(|ports| (ports.low..=ports.high).contains(&port))
-        };
         let mut found = Vec::new();
         let question = request(BY_FAMILY, libc::NLM_F_DUMP, family, states, &[0; SOCKET_ID]);
-        self.socket.ask(question, |answer| {
-            // A socket that a process still holds has an inode; such a one is another program's.
-            let held = u32_at(answer.payload, INODE) != Some(0);
-            let id = answer.payload.get(4..).and_then(<[u8]>::first_chunk);
-            let ours = id.filter(|id| !held && local_end(family, id).is_some_and(captured));
-            found.extend(ours);
+        let Sockets {
+            socket,
+            cidrs,
+            ports,
+            ..
+        } = self;
+        socket.ask(question, |answer| {
+            found.extend(read_ended(family, answer.payload, cidrs, ports));
         })?;
         Ok(found)
     }
+}
+
+/// The id of a socket with a local address and port out of these, that no process holds: one that is
+/// held has an inode, and is another program's.
+pub fn read_ended(
+    family: Family,
+    payload: &[u8],
+    cidrs: &[Cidr],
+    ports: &[PortRange],
+) -> Option<[u8; SOCKET_ID]> {
+    let id = payload.get(4..)?.first_chunk()?;
+    let (address, port) = local_end(family, id)?;
+    let captured = cidrs.iter().any(|cidr| cidr.contains(address))
+        && ports
+            .iter()
+            .any(|ports| (ports.low..=ports.high).contains(&port));
+    (captured && u32_at(payload, INODE) == Some(0)).then_some(*id)
 }
 
 /// The address and port that the client connected to: network order, the port first.

@@ -58,9 +58,9 @@ impl AsFd for Watch {
     }
 }
 
-/// A rule like ours is gone, a route in the place of ours is gone or came in by replacing another,
+/// Whether a rule like ours is gone, a route in the place of ours is gone or came in by replacing another,
 /// or `lo` or its addresses have changed.
-fn concerns(routing: &Routing, message: Received<'_>) -> bool {
+pub fn concerns(routing: &Routing, message: Received<'_>) -> bool {
     let replaces = i32::from(message.flags) & libc::NLM_F_REPLACE != 0;
     match message.kind {
         libc::RTM_DELRULE => routing.concerns_rule(message.payload),

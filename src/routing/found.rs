@@ -15,13 +15,17 @@ const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
 const FIB_RULE_INVERT: u32 = 2;
 
 /// An entry that was found, and whether it is ours.
-pub(super) struct Found {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// What it does, if it is plain.
     pub entry: Entry,
+    /// Where a rule stands among others (`FRA_PRIORITY`).
     pub priority: u32,
+    /// Whether it carries our protocol number.
     pub ours: bool,
     /// Whether it is no more than its entry says: a rule may have other conditions, a route may lead
     /// elsewhere.
-    plain: bool,
+    pub plain: bool,
 }
 
 impl Found {
@@ -76,7 +80,7 @@ fn is_within(part: Cidr, block: Cidr) -> bool {
 }
 
 /// A rule that asks for a mark. It is plain if it asks for nothing else, and leads to a table.
-pub(super) fn read_rule(family: Family, payload: &[u8]) -> Option<Found> {
+pub fn read_rule(family: Family, payload: &[u8]) -> Option<Found> {
     let header: &[u8; 12] = payload.first_chunk()?;
     let flags = u32_at(payload, 8)?;
     let mut plain = header[1..4] == [0; 3] && header[7] == FR_ACT_TO_TBL && flags == 0;
@@ -111,7 +115,7 @@ pub(super) fn read_rule(family: Family, payload: &[u8]) -> Option<Found> {
 }
 
 /// A route. It is plain if it is an AnyIP route.
-pub(super) fn read_route(family: Family, table: u32, payload: &[u8]) -> Option<Found> {
+pub fn read_route(family: Family, table: u32, payload: &[u8]) -> Option<Found> {
     let header: &[u8; 12] = payload.first_chunk()?;
     let (prefix, protocol, kind) = (header[1], header[5], header[7]);
     let mut network = match family {
