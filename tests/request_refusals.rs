@@ -321,6 +321,16 @@ fn endless_empty_lines_are_refused() {
 }
 
 #[test]
+fn a_second_empty_line_is_refused_even_if_it_comes_later() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    connection.send("\r\n");
+    connection.has_no_answer_yet();
+    assert_eq!(refused(&mut connection, "\r\n").status, "400 Bad Request");
+}
+
+#[test]
 fn requests_in_front_of_a_refused_one_are_answered() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
