@@ -296,10 +296,16 @@ fn words(text: &str) -> Result<Vec<String>, RuleError> {
     if !word.is_empty() {
         words.push(word);
     }
-    match words.iter().find(|word| word.len() > LONGEST_WORD) {
-        Some(long) => Err(RuleError::new(long, "expected at most 1023 bytes")),
-        None => Ok(words),
+    for word in &words {
+        if word.len() > LONGEST_WORD {
+            return Err(RuleError::new(word, "expected at most 1023 bytes"));
+        }
+        // Where it stands, a line ends for iptables, and a name for the kernel.
+        if word.contains('\0') {
+            return Err(RuleError::new(word, "expected no NUL"));
+        }
     }
+    Ok(words)
 }
 
 /// Reads up to the closing quote, which ends the word.

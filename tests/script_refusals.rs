@@ -205,6 +205,7 @@ fn what_iptables_restore_would_read_in_a_way_of_its_own_is_refused() {
         ),
         ("-A PREROUTING -j LOG", 2, "LOG"),
         ("-I PREROUTING -j DROP", 2, "-I"),
+        ("-A PREROUTING -i eth0\0 -j DROP", 2, "eth0\\x00"),
     ] {
         let script = ScriptFile::new(&whole(body));
         refuses(print_rules(&lab, &script, "v4"), &script, line, word);
