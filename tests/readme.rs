@@ -1,9 +1,10 @@
-//! The README says what the program says.
+//! README.md and SECURITY.md say what the program says, and name what there is.
 
 use tproxy_pod::options::HELP;
 use tproxy_pod::template::BUNDLED;
 
 const README: &str = include_str!("../README.md");
+const SECURITY: &str = include_str!("../SECURITY.md");
 
 #[test]
 fn every_option_of_the_help_text_has_its_row() {
@@ -27,4 +28,35 @@ fn the_bundled_script_is_shown_as_it_is() {
     for line in BUNDLED.lines().filter(|line| !line.starts_with('#')) {
         assert!(README.contains(&format!("    {line}\n")), "{line}");
     }
+}
+
+#[test]
+fn every_file_and_every_test_that_is_named_is_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut named = 0;
+    for line in [README, SECURITY].into_iter().flat_map(str::lines) {
+        let mut file = String::new();
+        // What stands behind a link to a file, up to the next link, names tests of that file.
+        for part in line.split("](").skip(1) {
+            let (path, rest) = part.split_once(')').unwrap();
+            if path.starts_with('#') || path.starts_with("https:") {
+                continue;
+            }
+            let path = root.join(path);
+            assert!(path.exists(), "{}", path.display());
+            if path.extension().is_some_and(|it| it == "rs") {
+                file = std::fs::read_to_string(path).unwrap();
+            }
+            for name in rest
+                .split('`')
+                .skip(1)
+                .step_by(2)
+                .filter(|it| it.contains('_'))
+            {
+                assert!(file.contains(&format!("fn {name}()")), "{name}");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 5, "{named} tests are named");
 }
