@@ -7,9 +7,9 @@ usage() {
 scripts/test.sh: installs what the tests need, then checks and tests everything.
 
   format, clippy, shellcheck, unit tests, the static binaries, end-to-end tests
-  of the release binary, the image, the manifest and the demo, and a quick run of
-  the benchmark, whatever it measures, in network namespaces of their own. Debian
-  or Ubuntu, x86_64 or arm64.
+  of the release binary, the image, the manifest and the demo, a little fuzzing,
+  and a quick run of the benchmark, whatever it measures, in network namespaces of
+  their own. Debian or Ubuntu, x86_64 or arm64.
 
 As root it installs missing packages; otherwise it says what is missing.
 TEXT
@@ -23,7 +23,7 @@ esac
 cd "$(dirname "$0")/.."
 
 # command:package, of Debian and Ubuntu
-tools=(buildah:buildah cc:gcc curl:curl file:file gnuplot:gnuplot-nox go:golang-go haproxy:haproxy
+tools=(buildah:buildah c++:g++ cc:gcc curl:curl file:file gnuplot:gnuplot-nox go:golang-go haproxy:haproxy
     ip:iproute2 iperf3:iperf3 iptables-restore:iptables nft:nftables nsenter:util-linux
     python3:python3 qemu-aarch64-static:qemu-user-static runc:runc setpriv:util-linux
     shellcheck:shellcheck strace:strace sysctl:procps unshare:util-linux wrk:wrk)
@@ -61,8 +61,10 @@ fi
 target="$(uname -m)-unknown-linux-musl"
 echo "== format"
 cargo fmt --check
+cargo fmt --check --manifest-path fuzz/Cargo.toml
 echo "== clippy"
 cargo clippy --all-targets --target "$target" -- -D warnings
+cargo clippy --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
 echo "== shellcheck"
 shellcheck scripts/*.sh tests/*.sh tests/stage/*.sh .ci/run
 echo "== static binaries"
@@ -72,6 +74,22 @@ cargo test --release --target "$target"
 echo "== unit and HTTP tests for arm64, emulated"
 CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static \
     cargo test --release --target aarch64-unknown-linux-musl --lib --test reading
+stage="$(mktemp -d)"
+trap 'rm -rf "$stage"' EXIT
+# What has been found is tried again, then new inputs: the same each time, and not kept.
+fuzz() {
+    mkdir "$stage/new"
+    cargo fuzz run --sanitizer none "$1" "$stage/new" "fuzz/corpus/$1" -- \
+        -runs="$2" -seed=1 -timeout=10 -max_len=4096 >"$stage/log" 2>&1 || { cat "$stage/log"; exit 1; }
+    echo "$1: $(tail -n 1 "$stage/log")"
+    rm -r "$stage/new"
+}
+echo "== fuzzing"
+cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz --version 0.13.2
+fuzz request 40000
+fuzz script 40000
+fuzz options 40000
+fuzz netlink 200000
 if ((EUID == 0)); then
     echo "== both stages of the Containerfile"
     unshare --net --mount --pid --fork --kill-child --mount-proc tests/containerfile.sh
@@ -85,8 +103,6 @@ else
     echo "== not death by want of memory: only root may make control groups, where they can be changed"
 fi
 echo "== demo"
-stage="$(mktemp -d)"
-trap 'rm -rf "$stage"' EXIT
 binary="target/$(dpkg --print-architecture)/tproxy-pod"
 install -m 755 "$binary" scripts/demo.sh "$stage"
 chmod 755 "$stage"

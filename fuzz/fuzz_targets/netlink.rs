@@ -1,0 +1,179 @@
+//! Whatever bytes are read as netlink messages, the reading ends, stays within them, and what it
+//! finds is found again in what we would say of it. What we write reads back as what was put.
+
+#![no_main]
+
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use libfuzzer_sys::arbitrary::{Arbitrary, Result, Unstructured};
+use libfuzzer_sys::fuzz_target;
+use tproxy_pod::capture::{Cidr, Family, Mark, PortRange};
+use tproxy_pod::netlink::{Message, Received, attributes, messages, refused};
+use tproxy_pod::nftables::read_owner;
+use tproxy_pod::routing::found::{Found, read_route, read_rule};
+use tproxy_pod::routing::{Entry, Routing, entry_message};
+use tproxy_pod::sockets::read_ended;
+use tproxy_pod::watch::concerns;
+
+const TABLE: u32 = 100;
+
+static CIDRS: LazyLock<[Cidr; 2]> =
+    LazyLock::new(|| ["10.244.0.0/16", "fd00:10:244::/56"].map(|cidr| cidr.parse().unwrap()));
+
+/// It has a socket, but asks for nothing here.
+static ROUTING: LazyLock<Routing> = LazyLock::new(|| {
+    let mark = Mark { value: 1, mask: 1 };
+    Routing::new(&*CIDRS, mark, TABLE).unwrap()
+});
+
+fuzz_target!(|input: &[u8]| {
+    let mut end = 0;
+    for message in messages(input) {
+        end = behind(input, message.payload, end);
+        read(message);
+    }
+    if let Ok(puts) = <Vec<Put>>::arbitrary(&mut Unstructured::new(input)) {
+        reads_back(&puts);
+    }
+});
+
+/// The end of a part that lies in `whole`, behind its first `end` bytes.
+fn behind(whole: &[u8], part: &[u8], end: usize) -> usize {
+    let Range { start, end: last } = whole.as_ptr_range();
+    let bounds = part.as_ptr_range();
+    assert!(start <= bounds.start && bounds.end <= last, "it is inside");
+    let offset = bounds.start as usize - start as usize;
+    assert!(offset >= end + 4, "a header stands in front of it");
+    offset + part.len()
+}
+
+/// Reads a message as everything that it could be.
+fn read(message: Received<'_>) {
+    let mut end = 0;
+    for (_, value) in attributes(message.payload) {
+        end = behind(message.payload, value, end);
+    }
+    if let Some(refusal) = refused(message, 1) {
+        assert!(refusal.errno != 0);
+    }
+    let _ = (concerns(&ROUTING, message), read_owner(message.payload));
+    for family in Family::ALL {
+        if let Some(found) = read_rule(family, message.payload) {
+            is_found_again(family, found);
+        }
+        if let Some(found) = read_route(family, TABLE, message.payload) {
+            is_found_again(family, found);
+        }
+        socket(family, message.payload);
+    }
+}
+
+/// What we would add or delete is what was found, if that is plain, but for whose it is.
+fn is_found_again(family: Family, found: Found) {
+    if !found.plain {
+        assert!(!found.ours, "ours are plain");
+        return;
+    }
+    let ours = Found {
+        ours: true,
+        ..found
+    };
+    let bytes = entry_message(found.entry, 1, 0, found.priority).finish(7);
+    let [message] = messages(&bytes).collect::<Vec<_>>()[..] else {
+        panic!("one message");
+    };
+    let again = match found.entry {
+        Entry::Rule { .. } => read_rule(family, message.payload),
+        Entry::Route { .. } => read_route(family, TABLE, message.payload),
+    };
+    assert_eq!(again, Some(ours));
+}
+
+/// Only ended connections to captured addresses are ours.
+fn socket(family: Family, payload: &[u8]) {
+    let port = PortRange {
+        low: 8180,
+        high: 8180,
+    };
+    if let Some(id) = read_ended(family, payload, &*CIDRS, &[port]) {
+        assert_eq!(id[..2], 8180u16.to_be_bytes());
+        assert!(matches!(
+            (family, &id[4..11]),
+            (Family::V4, [10, 244, ..]) | (Family::V6, [0xfd, 0, 0, 0x10, 2, 0x44, 0])
+        ));
+        assert_eq!(payload[68..72], [0; 4]);
+    }
+}
+
+/// What can be put into a message.
+#[derive(Debug)]
+enum Put {
+    Bytes(u16, Vec<u8>),
+    Text(u16, String),
+    Be32(u16, u32),
+    Ne32(u16, u32),
+    Nest(u16, Vec<Put>),
+}
+
+impl<'a> Arbitrary<'a> for Put {
+    fn arbitrary(input: &mut Unstructured<'a>) -> Result<Put> {
+        let kind = input.int_in_range(0..=libc::NLA_TYPE_MASK as u16)?;
+        Ok(match input.int_in_range(0..=4)? {
+            0 => Put::Bytes(kind, input.arbitrary()?),
+            1 => Put::Text(kind, input.arbitrary()?),
+            2 => Put::Be32(kind, input.arbitrary()?),
+            3 => Put::Ne32(kind, input.arbitrary()?),
+            _ => Put::Nest(kind, input.arbitrary()?),
+        })
+    }
+}
+
+fn reads_back(puts: &[Put]) {
+    let mut message = Message::new(7, libc::NLM_F_CREATE, &[1, 2, 3]);
+    puts.iter().for_each(|put| write(&mut message, put));
+    message.acknowledge();
+    let mut bytes = message.finish(9);
+    bytes.extend(Message::new(8, 0, &[]).finish(10));
+    let [first, second] = messages(&bytes).collect::<Vec<_>>()[..] else {
+        panic!("two messages");
+    };
+    assert_eq!((first.kind, first.sequence), (7, 9));
+    assert_eq!((second.kind, second.sequence), (8, 10));
+    assert_eq!(second.payload, []);
+    compare(&first.payload[4..], puts);
+}
+
+fn write(message: &mut Message, put: &Put) {
+    match put {
+        Put::Bytes(kind, bytes) => message.put(*kind, bytes),
+        Put::Text(kind, text) => message.put_text(*kind, text),
+        Put::Be32(kind, number) => message.put_be32(*kind, *number),
+        Put::Ne32(kind, number) => message.put_ne32(*kind, *number),
+        Put::Nest(kind, puts) => message.nest(*kind, |inner| {
+            puts.iter().for_each(|put| write(inner, put));
+        }),
+    };
+}
+
+fn compare(bytes: &[u8], puts: &[Put]) {
+    let read: Vec<(u16, &[u8])> = attributes(bytes).collect();
+    assert_eq!(read.len(), puts.len());
+    for ((kind, value), put) in read.into_iter().zip(puts) {
+        match put {
+            Put::Bytes(of, bytes) => assert_eq!((kind, value), (*of, bytes.as_slice())),
+            Put::Text(of, text) => {
+                assert_eq!(
+                    (kind, value),
+                    (*of, [text.as_bytes(), &[0]].concat().as_slice())
+                );
+            }
+            Put::Be32(of, number) => assert_eq!((kind, value), (*of, &number.to_be_bytes()[..])),
+            Put::Ne32(of, number) => assert_eq!((kind, value), (*of, &number.to_ne_bytes()[..])),
+            Put::Nest(of, inner) => {
+                assert_eq!(kind, *of);
+                compare(value, inner);
+            }
+        }
+    }
+}

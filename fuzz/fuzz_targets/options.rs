@@ -1,0 +1,116 @@
+//! A command line that is accepted means the same when it is spelled out again, in either form; and
+//! the bundled script captures what it names, and nothing beside it.
+
+#![no_main]
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+use libfuzzer_sys::fuzz_target;
+use tproxy_pod::capture::{Cidr, Family, join};
+use tproxy_pod::compile::compile;
+use tproxy_pod::options::{Command, Options, parse};
+use tproxy_pod::script;
+use tproxy_pod::template::{BUNDLED, Values, render};
+use tproxy_pod_fuzz::iptables;
+use tproxy_pod_fuzz::nft::Machine;
+use tproxy_pod_fuzz::packet::{self, Packet};
+
+fuzz_target!(|input: &[u8]| {
+    let words = input.split(|byte| *byte == b'\n');
+    let command = match parse(words.map(|word| OsString::from_vec(word.to_vec()))) {
+        Err(error) => return assert!(!error.to_string().is_empty()),
+        Ok(command) => command,
+    };
+    let (options, print) = match &command {
+        Command::Run(options) => (options, None),
+        Command::PrintRules(options, family) => (options, Some(*family)),
+        Command::Help | Command::Version => return,
+    };
+    for short in [true, false] {
+        assert_eq!(parse(spelled(options, print, short)).as_ref(), Ok(&command));
+    }
+    assert!((1..=65_535).contains(&options.max_connections) && options.port > 0);
+    assert!(options.mark.value != 0 && options.mark.value & !options.mark.mask == 0);
+    for family in options.families() {
+        captures(options, family);
+    }
+});
+
+/// The command line with every option: in their short forms, each with its value behind it; or in
+/// their long forms, with `=`.
+fn spelled(options: &Options, print: Option<Family>, short: bool) -> Vec<OsString> {
+    let family = print.map(|family| match family {
+        Family::V4 => "v4",
+        Family::V6 => "v6",
+    });
+    let pairs = [
+        ("-p", "--port", Some(options.port.to_string().into())),
+        ("-c", "--cidr", Some(join(&options.cidrs).into())),
+        ("-d", "--dport", Some(join(&options.dports).into())),
+        ("--mark", "--mark", Some(options.mark.to_string().into())),
+        ("--table", "--table", Some(options.table.to_string().into())),
+        (
+            "--rules",
+            "--rules",
+            options.rules.clone().map(OsString::from),
+        ),
+        ("--print-rules", "--print-rules", family.map(OsString::from)),
+        (
+            "--max-connections",
+            "--max-connections",
+            Some(options.max_connections.to_string().into()),
+        ),
+    ];
+    let mut words = Vec::new();
+    for (short_name, name, value) in pairs {
+        match value {
+            Some(value) if short => words.extend([short_name.into(), value]),
+            Some(value) => words.push([OsString::from(name), value].join("=".as_ref())),
+            None => {}
+        }
+    }
+    words
+}
+
+/// The script of a family hands to the listener what the options name: tried at the edges.
+fn captures(options: &Options, family: Family) {
+    let values = Values {
+        cidrs: options.cidrs_of(family).collect(),
+        dports: options.dports.clone(),
+        on_ip: family.loopback(),
+        on_port: options.port,
+        mark: options.mark,
+    };
+    let lines = render(BUNDLED, &values).unwrap();
+    let script = script::parse(&lines, family).unwrap();
+    let ruleset = compile(std::slice::from_ref(&script));
+    let machine = Machine::new(&ruleset);
+    for packet in packet::at_the_edges(&script) {
+        let fate = iptables::fate(&script, &packet).unwrap();
+        assert_eq!(machine.fate(&packet), Some(fate.clone()));
+        let handed = is_named(options, &packet) && is_syn(&packet) && packet.has_listener;
+        let listener = handed.then_some((Some(family.loopback()), options.port));
+        assert_eq!(fate.listener, listener, "{packet:?}");
+        assert!(fate.accepted);
+    }
+}
+
+fn is_named(options: &Options, packet: &Packet) -> bool {
+    let (bits, to) = (packet.family.address_bits(), packet.addresses[1]);
+    let holds = |cidr: Cidr| {
+        let free = u32::from(bits - cidr.prefix());
+        let network = packet::number(cidr.network());
+        network.checked_shr(free).unwrap_or(0) == to.checked_shr(free).unwrap_or(0)
+    };
+    let port = packet.ports[1];
+    options.cidrs_of(packet.family).any(holds)
+        && options
+            .dports
+            .iter()
+            .any(|ports| ports.low <= port && port <= ports.high)
+}
+
+fn is_syn(packet: &Packet) -> bool {
+    packet.flags & 0x17 == 0x02
+}

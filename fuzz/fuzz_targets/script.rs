@@ -1,0 +1,115 @@
+//! A script that is accepted means the same when it is printed and read again, when it is written
+//! anew from the rules that were read, and when it is compiled.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tproxy_pod::capture::{Cidr, Family, PortRange, list};
+use tproxy_pod::compile::compile;
+use tproxy_pod::netlink::{Message, attributes, messages};
+use tproxy_pod::rule::{apart, coalesce};
+use tproxy_pod::script::{self, Script};
+use tproxy_pod::template::{Values, render, text};
+use tproxy_pod_fuzz::nft::Machine;
+use tproxy_pod_fuzz::{iptables, packet, spelling};
+
+fuzz_target!(|input: &[u8]| {
+    let Some((choice, template)) = input.split_first() else {
+        return;
+    };
+    let family = Family::ALL[usize::from(choice % 2)];
+    let values = values(family, choice / 2 % 4);
+    let template = String::from_utf8_lossy(template);
+    let Ok(lines) = render(&template, &values) else {
+        return;
+    };
+    let read = script::parse(&lines, family);
+    let printed = render(&text(&lines), &values).unwrap();
+    let Ok(script) = read else {
+        assert!(script::parse(&printed, family).is_err());
+        return;
+    };
+    assert_eq!(script::parse(&printed, family), Ok(script.clone()));
+    means_the_same_compiled(&script);
+    means_the_same_compiled(&script.draining());
+    means_the_same_joined(&script);
+    if let Some(lines) = spelling::lines(&script) {
+        let again = script::parse(&lines, family).unwrap_or_else(|error| {
+            panic!("{error} in\n{}", text(&lines));
+        });
+        for packet in packet::at_the_edges(&script) {
+            let fates = [&script, &again].map(|script| iptables::fate(script, &packet));
+            if let [Some(first), Some(second)] = fates {
+                assert_eq!(first, second, "{packet:?} in\n{}", text(&lines));
+            }
+        }
+    }
+});
+
+/// Lists that fit into a line, or do not.
+fn values(family: Family, choice: u8) -> Values {
+    let few = match family {
+        Family::V4 => "10.244.0.0/16,10.1.2.0/24",
+        Family::V6 => "fd00:10:244::/56",
+    };
+    let mut cidrs: Vec<Cidr> = list(few).unwrap();
+    let mut dports: Vec<PortRange> = list("8180,9000:9100").unwrap();
+    if choice & 1 == 1 {
+        let many = (0..200).map(|number| match family {
+            Family::V4 => format!("172.16.{number}.128/25"),
+            Family::V6 => format!("fd00:{number}:1111:2222:3333:4444:5555:6666/128"),
+        });
+        cidrs.extend(many.map(|cidr| cidr.parse::<Cidr>().unwrap()));
+    }
+    if choice & 2 == 2 {
+        let many = (1..20).map(|port| PortRange {
+            low: 2 * port,
+            high: 2 * port,
+        });
+        dports.extend(many);
+    }
+    Values {
+        cidrs,
+        dports,
+        on_ip: family.loopback(),
+        on_port: 1,
+        mark: "0x1/0x1".parse().unwrap(),
+    }
+}
+
+/// Rules that stand twice, with their lists taken apart, and what is joined of them.
+fn means_the_same_joined(script: &Script) {
+    let (mut twice, mut joined) = (script.clone(), script.clone());
+    for (twice, joined) in twice.chains.iter_mut().zip(&mut joined.chains) {
+        let rules = twice.rules.drain(..).flat_map(apart);
+        twice.rules = rules.flat_map(|rule| [rule.clone(), rule]).collect();
+        joined.rules = coalesce(twice.rules.clone());
+    }
+    for packet in packet::at_the_edges(script) {
+        let fates = [&twice, &joined].map(|script| iptables::fate(script, &packet));
+        if let [Some(first), Some(second)] = fates {
+            assert_eq!(first, second, "{packet:?} in {twice:?}");
+        }
+    }
+}
+
+fn means_the_same_compiled(script: &Script) {
+    let ruleset = compile(std::slice::from_ref(script));
+    let machine = Machine::new(&ruleset);
+    for packet in packet::at_the_edges(script) {
+        let fates = (iptables::fate(script, &packet), machine.fate(&packet));
+        if let (Some(first), Some(second)) = fates {
+            assert_eq!(first, second, "{packet:?} in {script:?}");
+        }
+    }
+    for rule in &ruleset.rules {
+        let mut message = Message::new(1, 0, &[0; 4]);
+        message.nest(4, |list| {
+            rule.expressions.iter().for_each(|step| step.write(list));
+        });
+        let bytes = message.finish(1);
+        let written = messages(&bytes).next().unwrap();
+        let (_, list) = attributes(&written.payload[4..]).next().unwrap();
+        assert!(attributes(list).count() >= rule.expressions.len());
+    }
+}

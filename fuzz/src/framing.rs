@@ -1,0 +1,156 @@
+//! Where a request ends, by the letter of RFC 9112: the whole stream is there, and is read line by
+//! line. It refuses little; what the program accepts it has to read, and to the same end.
+
+/// A request that is complete.
+#[derive(Debug, PartialEq)]
+pub struct Request<'a> {
+    /// Its lines up to the empty one, without their CRLF.
+    pub lines: Vec<&'a [u8]>,
+    /// What its body holds.
+    pub content: Vec<u8>,
+    /// How many bytes it is, an empty line in front of it included.
+    pub length: usize,
+}
+
+/// The request that a stream begins with; `None` if it is malformed or does not end.
+pub fn first(stream: &[u8]) -> Option<Request<'_>> {
+    let mut rest = stream.strip_prefix(b"\r\n").unwrap_or(stream);
+    let mut lines = Vec::new();
+    loop {
+        match take_line(&mut rest)? {
+            b"" => break,
+            line => lines.push(line),
+        }
+    }
+    let content = match (
+        values(&lines, b"transfer-encoding").as_slice(),
+        values(&lines, b"content-length").as_slice(),
+    ) {
+        ([], []) => Vec::new(),
+        ([], [length]) => take_content(&mut rest, length)?,
+        ([codings], []) if is_chunked(codings) => take_chunks(&mut rest)?,
+        _ => return None,
+    };
+    Some(Request {
+        lines,
+        content,
+        length: stream.len() - rest.len(),
+    })
+}
+
+/// A line that ends with CRLF and has neither CR nor LF in it.
+fn take_line<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let end = rest.windows(2).position(|two| two == b"\r\n")?;
+    let line = &rest[..end];
+    *rest = &rest[end + 2..];
+    (!line.contains(&b'\r') && !line.contains(&b'\n')).then_some(line)
+}
+
+/// The values of the fields of that name, without the blanks around them.
+fn values<'a>(lines: &[&'a [u8]], name: &[u8]) -> Vec<&'a [u8]> {
+    let field = |line: &&'a [u8]| {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        line[..colon]
+            .eq_ignore_ascii_case(name)
+            .then(|| line[colon + 1..].trim_ascii())
+    };
+    lines.iter().skip(1).filter_map(field).collect()
+}
+
+/// A list of one coding; its empty items do not count (RFC 9110, 5.6.1.2).
+fn is_chunked(codings: &[u8]) -> bool {
+    let mut items: Vec<&[u8]> = codings.split(|byte| *byte == b',').collect();
+    items.retain(|item| !item.trim_ascii().is_empty());
+    matches!(items[..], [only] if only.trim_ascii().eq_ignore_ascii_case(b"chunked"))
+}
+
+/// A body of that length (RFC 9112, 6.2).
+fn take_content(rest: &mut &[u8], length: &[u8]) -> Option<Vec<u8>> {
+    let all_digits = !length.is_empty() && length.iter().all(u8::is_ascii_digit);
+    let length: usize = str::from_utf8(length).ok()?.parse().ok()?;
+    let content = all_digits.then(|| rest.get(..length))??;
+    *rest = &rest[length..];
+    Some(content.to_vec())
+}
+
+/// A chunked body with its trailers (RFC 9112, 7.1).
+fn take_chunks(rest: &mut &[u8]) -> Option<Vec<u8>> {
+    let mut content = Vec::new();
+    loop {
+        let line = take_line(rest)?;
+        let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit());
+        let (size, extensions) = line.split_at(digits.count());
+        let size = usize::from_str_radix(str::from_utf8(size).ok()?, 16).ok()?;
+        if !extensions.is_empty() && !is_extension(extensions) {
+            return None;
+        }
+        if size == 0 {
+            break;
+        }
+        content.extend_from_slice(rest.get(..size)?);
+        *rest = rest[size..].strip_prefix(b"\r\n")?;
+    }
+    loop {
+        match take_line(rest)? {
+            b"" => return Some(content),
+            line if !is_trailer(line) => return None,
+            _ => {}
+        }
+    }
+}
+
+/// `BWS ";" BWS token` and whatever text (RFC 9112, 7.1.1).
+fn is_extension(text: &[u8]) -> bool {
+    let name = text.trim_ascii_start().strip_prefix(b";");
+    let name = name.map(<[u8]>::trim_ascii_start).unwrap_or_default();
+    name.first().copied().is_some_and(is_token_byte) && text.iter().all(is_text)
+}
+
+/// `token ":"` and whatever text.
+fn is_trailer(line: &[u8]) -> bool {
+    let colon = line.iter().position(|byte| *byte == b':').unwrap_or(0);
+    let name = &line[..colon];
+    !name.is_empty() && name.iter().copied().all(is_token_byte) && line.iter().all(is_text)
+}
+
+/// RFC 9110, 5.6.2.
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&byte)
+}
+
+/// RFC 9110, 5.5.
+fn is_text(byte: &u8) -> bool {
+    matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
+}
+
+impl Request<'_> {
+    /// Whether it is so plain and small that there is no reason to refuse it.
+    pub fn is_plain(&self) -> bool {
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
+        let is_field = |line: &&[u8]| {
+            let colon = line.iter().position(|byte| *byte == b':').unwrap_or(0);
+            let (name, value) = line.split_at(colon);
+            !name.is_empty()
+                && name.iter().all(plain)
+                && value.iter().all(|byte| (b' '..=b'~').contains(byte))
+        };
+        let Some((line, fields)) = self.lines.split_first() else {
+            return false;
+        };
+        let words: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+        let [method, target, b"HTTP/1.1"] = words.as_slice() else {
+            return false;
+        };
+        let host = values(&self.lines, b"host");
+        !method.is_empty()
+            && method.iter().all(u8::is_ascii_uppercase)
+            && *method != b"CONNECT"
+            && target.starts_with(b"/")
+            && target.iter().all(u8::is_ascii_graphic)
+            && matches!(host.as_slice(), [host] if host.iter().all(plain))
+            && values(&self.lines, b"expect").is_empty()
+            && fields.iter().all(is_field)
+            && self.lines.len() <= 100
+            && self.length - self.content.len() < 4096
+    }
+}

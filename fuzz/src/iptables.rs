@@ -1,0 +1,106 @@
+//! What the rules of a script do with a packet, by the words of iptables(8) and
+//! iptables-extensions(8); but TPROXY without a listener lets it go on.
+
+use tproxy_pod::capture::Mark;
+use tproxy_pod::rule::{AddressOf, PortOf, Protocol, Ranges, Rule, Target, Test};
+use tproxy_pod::script::{PREROUTING, Script};
+
+use crate::packet::{BUDGET, Fate, Packet};
+
+/// The fate of a packet; `None` if too many rules would have to be tried.
+pub fn fate(script: &Script, packet: &Packet) -> Option<Fate> {
+    let mut run = Run {
+        script,
+        packet: packet.clone(),
+        listener: None,
+        budget: BUDGET,
+    };
+    let accepted = run.chain(PREROUTING)?.unwrap_or(true);
+    Some(Fate {
+        accepted,
+        mark: run.packet.mark,
+        listener: run.listener,
+    })
+}
+
+struct Run<'s> {
+    script: &'s Script,
+    packet: Packet,
+    listener: Option<(Option<std::net::IpAddr>, u16)>,
+    budget: usize,
+}
+
+impl Run<'_> {
+    /// Whether a packet is accepted or dropped in a chain; inside, `None` if it comes out of it.
+    fn chain(&mut self, name: &str) -> Option<Option<bool>> {
+        let chain = self.script.chains.iter().find(|chain| chain.name == name);
+        for rule in &chain.expect("jumps lead to chains").rules {
+            self.budget = self.budget.checked_sub(1)?;
+            if !matches(rule, &self.packet) {
+                continue;
+            }
+            match &rule.target {
+                Some(Target::Accept) => return Some(Some(true)),
+                Some(Target::Drop) => return Some(Some(false)),
+                Some(Target::Return) => return Some(None),
+                Some(Target::Mark(mark)) => self.mark(*mark),
+                Some(Target::Tproxy {
+                    address,
+                    port,
+                    mark,
+                }) if self.packet.has_listener => {
+                    self.listener = Some((*address, *port));
+                    self.mark(*mark);
+                    return Some(Some(true));
+                }
+                Some(Target::Jump(to)) => {
+                    if let Some(verdict) = self.chain(to)? {
+                        return Some(Some(verdict));
+                    }
+                }
+                Some(Target::Tproxy { .. }) | None => {}
+            }
+        }
+        Some(None)
+    }
+
+    /// "Zero out the bits given by mask and XOR value."
+    fn mark(&mut self, mark: Mark) {
+        self.packet.mark = (self.packet.mark & !mark.mask) ^ mark.value;
+    }
+}
+
+fn matches(rule: &Rule, packet: &Packet) -> bool {
+    rule.matches
+        .iter()
+        .all(|it| holds(&it.test, packet) != it.negated)
+}
+
+fn holds(test: &Test, packet: &Packet) -> bool {
+    let [source, destination] = packet.ports.map(u128::from);
+    match test {
+        Test::Protocol(protocol) => packet.protocol == *protocol,
+        Test::Ports(PortOf::Source, ranges) => is_in(ranges, source),
+        Test::Ports(PortOf::Destination, ranges) => is_in(ranges, destination),
+        Test::Ports(PortOf::Either, ranges) => is_in(ranges, source) || is_in(ranges, destination),
+        Test::TcpFlags { mask, set } => {
+            packet.protocol == Protocol::Tcp && packet.flags & mask == *set
+        }
+        Test::Mark(mark) => packet.mark & mark.mask == mark.value,
+        Test::Interface { name, prefix: true } => packet.interface.starts_with(name),
+        Test::Interface { name, .. } => packet.interface == *name,
+        Test::Address(AddressOf::Source, ranges) => is_in(ranges, packet.addresses[0]),
+        Test::Address(AddressOf::Destination, ranges) => is_in(ranges, packet.addresses[1]),
+        Test::Socket {
+            transparent,
+            nowildcard,
+        } => packet.socket.is_some_and(|owner| {
+            let counts = *nowildcard || !owner.wildcard || !owner.full;
+            counts && (owner.transparent || !transparent)
+        }),
+    }
+}
+
+fn is_in(ranges: &Ranges, number: u128) -> bool {
+    ranges.iter().any(|range| range.contains(&number))
+}

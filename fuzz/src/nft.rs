@@ -1,0 +1,220 @@
+//! What compiled rules do with a packet, step by step as the kernel does them (net/netfilter/nft_*.c).
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use tproxy_pod::capture::Family;
+use tproxy_pod::compile::{CompiledRule, Ruleset};
+use tproxy_pod::expression::{Expression, NFT_SOCKET_TRANSPARENT, NFT_SOCKET_WILDCARD};
+use tproxy_pod::rule::Protocol;
+use tproxy_pod::script::PREROUTING;
+
+use crate::packet::{BUDGET, Fate, Packet, address};
+
+/// A ruleset that is ready to run.
+pub struct Machine<'r> {
+    chains: HashMap<&'r str, Vec<&'r CompiledRule>>,
+    ruleset: &'r Ruleset,
+}
+
+/// What a step leads to.
+enum Flow {
+    /// The next step.
+    On,
+    /// The next rule (`NFT_BREAK`).
+    NextRule,
+    /// What called the chain.
+    Return,
+    /// The end, with the packet accepted or dropped.
+    End(bool),
+}
+
+impl<'r> Machine<'r> {
+    /// Sorts the rules by their chains, each of which has to be there once.
+    pub fn new(ruleset: &'r Ruleset) -> Machine<'r> {
+        let mut chains: HashMap<&str, Vec<&CompiledRule>> = HashMap::new();
+        for chain in &ruleset.chains {
+            assert!(chain.len() < 128, "NFT_CHAIN_MAXNAMELEN: {chain}");
+            assert!(chains.insert(chain, Vec::new()).is_none(), "{chain} twice");
+        }
+        for rule in &ruleset.rules {
+            let chain = chains.get_mut(rule.chain.as_str());
+            chain.expect("rules are in chains").push(rule);
+        }
+        for set in &ruleset.sets {
+            let apart = |two: &[std::ops::RangeInclusive<u128>]| two[0].end() < two[1].start();
+            assert!(set.ranges.windows(2).all(apart), "{set:?}");
+        }
+        Machine { chains, ruleset }
+    }
+
+    /// The fate of a packet; `None` if too many rules would have to be tried.
+    pub fn fate(&self, packet: &Packet) -> Option<Fate> {
+        let mut run = Run {
+            machine: self,
+            packet: packet.clone(),
+            register: Vec::new(),
+            listener: None,
+            budget: 3 * BUDGET,
+        };
+        let accepted = run.chain(PREROUTING)?.unwrap_or(true);
+        Some(Fate {
+            accepted,
+            mark: run.packet.mark,
+            listener: run.listener,
+        })
+    }
+}
+
+struct Run<'m, 'r> {
+    machine: &'m Machine<'r>,
+    packet: Packet,
+    register: Vec<u8>,
+    listener: Option<(Option<IpAddr>, u16)>,
+    budget: usize,
+}
+
+impl Run<'_, '_> {
+    fn chain(&mut self, name: &str) -> Option<Option<bool>> {
+        let rules = self.machine.chains.get(name).expect("jumps lead to chains");
+        'rules: for rule in rules {
+            self.budget = self.budget.checked_sub(1)?;
+            for step in &rule.expressions {
+                match self.step(step)? {
+                    Flow::On => {}
+                    Flow::NextRule => continue 'rules,
+                    Flow::Return => return Some(None),
+                    Flow::End(accepted) => return Some(Some(accepted)),
+                }
+            }
+        }
+        Some(None)
+    }
+
+    fn step(&mut self, step: &Expression) -> Option<Flow> {
+        let holds = match step {
+            Expression::Compare { negated, data } => {
+                assert!(!data.is_empty() && data.len() <= self.register.len());
+                self.register.starts_with(data) != *negated
+            }
+            Expression::Range { negated, from, to } => {
+                assert_eq!(
+                    (from.len(), to.len()),
+                    (self.register.len(), self.register.len())
+                );
+                (*from <= self.register && self.register <= *to) != *negated
+            }
+            Expression::Lookup { negated, set } => self.is_in(*set) != *negated,
+            Expression::Verdict(code) => return Some(verdict(*code)),
+            Expression::Jump(chain) => {
+                return Some(self.chain(chain)?.map_or(Flow::NextRule, Flow::End));
+            }
+            step => self.load(step),
+        };
+        Some(if holds { Flow::On } else { Flow::NextRule })
+    }
+
+    /// The steps that change something; false if they end the rule.
+    fn load(&mut self, step: &Expression) -> bool {
+        match step {
+            Expression::Meta(key) => self.register = self.meta(*key),
+            Expression::Payload {
+                base,
+                offset,
+                length,
+            } => self.register = self.payload(*base, *offset as usize, *length as usize),
+            Expression::Socket(key) => match (self.packet.socket, *key) {
+                (Some(owner), NFT_SOCKET_TRANSPARENT) => {
+                    self.register = vec![owner.transparent.into()];
+                }
+                (Some(owner), NFT_SOCKET_WILDCARD) if owner.full => {
+                    self.register = vec![owner.wildcard.into()];
+                }
+                _ => return false,
+            },
+            Expression::Bitwise { mask, xor } => {
+                assert_eq!(
+                    (mask.len(), xor.len()),
+                    (self.register.len(), self.register.len())
+                );
+                for ((byte, mask), xor) in self.register.iter_mut().zip(mask).zip(xor) {
+                    *byte = *byte & mask ^ xor;
+                }
+            }
+            Expression::SetMark(mark) => {
+                self.packet.mark = self.packet.mark & !mark.mask ^ mark.value;
+            }
+            Expression::Tproxy {
+                family,
+                address,
+                port,
+            } => {
+                assert_eq!(*family, i32::from(self.packet.family.number()));
+                let found = Some((*address, *port)).filter(|_| self.packet.has_listener);
+                self.listener = found.or(self.listener);
+                return found.is_some();
+            }
+            step => panic!("{step:?} is no such step"),
+        }
+        true
+    }
+
+    fn is_in(&self, set: u32) -> bool {
+        let set = &self.machine.ruleset.sets[set as usize];
+        assert_eq!(set.width, self.register.len());
+        let add = |number: u128, byte: &u8| number << 8 | u128::from(*byte);
+        let number = self.register.iter().fold(0, add);
+        set.ranges.iter().any(|range| range.contains(&number))
+    }
+
+    fn meta(&self, key: i32) -> Vec<u8> {
+        match key {
+            libc::NFT_META_NFPROTO => vec![self.packet.family.number()],
+            libc::NFT_META_L4PROTO => vec![match self.packet.protocol {
+                Protocol::Tcp => 6,
+                Protocol::Udp => 17,
+            }],
+            libc::NFT_META_MARK => self.packet.mark.to_ne_bytes().to_vec(),
+            libc::NFT_META_IIFNAME => {
+                let mut name = self.packet.interface.clone().into_bytes();
+                name.resize(16, 0);
+                name
+            }
+            key => panic!("meta {key} is never asked for"),
+        }
+    }
+
+    fn payload(&self, base: i32, offset: usize, length: usize) -> Vec<u8> {
+        let bytes: Vec<u8> = match base {
+            libc::NFT_PAYLOAD_TRANSPORT_HEADER => {
+                let mut header = self.packet.ports.map(u16::to_be_bytes).concat();
+                header.resize(20, 0);
+                header[13] = self.packet.flags;
+                header
+            }
+            libc::NFT_PAYLOAD_NETWORK_HEADER => {
+                let addresses = self.packet.addresses;
+                let octets = addresses.map(|number| match address(self.packet.family, number) {
+                    IpAddr::V4(address) => address.octets().to_vec(),
+                    IpAddr::V6(address) => address.octets().to_vec(),
+                });
+                let in_front = match self.packet.family {
+                    Family::V4 => 12,
+                    Family::V6 => 8,
+                };
+                [vec![0; in_front], octets.concat()].concat()
+            }
+            base => panic!("header {base} is never asked for"),
+        };
+        bytes[offset..offset + length].to_vec()
+    }
+}
+
+fn verdict(code: i32) -> Flow {
+    match code {
+        libc::NF_ACCEPT => Flow::End(true),
+        libc::NF_DROP => Flow::End(false),
+        libc::NFT_RETURN => Flow::Return,
+        code => panic!("verdict {code} is never given"),
+    }
+}

@@ -1,0 +1,178 @@
+//! Packets for trying rules on, and what becomes of them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+
+use tproxy_pod::capture::Family;
+use tproxy_pod::rule::{AddressOf, PortOf, Protocol, Test};
+use tproxy_pod::script::Script;
+
+/// A packet, and what the node knows about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// The family.
+    pub family: Family,
+    /// TCP, or UDP.
+    pub protocol: Protocol,
+    /// The source and the destination address, as numbers.
+    pub addresses: [u128; 2],
+    /// The source and the destination port.
+    pub ports: [u16; 2],
+    /// Byte 13 of the TCP header.
+    pub flags: u8,
+    /// The mark.
+    pub mark: u32,
+    /// The device that it came in by.
+    pub interface: String,
+    /// The socket that owns it.
+    pub socket: Option<Owner>,
+    /// Whether a listener is where TPROXY wants one.
+    pub has_listener: bool,
+}
+
+/// A socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Whether it has `IP_TRANSPARENT`.
+    pub transparent: bool,
+    /// Whether it is bound to any address.
+    pub wildcard: bool,
+    /// Whether it is neither a handshake nor in TIME_WAIT.
+    pub full: bool,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fate {
+    /// Whether it goes on.
+    pub accepted: bool,
+    /// The mark that it has in the end.
+    pub mark: u32,
+    /// The address and port of the listener that it is handed to.
+    pub listener: Option<(Option<IpAddr>, u16)>,
+}
+
+/// How many rules may be tried for one packet: rules can be written that never come to their end.
+pub const BUDGET: usize = 2000;
+
+/// How many packets are made at most.
+const PACKETS: usize = 200;
+
+/// Packets at the edges of what the rules of a script ask for: one rule at a time, and all together.
+pub fn at_the_edges(script: &Script) -> Vec<Packet> {
+    let plain = Packet {
+        family: script.family,
+        protocol: Protocol::Tcp,
+        addresses: [1, 2],
+        ports: [40_001, 8180],
+        flags: 0x02,
+        mark: 0,
+        interface: "eth0".to_owned(),
+        socket: None,
+        has_listener: true,
+    };
+    let mut packets = vec![plain.clone()];
+    let mut together = plain.clone();
+    let rules = script.chains.iter().flat_map(|chain| &chain.rules);
+    for (nth, rule) in rules.take(PACKETS / 5).enumerate() {
+        for edge in [Edge::First, Edge::Last, Edge::Behind, Edge::Before] {
+            let mut alone = plain.clone();
+            for it in &rule.matches {
+                alone.meet(&it.test, edge, nth);
+                together.meet(&it.test, edge, nth);
+            }
+            alone.has_listener = nth % 2 == 0 || edge == Edge::First;
+            together.has_listener = edge != Edge::Last;
+            packets.push(alone);
+            packets.push(together.clone());
+        }
+    }
+    packets.truncate(PACKETS);
+    packets
+}
+
+/// Where a value stands in a range, or beside it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Edge {
+    First,
+    Last,
+    Behind,
+    Before,
+}
+
+impl Edge {
+    fn of(self, ranges: &[RangeInclusive<u128>], nth: usize) -> u128 {
+        let Some(range) = ranges.get(nth % ranges.len().max(1)) else {
+            return 0;
+        };
+        match self {
+            Edge::First => *range.start(),
+            Edge::Last => *range.end(),
+            Edge::Behind => range.end().wrapping_add(1),
+            Edge::Before => range.start().wrapping_sub(1),
+        }
+    }
+}
+
+const OWNERS: [Option<Owner>; 5] = [
+    None,
+    owner(true, false, true),
+    owner(true, true, true),
+    owner(true, true, false),
+    owner(false, true, true),
+];
+
+const fn owner(transparent: bool, wildcard: bool, full: bool) -> Option<Owner> {
+    Some(Owner {
+        transparent,
+        wildcard,
+        full,
+    })
+}
+
+impl Packet {
+    /// Makes the packet what a test asks for, or what is next to it.
+    fn meet(&mut self, test: &Test, edge: Edge, nth: usize) {
+        match test {
+            Test::Protocol(protocol) => self.protocol = *protocol,
+            Test::Ports(of, ranges) => {
+                let which = match of {
+                    PortOf::Source => 0,
+                    PortOf::Destination => 1,
+                    PortOf::Either => nth % 2,
+                };
+                self.ports[which] = edge.of(ranges, nth) as u16;
+            }
+            Test::TcpFlags { mask, set } => self.flags = self.flags & !mask | set,
+            Test::Mark(mark) => self.mark = mark.value,
+            Test::Interface { name, prefix } => {
+                self.interface = match *prefix || edge == Edge::Behind {
+                    true => format!("{name}x"),
+                    false => name.clone(),
+                };
+            }
+            Test::Address(of, ranges) => {
+                let highest = u128::MAX >> (128 - self.family.address_bits());
+                self.addresses[usize::from(*of == AddressOf::Destination)] =
+                    edge.of(ranges, nth) & highest;
+            }
+            Test::Socket { .. } => self.socket = OWNERS[(nth + edge as usize) % OWNERS.len()],
+        }
+    }
+}
+
+/// An address that is a number.
+pub fn address(family: Family, number: u128) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::from_bits(number as u32).into(),
+        Family::V6 => Ipv6Addr::from_bits(number).into(),
+    }
+}
+
+/// The number that is an address.
+pub fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}

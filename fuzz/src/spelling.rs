@@ -1,0 +1,214 @@
+//! Rules as a script that iptables-restore reads: the way back from what was read.
+
+use std::ops::RangeInclusive;
+
+use tproxy_pod::capture::{Cidr, Family};
+use tproxy_pod::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test};
+use tproxy_pod::script::{PREROUTING, Script};
+use tproxy_pod::template::Line;
+
+use crate::packet::address;
+
+/// More lines than this are not written: lists of both addresses multiply.
+const LINES: usize = 3000;
+
+/// The lines of a script; `None` if they are too many.
+pub fn lines(script: &Script) -> Option<Vec<Line>> {
+    let users = script
+        .chains
+        .iter()
+        .filter(|chain| chain.name != PREROUTING);
+    let declared = users.map(|chain| format!(":{} - [1:2]", chain.name));
+    let mut texts: Vec<String> = ["*mangle".to_owned()].into_iter().chain(declared).collect();
+    for chain in &script.chains {
+        for rule in &chain.rules {
+            texts.extend(rule_lines(&chain.name, rule, script.family));
+            if texts.len() > LINES {
+                return None;
+            }
+        }
+    }
+    texts.push("COMMIT".to_owned());
+    let number = |(number, text)| Line { number, text };
+    Some((1..).zip(texts).map(number).collect())
+}
+
+/// The lines that are one rule: longer lists need several.
+fn rule_lines(chain: &str, rule: &Rule, family: Family) -> Vec<String> {
+    let mut parts: Vec<(usize, Vec<String>)> = Vec::new();
+    for (at, it) in rule.matches.iter().enumerate() {
+        parts.push(spellings(it, is_short_form(&rule.matches, at), family));
+    }
+    // The protocol first, and single ports in front of -m multiport.
+    parts.sort_by_key(|(order, _)| *order);
+    let mut lines = vec![format!("-A {chain}")];
+    for (_, spellings) in parts {
+        let with = |line: &String| {
+            let with = |spelling: &String| format!("{line} {spelling}");
+            spellings.iter().map(with).collect::<Vec<_>>()
+        };
+        lines = lines.iter().flat_map(with).take(LINES + 1).collect();
+    }
+    let target = rule.target.as_ref().map(target).unwrap_or_default();
+    lines.iter().map(|line| format!("{line}{target}")).collect()
+}
+
+/// Whether the ports have to stand as `--sport` or `--dport`, because another list of the same is
+/// there: of the two, the one that can be taken apart.
+fn is_short_form(matches: &[Match], at: usize) -> bool {
+    let Test::Ports(of, ranges) = &matches[at].test else {
+        return false;
+    };
+    let apart = |it: &Match, ranges: &Ranges| !it.negated || ranges.len() == 1;
+    let other = matches
+        .iter()
+        .enumerate()
+        .find_map(|(other, it)| match &it.test {
+            Test::Ports(too, ranges) if other != at && too == of => {
+                Some((other, apart(it, ranges)))
+            }
+            _ => None,
+        });
+    match other {
+        None => false,
+        Some((other, can)) => apart(&matches[at], ranges) && (!can || at < other),
+    }
+}
+
+/// How a test is written, in one of several lines each, and where it stands in them.
+fn spellings(it: &Match, short_form: bool, family: Family) -> (usize, Vec<String>) {
+    let not = if it.negated { "! " } else { "" };
+    let (order, texts) = match &it.test {
+        Test::Protocol(Protocol::Tcp) => (0, vec!["-p tcp".to_owned()]),
+        Test::Protocol(Protocol::Udp) => (0, vec!["-p udp".to_owned()]),
+        Test::Ports(of, ranges) if short_form => {
+            let name = if *of == PortOf::Source {
+                "--sport"
+            } else {
+                "--dport"
+            };
+            (
+                1,
+                ranges
+                    .iter()
+                    .map(|range| format!("{name} {}", ports(range)))
+                    .collect(),
+            )
+        }
+        Test::Ports(of, ranges) => (3, multiport(*of, ranges, not)),
+        Test::TcpFlags { mask, set } => (
+            2,
+            vec![format!("--tcp-flags {} {}", flags(*mask), flags(*set))],
+        ),
+        Test::Mark(mark) => (2, vec![format!("-m mark {not}--mark {mark}")]),
+        Test::Interface { name, prefix } => {
+            let plus = if *prefix { "+" } else { "" };
+            (2, vec![format!("-i {}", quoted(&format!("{name}{plus}")))])
+        }
+        Test::Address(of, ranges) => {
+            let name = if *of == AddressOf::Source { "-s" } else { "-d" };
+            let blocks: Vec<String> = ranges.iter().flat_map(|it| blocks(it, family)).collect();
+            // 23 IPv6 blocks of 43 letters, with their commas, are a word of 1011 letters.
+            (
+                2,
+                blocks
+                    .chunks(23)
+                    .map(|some| format!("{name} {}", some.join(",")))
+                    .collect(),
+            )
+        }
+        Test::Socket {
+            transparent,
+            nowildcard,
+        } => {
+            let transparent = if *transparent { " --transparent" } else { "" };
+            let nowildcard = if *nowildcard { " --nowildcard" } else { "" };
+            (2, vec![format!("-m socket{transparent}{nowildcard}")])
+        }
+    };
+    let has_not = texts.iter().any(|text| text.contains(" ! "));
+    let not = if has_not { "" } else { not };
+    (
+        order,
+        texts.iter().map(|text| format!("{not}{text}")).collect(),
+    )
+}
+
+fn multiport(of: PortOf, ranges: &Ranges, not: &str) -> Vec<String> {
+    let name = match of {
+        PortOf::Source => "--sports",
+        PortOf::Destination => "--dports",
+        PortOf::Either => "--ports",
+    };
+    let all: Vec<String> = ranges.iter().map(ports).collect();
+    // A list that may not be taken apart came from one with 15 places.
+    let is_one = of == PortOf::Either || !not.is_empty();
+    let size = if is_one { 15 } else { 7 };
+    all.chunks(size)
+        .map(|some| format!("-m multiport {not}{name} {}", some.join(",")))
+        .collect()
+}
+
+fn ports(range: &RangeInclusive<u128>) -> String {
+    match range.start() == range.end() {
+        true => range.start().to_string(),
+        false => format!("{}:{}", range.start(), range.end()),
+    }
+}
+
+fn flags(bits: u8) -> String {
+    let names = ["FIN", "SYN", "RST", "PSH", "ACK", "URG"];
+    let set = names
+        .iter()
+        .enumerate()
+        .filter(|(bit, _)| bits >> bit & 1 == 1);
+    let set: Vec<&str> = set.map(|(_, name)| *name).collect();
+    if set.is_empty() {
+        "NONE".to_owned()
+    } else {
+        set.join(",")
+    }
+}
+
+/// A word in quotes.
+fn quoted(word: &str) -> String {
+    format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// The largest blocks that make up a range.
+fn blocks(range: &RangeInclusive<u128>, family: Family) -> Vec<String> {
+    let ones = |bits: u8| u128::MAX.checked_shr(128 - u32::from(bits)).unwrap_or(0);
+    let mut blocks = Vec::new();
+    let mut start = *range.start();
+    loop {
+        let fits = |bits: &u8| start & ones(*bits) == 0 && start | ones(*bits) <= *range.end();
+        let bits = (0..=family.address_bits()).rev().find(fits).unwrap_or(0);
+        let prefix = family.address_bits() - bits;
+        let block = format!("{}/{prefix}", address(family, start));
+        assert!(block.parse::<Cidr>().is_ok(), "{block}");
+        blocks.push(block);
+        match start | ones(bits) {
+            last if last >= *range.end() => return blocks,
+            last => start = last + 1,
+        }
+    }
+}
+
+fn target(target: &Target) -> String {
+    match target {
+        Target::Accept => " -j ACCEPT".to_owned(),
+        Target::Drop => " -j DROP".to_owned(),
+        Target::Return => " -j RETURN".to_owned(),
+        Target::Mark(mark) => format!(" -j MARK --set-xmark {mark}"),
+        Target::Tproxy {
+            address,
+            port,
+            mark,
+        } => {
+            let on_ip = address.map(|address| format!(" --on-ip {address}"));
+            let on_ip = on_ip.unwrap_or_default();
+            format!(" -j TPROXY --on-port {port}{on_ip} --tproxy-mark {mark}")
+        }
+        Target::Jump(chain) => format!(" -j {chain}"),
+    }
+}
