@@ -72,7 +72,7 @@ impl Keeper {
         if self.pace.is_pause(now) {
             return;
         }
-        let is_lost = self.watch.has_lost(&self.routing);
+        let is_lost = self.watch.has_lost(&self.routing, self.trouble.is_some());
         if self.is_lost {
             self.is_lost = false;
             self.heal();

@@ -222,6 +222,25 @@ fn a_route_that_replaced_ours_is_named_once_and_ours_returns_when_it_goes() {
     }
 }
 
+/// The routes of IPv4 vanish with their device, without a word of their own.
+#[test]
+fn ours_returns_when_a_route_that_replaced_it_vanishes_with_its_device() {
+    for loss in [
+        "ip link set pod down",
+        "ip -4 address flush dev pod",
+        "ip link del pod",
+    ] {
+        let lab = Lab::new();
+        let (daemon, before) = start(&lab);
+        lab.node
+            .run("ip route replace 10.244.0.0/16 dev pod table 100");
+        daemon.wait_for("(the table has another route to 10.244.0.0/16; see --table)");
+        lab.node.run(loss);
+        daemon.wait_for(&put_back(V4_ROUTE));
+        is_whole_again(&lab, &before);
+    }
+}
+
 #[test]
 fn a_rule_of_somebody_else_serves_until_it_goes() {
     let lab = Lab::new();
