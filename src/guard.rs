@@ -26,8 +26,9 @@ const STOP: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 /// sent again after 1 s, and then after 2 s (RFC 6298, 2.1).
 const HANDSHAKES: Duration = Duration::from_secs(3);
 
-/// What a stop may take beside waiting for handshakes and for the server.
-const MARGIN: Duration = Duration::from_secs(2);
+/// What a stop may take beside waiting for handshakes and for the server's connections: the server
+/// writes the last lines of its log.
+const MARGIN: Duration = Duration::from_secs(3);
 
 /// How long a stop waits for clients at most. Who stops it, as the kubelet does, should wait longer
 /// before SIGKILL.

@@ -23,6 +23,9 @@ const GATHER: Duration = Duration::from_millis(4);
 /// How long nothing is written before a flush gives up.
 const STALL: Duration = Duration::from_secs(1);
 
+/// How long a flush takes at most, however slowly lines are written.
+const LONGEST_FLUSH: Duration = Duration::from_secs(2);
+
 /// What becomes of a line for which there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
@@ -115,13 +118,14 @@ impl LogQueue {
     }
 
     /// Waits until every line is written that was handed over before, or until nothing was for
-    /// [`STALL`].
+    /// [`STALL`]; [`LONGEST_FLUSH`] at most.
     pub fn flush(&self) {
         let mut lines = self.lines();
         let last = lines.taken + u64::from(!lines.waiting.is_empty());
         let mut writes = self.writes.load(Ordering::Relaxed);
-        let mut moved = Instant::now();
-        while lines.written < last && moved.elapsed() < STALL {
+        let begin = Instant::now();
+        let mut moved = begin;
+        while lines.written < last && moved.elapsed() < STALL && begin.elapsed() < LONGEST_FLUSH {
             let waited = self.written.wait_timeout(lines, STALL / 10);
             lines = waited.unwrap_or_else(PoisonError::into_inner).0;
             let now = self.writes.load(Ordering::Relaxed);
@@ -225,9 +229,24 @@ mod tests {
             written.fetch_add(lines.len() as u64, Ordering::SeqCst);
         };
         let handed_over = QUEUE.lines().waiting.len() as u64;
-        thread::spawn(move || QUEUE.write_lines(CAPACITY / 16, slow));
+        thread::spawn(move || QUEUE.write_lines(CAPACITY / 12, slow));
         QUEUE.flush();
         assert_eq!(written.load(Ordering::SeqCst), handed_over);
+    }
+
+    #[test]
+    fn a_flush_gives_up_when_lines_are_written_too_slowly() {
+        static QUEUE: LogQueue = LogQueue::empty();
+        fill(&QUEUE);
+        let slow = |_: &[u8]| thread::sleep(STALL / 4);
+        thread::spawn(move || QUEUE.write_lines(CAPACITY / 64, slow));
+        let start = Instant::now();
+        QUEUE.flush();
+        let took = start.elapsed();
+        assert!(
+            took >= LONGEST_FLUSH && took < 2 * LONGEST_FLUSH,
+            "{took:?}"
+        );
     }
 
     #[test]

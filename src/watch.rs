@@ -59,8 +59,9 @@ impl AsFd for Watch {
     }
 }
 
-/// Whether a rule like ours is gone, a route in the place of ours is gone or came in by replacing another,
-/// or `lo` or its addresses have changed. The routes that bar ours may vanish with any device.
+/// Whether a rule like ours is gone, a route in the place of ours is gone or came in by replacing
+/// another, or `lo` or its addresses have changed. The routes that bar ours may vanish with any
+/// device.
 pub fn concerns(routing: &Routing, is_barred: bool, message: Received<'_>) -> bool {
     let replaces = i32::from(message.flags) & libc::NLM_F_REPLACE != 0;
     match message.kind {

@@ -215,6 +215,22 @@ fn while_nobody_reads_the_log_a_stop_ends_in_order_within_its_time() {
 }
 
 #[test]
+fn with_a_slow_reader_a_stop_ends_in_order_within_its_time() {
+    let lab = Lab::new();
+    let mut unheard = Unheard::start(&lab);
+    ask_until_it_stalls(&mut lab.client.talk(POD));
+    let mut log = unheard.log.take().unwrap();
+    thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(1..) = log.read(&mut piece) {
+            thread::sleep(Duration::from_millis(300));
+        }
+    });
+    assert_eq!(unheard.stop().code(), Some(0));
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+#[test]
 fn while_nobody_reads_the_log_the_nodes_own_requests_are_answered_and_their_lines_counted() {
     let lab = Lab::new();
     let mut unheard = Unheard::start(&lab);
