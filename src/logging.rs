@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::fmt::{self, Write as _};
 use std::fs::File;
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -125,15 +125,16 @@ pub fn wait_for_readers() {
 fn write_out(mut lines: &[u8]) {
     let stderr = io::stderr();
     while !lines.is_empty() {
-        match stderr.lock().write(lines) {
-            Ok(written) => lines = &lines[written..],
+        // Without the lock that a panic's message needs: this may wait for long.
+        match nix::unistd::write(&stderr, lines).map_err(io::Error::from) {
+            Ok(written @ 1..) => lines = &lines[written..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
                 // What keeps it from waiting, the next write reports.
                 let _ = poll(&mut room, PollTimeout::NONE);
             }
-            Err(_) => return,
+            Ok(_) | Err(_) => return,
         }
     }
 }

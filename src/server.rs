@@ -72,15 +72,17 @@ pub fn run(
     max_connections: usize,
 ) -> Result<(), Error> {
     let fault = |attempt: &'static str| move |error: io::Error| Error::new(attempt, error);
-    let max_connections =
-        allow_files(max_connections).map_err(fault("raise the limit of open files"))?;
+    let files = max_connections as u64 + OTHER_FILES;
+    let allowed = sys::allow_open_files(files).map_err(fault("raise the limit of open files"))?;
     sandbox::enter_server(guard)?;
     let Listeners {
         transparent,
         direct,
     } = listeners;
-    let server = Arc::new(Server::new(transparent, max_connections).map_err(fault("listen"))?);
+    // Nothing is logged before: it would wait for the log's reader, and outlive the guard meanwhile.
     logging::gather().map_err(fault("start a thread"))?;
+    let connections = with_files(allowed, max_connections);
+    let server = Arc::new(Server::new(transparent, connections).map_err(fault("listen"))?);
     server.staff().map_err(fault("start a thread"))?;
     for listener in direct {
         let listener = Listener::new(listener, DIRECT_DEADLINES).map_err(fault("listen"))?;
@@ -99,19 +101,15 @@ pub fn run(
     Ok(())
 }
 
-/// Allows this process to open the files that so many connections need; returns for how many it may
-/// open them.
-fn allow_files(connections: usize) -> io::Result<usize> {
-    let wanted = connections as u64 + OTHER_FILES;
-    let allowed = sys::allow_open_files(wanted)?;
-    if allowed >= wanted {
-        return Ok(connections);
+/// For how many connections so many files are enough: `wanted` of them, or fewer.
+fn with_files(allowed: u64, wanted: usize) -> usize {
+    let enough = allowed.saturating_sub(OTHER_FILES).max(1);
+    if enough < wanted as u64 {
+        log::warn!(
+            "At most {enough} connections at once, not {wanted}: {allowed} files may be open"
+        );
     }
-    let fewer = allowed.saturating_sub(OTHER_FILES).max(1);
-    log::warn!(
-        "At most {fewer} connections at once, not {connections}: {allowed} files may be open"
-    );
-    Ok(fewer as usize)
+    wanted.min(usize::try_from(enough).unwrap_or(wanted))
 }
 
 /// Waits for the other end to be shut down, until the read time-out.

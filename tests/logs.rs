@@ -197,6 +197,47 @@ fn while_nobody_reads_the_log_a_start_captures_nothing() {
 }
 
 #[test]
+fn while_nobody_reads_the_log_no_server_outlives_a_stop() {
+    let lab = Lab::new();
+    let (reader, _writer) = pipe().unwrap();
+    let first_lines = {
+        let mut daemon = lab.start(&["--cidr", CIDRS]);
+        daemon.stop();
+        let log = daemon.log();
+        log.split_inclusive('\n')
+            .take(3)
+            .map(str::len)
+            .sum::<usize>()
+    };
+    // Room for the lines of the guard, but not for one that the server says before it serves.
+    let mut room = pipe_of(&reader, 0);
+    for page in 1..=16 {
+        let length = if page < 16 { 4096 } else { 4096 - first_lines };
+        room.write_all(&vec![b'\n'; length]).unwrap();
+    }
+    let mut command = lab.node.command("prlimit");
+    command.args(["--nofile=64", PROGRAM, "--cidr", CIDRS]);
+    let child = command.stderr(pipe_of(&reader, 0)).spawn().unwrap();
+    let log = Some(BufReader::new(reader));
+    let mut unheard = Unheard { child, log };
+    let guard = unheard.guard();
+    let children = || std::fs::read_to_string(format!("/proc/{guard}/task/{guard}/children"));
+    wait_until("there is a server", || {
+        children().is_ok_and(|it| !it.is_empty())
+    });
+    let server = lab::server_of(guard);
+    wait_until("it has got so far that it says so, or intercepts", || {
+        let stat = std::fs::read_to_string(format!("/proc/{server}/stat")).unwrap();
+        stat.contains(") S ")
+    });
+    assert!(unheard.stop().success());
+    wait_until("the server is gone", || {
+        let status = std::fs::read_to_string(format!("/proc/{server}/status"));
+        status.map_or(true, |status| status.contains("State:\tZ"))
+    });
+}
+
+#[test]
 fn while_nobody_reads_the_log_the_guard_heals() {
     let lab = Lab::new();
     let unheard = Unheard::start(&lab);
