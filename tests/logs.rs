@@ -287,9 +287,15 @@ fn while_nobody_reads_the_log_the_nodes_own_requests_are_answered_and_their_line
     assert_eq!(connection.answer().status, "200 OK");
     assert!(unheard.stop().success());
     let text = text.join().unwrap();
-    let line = text.lines().find(|line| line.contains("Lost "));
-    let end = " WARN  Lost 8 log lines: nobody read the log";
-    assert!(line.is_some_and(|line| line.ends_with(end)), "{line:?}");
+    // The line of the last may come late, and find room.
+    let written = text.matches(" Received request to /nothing : ").count();
+    let lost = text.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(" WARN  Lost ")?;
+        let number = rest.strip_suffix(" log lines: nobody read the log")?;
+        Some(number.parse::<usize>().unwrap())
+    });
+    let lost: usize = lost.sum();
+    assert!(lost > 0 && lost + written == 8, "{lost} and {written}");
 }
 
 #[test]
