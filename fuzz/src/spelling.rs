@@ -77,64 +77,59 @@ fn is_short_form(matches: &[Match], at: usize) -> bool {
 
 /// How a test is written, in one of several lines each, and where it stands in them.
 fn spellings(it: &Match, short_form: bool, family: Family) -> (usize, Vec<String>) {
-    let not = if it.negated { "! " } else { "" };
-    let (order, texts) = match &it.test {
-        Test::Protocol(Protocol::Tcp) => (0, vec!["-p tcp".to_owned()]),
-        Test::Protocol(Protocol::Udp) => (0, vec!["-p udp".to_owned()]),
-        Test::Ports(of, ranges) if short_form => {
-            let name = if *of == PortOf::Source {
-                "--sport"
-            } else {
-                "--dport"
-            };
-            (
-                1,
-                ranges
-                    .iter()
-                    .map(|range| format!("{name} {}", ports(range)))
-                    .collect(),
-            )
+    let (order, module, options) = match &it.test {
+        Test::Protocol(Protocol::Tcp) => (0, "", vec!["-p tcp".to_owned()]),
+        Test::Protocol(Protocol::Udp) => (0, "", vec!["-p udp".to_owned()]),
+        Test::Ports(of, ranges) if short_form => (1, "", single_ports(*of, ranges)),
+        Test::Ports(of, ranges) => (3, "-m multiport ", multiport(*of, ranges, it.negated)),
+        Test::TcpFlags { mask, set } => {
+            let (mask, set) = (flags(*mask), flags(*set));
+            (2, "", vec![format!("--tcp-flags {mask} {set}")])
         }
-        Test::Ports(of, ranges) => (3, multiport(*of, ranges, not)),
-        Test::TcpFlags { mask, set } => (
-            2,
-            vec![format!("--tcp-flags {} {}", flags(*mask), flags(*set))],
-        ),
-        Test::Mark(mark) => (2, vec![format!("-m mark {not}--mark {mark}")]),
+        Test::Mark(mark) => (2, "-m mark ", vec![format!("--mark {mark}")]),
         Test::Interface { name, prefix } => {
             let plus = if *prefix { "+" } else { "" };
-            (2, vec![format!("-i {}", quoted(&format!("{name}{plus}")))])
+            let name = quoted(&format!("{name}{plus}"));
+            (2, "", vec![format!("-i {name}")])
         }
-        Test::Address(of, ranges) => {
-            let name = if *of == AddressOf::Source { "-s" } else { "-d" };
-            let blocks: Vec<String> = ranges.iter().flat_map(|it| blocks(it, family)).collect();
-            // 23 IPv6 blocks of 43 letters, with their commas, are a word of 1011 letters.
-            (
-                2,
-                blocks
-                    .chunks(23)
-                    .map(|some| format!("{name} {}", some.join(",")))
-                    .collect(),
-            )
-        }
+        Test::Address(of, ranges) => (2, "", addresses(*of, ranges, family)),
         Test::Socket {
             transparent,
             nowildcard,
         } => {
             let transparent = if *transparent { " --transparent" } else { "" };
             let nowildcard = if *nowildcard { " --nowildcard" } else { "" };
-            (2, vec![format!("-m socket{transparent}{nowildcard}")])
+            (2, "-m socket", vec![format!("{transparent}{nowildcard}")])
         }
     };
-    let has_not = texts.iter().any(|text| text.contains(" ! "));
-    let not = if has_not { "" } else { not };
-    (
-        order,
-        texts.iter().map(|text| format!("{not}{text}")).collect(),
-    )
+    let not = if it.negated { "! " } else { "" };
+    let spelled = |option: &String| format!("{module}{not}{option}");
+    (order, options.iter().map(spelled).collect())
 }
 
-fn multiport(of: PortOf, ranges: &Ranges, not: &str) -> Vec<String> {
+fn addresses(of: AddressOf, ranges: &Ranges, family: Family) -> Vec<String> {
+    let name = match of {
+        AddressOf::Source => "-s",
+        AddressOf::Destination => "-d",
+    };
+    let blocks: Vec<String> = ranges.iter().flat_map(|it| blocks(it, family)).collect();
+    // 23 IPv6 blocks of 43 letters, with their commas, are a word of 1011 letters.
+    let lists = blocks.chunks(23);
+    lists
+        .map(|some| format!("{name} {}", some.join(",")))
+        .collect()
+}
+
+fn single_ports(of: PortOf, ranges: &Ranges) -> Vec<String> {
+    let name = match of {
+        PortOf::Source => "--sport",
+        _ => "--dport",
+    };
+    let option = |range| format!("{name} {}", ports(range));
+    ranges.iter().map(option).collect()
+}
+
+fn multiport(of: PortOf, ranges: &Ranges, negated: bool) -> Vec<String> {
     let name = match of {
         PortOf::Source => "--sports",
         PortOf::Destination => "--dports",
@@ -142,10 +137,10 @@ fn multiport(of: PortOf, ranges: &Ranges, not: &str) -> Vec<String> {
     };
     let all: Vec<String> = ranges.iter().map(ports).collect();
     // A list that may not be taken apart came from one with 15 places.
-    let is_one = of == PortOf::Either || !not.is_empty();
-    let size = if is_one { 15 } else { 7 };
-    all.chunks(size)
-        .map(|some| format!("-m multiport {not}{name} {}", some.join(",")))
+    let is_one = of == PortOf::Either || negated;
+    let lists = all.chunks(if is_one { 15 } else { 7 });
+    lists
+        .map(|some| format!("{name} {}", some.join(",")))
         .collect()
 }
 
