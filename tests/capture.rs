@@ -220,6 +220,21 @@ fn the_node_probes_the_listener_directly() {
 }
 
 #[test]
+fn nobody_but_the_node_reaches_the_listener_itself() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&["--cidr", CIDRS]);
+    for (client, address) in [
+        (&lab.client, "192.0.2.1:1"),
+        (&lab.client, "[2001:db8:1::1]:1"),
+        (&lab.pod, "10.244.0.1:1"),
+        (&lab.pod, "[fd00:10:244::1]:1"),
+    ] {
+        let refused = client.connect(address).unwrap_err().kind();
+        assert_eq!(refused, std::io::ErrorKind::ConnectionRefused, "{address}");
+    }
+}
+
+#[test]
 fn a_firewall_of_the_node_has_to_accept_the_mark_itself() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
