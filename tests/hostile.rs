@@ -26,9 +26,8 @@ const TOLERANCE: Duration = Duration::from_secs(3);
 /// Longer than every deadline.
 const LONG: Duration = Duration::from_secs(40);
 
-/// Whether what began at `start` ends when the time is over: not before, and not much later.
-fn check(what: &str, start: Instant, limit: Duration) {
-    let took = start.elapsed();
+/// Whether something took its time: not less, and not much more.
+fn check(what: &str, took: Duration, limit: Duration) {
     assert!(
         (limit..limit + TOLERANCE).contains(&took),
         "{what}: {took:?} instead of {limit:?}"
@@ -56,6 +55,20 @@ fn lost(daemon: &Daemon, client: &str) -> String {
     let line = daemon.wait_for(&format!("Lost request : client={client} "));
     let (_, reason) = line.split_once(" reason=\"").unwrap();
     reason.split_once('"').unwrap().0.to_owned()
+}
+
+/// The time between two lines of the log, which is less than a day.
+fn between(earlier: &str, later: &str) -> Duration {
+    const DAY: u64 = 24 * 60 * 60 * 1000;
+    // As in 2026-11-23T14:02:33.183Z
+    let time = |line: &str| -> u64 {
+        let numbers: Vec<u64> = line[11..23]
+            .split([':', '.'])
+            .map(|digits| digits.parse().unwrap())
+            .collect();
+        ((numbers[0] * 60 + numbers[1]) * 60 + numbers[2]) * 1000 + numbers[3]
+    };
+    Duration::from_millis((time(later) + DAY - time(earlier)) % DAY)
 }
 
 /// How many descriptors and threads the server has.
@@ -330,16 +343,25 @@ fn requests_whose_answers_nobody_reads_take_no_memory() {
     let connection = lab.client.talk(POD);
     let client = connection.client();
     let mut stream = connection.0.get_ref();
-    stream.set_write_timeout(Some(LONG)).unwrap();
+    // The client's kernel may take some more answers later, when it has made room.
+    stream.set_write_timeout(Some(3 * LONG)).unwrap();
     let field = format!("X: {}\r\n\r\n", "y".repeat(1000));
     let request = GET.replace("\r\n\r\n", &format!("\r\n{field}"));
     let before = peak_memory(daemon.server());
-    let start = Instant::now();
     let sent = stream.write_all(request.repeat(10_000).as_bytes());
     assert_eq!(sent.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    check("answers that nobody reads", start, DEADLINES.answer);
     let reason = lost(&daemon, &client);
     assert_eq!(reason, "the answer was not taken: the client was too slow");
+    let log = daemon.log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains(&client)).collect();
+    let [.., last, lost] = lines.as_slice() else {
+        panic!("{log}")
+    };
+    check(
+        "the first answer that was not taken",
+        between(last, lost),
+        DEADLINES.answer,
+    );
     let grown = peak_memory(daemon.server()) - before;
     // The kernel counts in batches, and the code itself is read in as it is used.
     assert!(grown < 2 << 20, "{grown} bytes more");
