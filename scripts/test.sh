@@ -69,11 +69,13 @@ echo "== shellcheck"
 shellcheck scripts/*.sh tests/*.sh tests/stage/*.sh .ci/run
 echo "== static binaries"
 scripts/build.sh
-echo "== tests of the release binary for $target"
-cargo test --release --target "$target"
+binary="target/$(dpkg --print-architecture)/tproxy-pod"
+export PROGRAM="$PWD/$binary"
+echo "== tests of $binary"
+cargo test --target "$target"
 echo "== unit and HTTP tests for arm64, emulated"
 CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static \
-    cargo test --release --target aarch64-unknown-linux-musl --lib --test reading
+    cargo test --target aarch64-unknown-linux-musl --lib --test reading
 stage="$(mktemp -d)"
 trap 'rm -rf "$stage"' EXIT
 # What has been found is tried again, then new inputs: the same each time, and not kept.
@@ -98,12 +100,11 @@ else
 fi
 if ((EUID == 0)) && [[ -w /sys/fs/cgroup/cgroup.procs || -w /sys/fs/cgroup/memory/cgroup.procs ]]; then
     echo "== death by want of memory"
-    cargo test --release --target "$target" --test death -- --ignored
+    cargo test --target "$target" --test death -- --ignored
 else
     echo "== not death by want of memory: only root may make control groups, where they can be changed"
 fi
 echo "== demo"
-binary="target/$(dpkg --print-architecture)/tproxy-pod"
 install -m 755 "$binary" scripts/demo.sh "$stage"
 chmod 755 "$stage"
 BINARY="$binary" scripts/demo.sh netns >"$stage/story" || { cat "$stage/story"; exit 1; }

@@ -40,8 +40,12 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 
-/// The program under test, of the profile and target that the tests are built for.
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tproxy-pod");
+/// The program under test: the one that the environment names when the tests are built, such as that of
+/// scripts/build.sh, or one that is built as the tests are.
+pub const PROGRAM: &str = match option_env!("PROGRAM") {
+    Some(path) => path,
+    None => env!("CARGO_BIN_EXE_tproxy-pod"),
+};
 
 /// How long a test waits for something that has to happen.
 pub const PATIENCE: Duration = Duration::from_secs(10);
