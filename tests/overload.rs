@@ -4,10 +4,11 @@ mod lab;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lab::conversation::{Conversation, REQUEST};
+use lab::strace::Strace;
 use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
 
 /// A connection that is served, and waits for the client.
@@ -214,44 +215,16 @@ fn without_files_clients_wait_until_more_are_allowed() {
     assert_eq!(lines_in_the_end(&mut daemon, "Cannot accept"), 1);
 }
 
-/// Keeps a server from starting threads.
-struct WithoutThreads(Child);
-
-impl WithoutThreads {
-    fn of(daemon: &Daemon) -> WithoutThreads {
-        let server = daemon.server();
-        // What is done in place of it is a call that seccomp allows.
-        let inject = "inject=clone:error=EAGAIN:syscall=gettid";
-        let strace = Command::new("strace")
-            .args(["-f", "-e", inject, "-e", "trace=clone", "-o", "/dev/null"])
-            .args(["-p", &server.to_string()])
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("strace: run the tests with scripts/test.sh");
-        let tasks = format!("/proc/{server}/task");
-        wait_until("every thread is traced", || {
-            std::fs::read_dir(&tasks).unwrap().all(|task| {
-                let status = std::fs::read_to_string(task.unwrap().path().join("status"));
-                !status.is_ok_and(|status| status.contains("TracerPid:\t0\n"))
-            })
-        });
-        WithoutThreads(strace)
-    }
-}
-
-impl Drop for WithoutThreads {
-    fn drop(&mut self) {
-        let strace = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
-        nix::sys::signal::kill(strace, nix::sys::signal::Signal::SIGTERM).unwrap();
-        self.0.wait().unwrap();
-    }
+/// Keeps the server from starting threads, until it is dropped.
+fn forbid_threads(daemon: &Daemon) -> Strace {
+    Strace::failing(daemon.server(), "clone", "EAGAIN")
 }
 
 #[test]
 fn without_new_threads_clients_wait_for_those_there_are_until_some_can_be_started() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
-    let without_threads = WithoutThreads::of(&daemon);
+    let without_threads = forbid_threads(&daemon);
     let busy = upload(&lab, POD);
     daemon.wait_for("WARN  Cannot start a thread, clients wait: Resource temporarily unavailable");
     let mut clients = asking(&lab, 50);
@@ -268,7 +241,7 @@ fn without_new_threads_clients_wait_for_those_there_are_until_some_can_be_starte
 fn without_new_threads_an_idle_connection_gives_way_to_the_next_client() {
     let lab = Lab::new();
     let daemon = lab.start(&["--cidr", CIDRS]);
-    let _without_threads = WithoutThreads::of(&daemon);
+    let _without_threads = forbid_threads(&daemon);
     let mut idle = lab.open(POD, 1);
     assert!(lab.client.get(POD, "/").contains("Request received"));
     idle[0].ends();

@@ -20,6 +20,7 @@ pub mod refusal;
 pub mod rtnetlink;
 pub mod script;
 pub mod stolen;
+pub mod strace;
 pub mod theirs;
 
 use std::fs::File;

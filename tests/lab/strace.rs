@@ -1,0 +1,49 @@
+//! System calls of a process that fail, or take long: strace(1) sees to it.
+
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::wait_until;
+
+/// It tampers with a process until it is dropped.
+pub struct Strace(Child);
+
+impl Strace {
+    /// Calls fail with an error: what is done in their place is a call that seccomp allows.
+    pub fn failing(process: Pid, call: &str, error: &str) -> Strace {
+        Strace::tampering(process, call, &format!("error={error}:syscall=gettid"))
+    }
+
+    /// Calls end so many microseconds later.
+    pub fn slow(process: Pid, call: &str, delay: u32) -> Strace {
+        Strace::tampering(process, call, &format!("delay_exit={delay}"))
+    }
+
+    fn tampering(process: Pid, call: &str, how: &str) -> Strace {
+        let (trace, inject) = (format!("trace={call}"), format!("inject={call}:{how}"));
+        let strace = Command::new("strace")
+            .args(["-f", "-e", &trace, "-e", &inject, "-o", "/dev/null"])
+            .args(["-p", &process.to_string()])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("strace: run the tests with scripts/test.sh");
+        let tasks = format!("/proc/{process}/task");
+        wait_until("every thread is traced", || {
+            std::fs::read_dir(&tasks).unwrap().all(|task| {
+                let status = std::fs::read_to_string(task.unwrap().path().join("status"));
+                !status.is_ok_and(|status| status.contains("TracerPid:\t0\n"))
+            })
+        });
+        Strace(strace)
+    }
+}
+
+impl Drop for Strace {
+    fn drop(&mut self) {
+        let strace = Pid::from_raw(self.0.id().cast_signed());
+        kill(strace, Signal::SIGTERM).unwrap();
+        self.0.wait().unwrap();
+    }
+}
