@@ -1,7 +1,7 @@
 //! Keeps the mark rule and the AnyIP routes in place: what somebody removes is put back.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::Level;
 
@@ -9,6 +9,10 @@ use crate::error::Error;
 use crate::pace::Pace;
 use crate::routing::Routing;
 use crate::watch::Watch;
+
+/// How long what could not be put back waits for the next attempt, whatever happens meanwhile: that it
+/// can be put back now is not always told.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The routing, and what becomes of it.
 #[derive(Debug)]
@@ -18,8 +22,15 @@ pub struct Keeper {
     pace: Pace,
     /// Something may be missing.
     is_lost: bool,
-    /// Why something could not be put back the last time.
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
+}
+
+/// Something could not be put back.
+#[derive(Debug)]
+struct Trouble {
+    reason: String,
+    /// When it is tried again.
+    again: Instant,
 }
 
 impl Keeper {
@@ -63,7 +74,10 @@ impl Keeper {
 
     /// When [`Keeper::tend`] has to be called, even if there is nothing to read.
     pub fn deadline(&self) -> Option<Instant> {
-        self.pace.deadline(Instant::now())
+        let now = Instant::now();
+        let again = self.trouble.as_ref().map(|trouble| trouble.again);
+        let again = again.filter(|_| !self.pace.is_pause(now));
+        [self.pace.deadline(now), again].into_iter().flatten().min()
     }
 
     /// Looks for losses, and puts back what somebody removed when its time has come.
@@ -72,8 +86,9 @@ impl Keeper {
         if self.pace.is_pause(now) {
             return;
         }
-        let is_lost = self.watch.has_lost(&self.routing, self.trouble.is_some());
-        if self.is_lost {
+        let is_lost = self.watch.has_lost(&self.routing);
+        let is_due = self.trouble.as_ref().is_some_and(|it| now >= it.again);
+        if self.is_lost || is_due {
             self.is_lost = false;
             self.heal();
         } else if is_lost {
@@ -91,26 +106,29 @@ impl Keeper {
     }
 
     /// Puts back what is missing. What cannot be put back now, as on a device that is down, is
-    /// tried again when something changes.
+    /// tried again after a while, or when it is lost once more.
     fn heal(&mut self) {
         let level = match self.pace.is_fight() {
             true => Level::Debug,
             false => Level::Warn,
         };
-        let (restored, outcome) = self.routing.install();
+        let (restored, outcome) = self.routing.restore();
         for entry in restored {
             log::log!(level, "Put back {entry}, which somebody removed");
         }
-        let trouble = outcome.err().map(|error| error.to_string());
-        if trouble != self.trouble {
-            self.trouble = trouble;
+        let known = self.trouble.take().map(|trouble| trouble.reason);
+        let reason = outcome.err().map(|error| error.to_string());
+        let is_news = reason != known;
+        let again = Instant::now() + RETRY;
+        self.trouble = reason.map(|reason| Trouble { reason, again });
+        if is_news {
             self.say_trouble(level);
         }
     }
 
     fn say_trouble(&self, level: Level) {
-        if let Some(error) = &self.trouble {
-            log::log!(level, "Cannot put back what somebody removed: {error}");
+        if let Some(Trouble { reason, .. }) = &self.trouble {
+            log::log!(level, "Cannot put back what somebody removed: {reason}");
         }
     }
 }

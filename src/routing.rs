@@ -2,9 +2,9 @@
 //! captured CIDR is local.
 //!
 //! Both carry our own protocol number, so that what is ours can be told from what was there before:
-//! a rule or route of somebody else's that does the same, and no later, is used, and stays. Beside one
-//! that uses the mark or the table for something else, ours are not added. From rtnetlink(7),
-//! linux/rtnetlink.h and linux/fib_rules.h.
+//! a rule or route of somebody else's that does the same, and no later, is used, and stays. Where one
+//! uses the mark or the table for something else, ours are not installed; once they are, it does not
+//! keep them from being put back. From rtnetlink(7), linux/rtnetlink.h and linux/fib_rules.h.
 
 pub mod found;
 
@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use crate::capture::{self, Cidr, Family, Mark};
 use crate::error::Error;
 use crate::netlink::{Message, Received, Refusal, Socket, u32_at};
-use found::{Found, read_route, read_rule};
+use found::{Found, another_route, read_route, read_rule};
 
 /// Who installed a rule or route (`rtm_protocol`): a number that is free in rtnetlink.h, `'T'`.
 const PROTOCOL: u8 = 84;
@@ -57,6 +57,16 @@ pub enum Entry {
         /// The routing table that says so.
         table: u32,
     },
+}
+
+impl Entry {
+    /// Where ours stands among others.
+    fn priority(self) -> u32 {
+        match self {
+            Entry::Rule { .. } => PRIORITY,
+            Entry::Route { .. } => 0,
+        }
+    }
 }
 
 impl fmt::Display for Entry {
@@ -107,28 +117,41 @@ impl Routing {
         })
     }
 
-    /// Whether a rule does the work of one of ours, or bars it; `payload` is its message.
+    /// Whether a rule does the work of one of ours; `payload` is its message.
     pub fn concerns_rule(&self, payload: &[u8]) -> bool {
         let rule = family_of(payload).and_then(|family| read_rule(family, payload));
-        rule.is_some_and(|it| self.is_concerned(&it))
+        rule.is_some_and(|it| self.wanted.contains(&it.entry))
     }
 
-    /// Whether a route of our table is in the place of one of ours, or bars it; `payload` is its
-    /// message.
+    /// Whether a route of our table is in the place of one of ours; `payload` is its message.
     pub fn concerns_route(&self, payload: &[u8]) -> bool {
         let route = family_of(payload).and_then(|family| read_route(family, self.table, payload));
-        route.is_some_and(|it| self.is_concerned(&it))
+        route.is_some_and(|it| self.wanted.contains(&it.entry))
     }
 
-    fn is_concerned(&self, it: &Found) -> bool {
-        let mut wanted = self.wanted.iter();
-        wanted.any(|entry| it.entry == *entry || it.bars(*entry).is_some())
+    /// Adds all, where nobody else uses the mark or the table for something else; returns what
+    /// [`Routing::restore`] does, and `EEXIST` for the first rule or route of somebody else's that bars
+    /// one of ours.
+    pub fn install(&mut self) -> (Vec<String>, Result<(), Error>) {
+        match self.require_room() {
+            Ok(()) => self.restore(),
+            Err(error) => (Vec::new(), Err(error)),
+        }
+    }
+
+    fn require_room(&mut self) -> Result<(), Error> {
+        let found = self.found()?;
+        for entry in &self.wanted {
+            if let Some(reason) = found.iter().find_map(|it| it.bars(*entry)) {
+                return Err(exists(*entry, reason));
+            }
+        }
+        Ok(())
     }
 
     /// Adds what is missing and removes what an earlier process of ours left behind, as far as the
-    /// kernel lets it; returns what it added, and the first request that the kernel refused, or `EEXIST`
-    /// for the first that a rule or route of somebody else's bars.
-    pub fn install(&mut self) -> (Vec<String>, Result<(), Error>) {
+    /// kernel lets it; returns what it added, and the first request that the kernel refused.
+    pub fn restore(&mut self) -> (Vec<String>, Result<(), Error>) {
         // This comes first: it waits until a device that is changing has lost its routes.
         let mut outcome = self.require_loopback();
         let has_loopback = outcome.is_ok();
@@ -138,7 +161,8 @@ impl Routing {
         };
         for it in &found {
             if it.ours && !self.wanted.contains(&it.entry) {
-                outcome = outcome.and(self.delete(it));
+                let deleted = self.delete(it.entry, it.priority);
+                outcome = outcome.and(deleted.map(drop));
             }
         }
         let mut added = Vec::new();
@@ -148,9 +172,9 @@ impl Routing {
             if is_there || !is_possible {
                 continue;
             }
-            let bar = found.iter().find_map(|it| it.bars(entry));
-            match bar.map_or_else(|| self.add(entry), |reason| Err(barred(entry, reason))) {
-                Ok(()) => added.push(entry.to_string()),
+            match self.add(entry) {
+                Ok(true) => added.push(entry.to_string()),
+                Ok(false) => {}
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
@@ -160,18 +184,23 @@ impl Routing {
     /// Removes what is ours, as far as the kernel lets it; returns what it removed, and the first
     /// request that the kernel refused.
     pub fn remove(&mut self) -> (Vec<String>, Result<(), Error>) {
+        let (found, mut outcome) = match self.found() {
+            Ok(found) => (found, Ok(())),
+            Err(error) => (Vec::new(), Err(error)),
+        };
         let mut removed = Vec::new();
-        let mut outcome = Ok(());
-        match self.found() {
-            Ok(found) => {
-                for it in found.iter().filter(|it| it.ours) {
-                    match self.delete(it) {
-                        Ok(()) => removed.push(it.entry.to_string()),
-                        Err(error) => outcome = outcome.and(Err(error)),
-                    }
-                }
+        for it in found.iter().filter(|it| it.ours) {
+            match self.delete(it.entry, it.priority) {
+                Ok(true) => removed.push(it.entry.to_string()),
+                Ok(false) => {}
+                Err(error) => outcome = outcome.and(Err(error)),
             }
-            Err(error) => outcome = Err(error),
+        }
+        // What the list lacked. It is rarely there, and a kernel may refuse the question.
+        for entry in self.wanted.clone() {
+            if let Ok(true) = self.delete(entry, entry.priority()) {
+                removed.push(entry.to_string());
+            }
         }
         (removed, outcome)
     }
@@ -194,7 +223,8 @@ impl Routing {
         }
     }
 
-    /// All rules with a mark, and all routes of the tables that ours are in.
+    /// All rules with a mark, and all routes of the tables that ours are in; some may be missing where
+    /// others go while the kernel lists them.
     fn found(&mut self) -> Result<Vec<Found>, Error> {
         let mut found = Vec::new();
         for family in Family::ALL {
@@ -249,27 +279,35 @@ impl Routing {
             .any(|entry| matches!(entry, Entry::Rule { family: wanted, .. } if *wanted == family))
     }
 
-    fn add(&mut self, entry: Entry) -> Result<(), Error> {
+    /// Whether it was added; a rule that is there after all needs not be.
+    fn add(&mut self, entry: Entry) -> Result<bool, Error> {
         let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_ACK;
-        let message = match entry {
-            Entry::Rule { .. } => entry_message(entry, libc::RTM_NEWRULE, flags, PRIORITY),
-            Entry::Route { .. } => entry_message(entry, libc::RTM_NEWROUTE, flags, 0),
+        let kind = match entry {
+            Entry::Rule { .. } => libc::RTM_NEWRULE,
+            Entry::Route { .. } => libc::RTM_NEWROUTE,
         };
-        self.socket
-            .request(vec![message])
-            .map_err(|refusal| explain(format!("add {entry}"), refusal))
+        let message = entry_message(entry, kind, flags, entry.priority());
+        match (self.socket.request(vec![message]), entry) {
+            (Ok(()), _) => Ok(true),
+            (Err(refusal), Entry::Rule { .. }) if refusal.errno == libc::EEXIST => Ok(false),
+            (Err(refusal), Entry::Route { cidr, .. }) if refusal.errno == libc::EEXIST => {
+                Err(exists(entry, another_route(cidr)))
+            }
+            (Err(refusal), _) => Err(explain(format!("add {entry}"), refusal)),
+        }
     }
 
-    /// Something that is gone already is as good as deleted.
-    fn delete(&mut self, it: &Found) -> Result<(), Error> {
-        let kind = match it.entry {
+    /// Whether it was deleted: what is gone already needs not be.
+    fn delete(&mut self, entry: Entry, priority: u32) -> Result<bool, Error> {
+        let kind = match entry {
             Entry::Rule { .. } => libc::RTM_DELRULE,
             Entry::Route { .. } => libc::RTM_DELROUTE,
         };
-        let message = entry_message(it.entry, kind, libc::NLM_F_ACK, it.priority);
+        let message = entry_message(entry, kind, libc::NLM_F_ACK, priority);
         match self.socket.request(vec![message]) {
-            Err(refusal) if matches!(refusal.errno, libc::ENOENT | libc::ESRCH) => Ok(()),
-            result => result.map_err(|refusal| explain(format!("delete {}", it.entry), refusal)),
+            Ok(()) => Ok(true),
+            Err(refusal) if matches!(refusal.errno, libc::ENOENT | libc::ESRCH) => Ok(false),
+            Err(refusal) => Err(explain(format!("delete {entry}"), refusal)),
         }
     }
 }
@@ -341,6 +379,7 @@ fn family_of(payload: &[u8]) -> Option<Family> {
     families.find(|family| payload.first() == Some(&family.number()))
 }
 
-fn barred(entry: Entry, reason: String) -> Error {
+/// Something of somebody else's is in the way of one of ours.
+fn exists(entry: Entry, reason: String) -> Error {
     Error::numbered(format!("add {entry}"), libc::EEXIST).hint(reason)
 }

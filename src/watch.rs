@@ -41,13 +41,12 @@ impl Watch {
         Ok(Watch { socket })
     }
 
-    /// Whether something that `routing` wants may have gone, or, if something `is_barred`, what bars
-    /// it. There may be more to read then.
-    pub fn has_lost(&mut self, routing: &Routing, is_barred: bool) -> bool {
+    /// Whether something that `routing` wants may have gone. There may be more to read then.
+    pub fn has_lost(&mut self, routing: &Routing) -> bool {
         let mut lost = false;
         let read = self
             .socket
-            .notifications(|message| lost |= concerns(routing, is_barred, message));
+            .notifications(|message| lost |= concerns(routing, message));
         // Notifications that were lost (ENOBUFS) may have been about ours.
         lost || read.is_err()
     }
@@ -60,16 +59,15 @@ impl AsFd for Watch {
 }
 
 /// Whether a rule like ours is gone, a route in the place of ours is gone or came in by replacing
-/// another, or `lo` or its addresses have changed. The routes that bar ours may vanish with any
-/// device.
-pub fn concerns(routing: &Routing, is_barred: bool, message: Received<'_>) -> bool {
+/// another, or `lo` or its addresses have changed.
+pub fn concerns(routing: &Routing, message: Received<'_>) -> bool {
     let replaces = i32::from(message.flags) & libc::NLM_F_REPLACE != 0;
     match message.kind {
         libc::RTM_DELRULE => routing.concerns_rule(message.payload),
         libc::RTM_DELROUTE => routing.concerns_route(message.payload),
         libc::RTM_NEWROUTE if replaces => routing.concerns_route(message.payload),
         libc::RTM_NEWLINK | libc::RTM_DELLINK | libc::RTM_NEWADDR | libc::RTM_DELADDR => {
-            is_barred || u32_at(message.payload, IFI_INDEX) == Some(LOOPBACK)
+            u32_at(message.payload, IFI_INDEX) == Some(LOOPBACK)
         }
         _ => false,
     }

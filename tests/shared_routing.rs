@@ -194,18 +194,28 @@ fn a_rule_that_uses_our_mark_otherwise_refuses_the_start() {
 }
 
 #[test]
-fn who_takes_our_mark_while_it_runs_is_named_once_ours_is_lost_and_gone_ours_is_back() {
+fn who_takes_our_mark_or_table_while_it_runs_does_not_keep_ours_from_being_put_back() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
-    lab.node.run("ip rule add fwmark 0x1 lookup 200 priority 9");
-    lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
-    daemon.wait_for(
-        "Cannot put back what somebody removed: add rule fwmark 0x1/0x1 lookup 100: \
-         File exists (the rule with priority 9 uses the mark; see --mark)",
-    );
-    lab.node.run("ip rule del fwmark 0x1 lookup 200");
-    daemon.wait_for("Put back rule fwmark 0x1/0x1 lookup 100");
-    is_captured(&lab, POD);
+    for (theirs, loss, back) in [
+        (
+            "rule add fwmark 0x1 lookup 200 priority 9",
+            "rule del fwmark 0x1/0x1 lookup 100",
+            "rule fwmark 0x1/0x1 lookup 100",
+        ),
+        (
+            "route add blackhole 10.244.9.0/24 table 100",
+            "route del local 10.244.0.0/16 dev lo table 100",
+            "route local 10.244.0.0/16 dev lo table 100",
+        ),
+    ] {
+        lab.node.run(&format!("ip {theirs}"));
+        let before = lab.node.theirs();
+        lab.node.run(&format!("ip {loss}"));
+        daemon.wait_for(&format!("Put back {back}, which somebody removed"));
+        is_captured(&lab, POD);
+        assert_eq!(lab.node.theirs(), before);
+    }
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn read(message: Received<'_>) {
         assert!(refusal.errno != 0);
     }
     let _ = (
-        concerns(&ROUTING, false, message),
+        concerns(&ROUTING, message),
         read_owner(message.payload),
     );
     for family in Family::ALL {

@@ -61,12 +61,17 @@ impl Found {
                     cidr: block,
                     table: wanted_table,
                 },
-            ) if !self.plain && table == wanted_table && is_within(cidr, block) => Some(format!(
-                "the table has another route to {cidr}; see --table"
-            )),
+            ) if !self.plain && table == wanted_table && is_within(cidr, block) => {
+                Some(another_route(cidr))
+            }
             _ => None,
         }
     }
+}
+
+/// Why a route to `cidr` is in the way.
+pub fn another_route(cidr: Cidr) -> String {
+    format!("the table has another route to {cidr}; see --table")
 }
 
 /// Whether a packet can have both marks by a bit that both ask for.

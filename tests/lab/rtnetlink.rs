@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Stdio};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tproxy_pod::netlink::Socket;
+use tproxy_pod::netlink::{Message, Socket};
 
 use super::{Namespace, PATIENCE};
 
@@ -53,6 +53,36 @@ impl Monitor {
                 .notifications(|message| seen.push_back((message.kind, now)));
             read.unwrap();
         }
+    }
+}
+
+/// Some hundred IPv4 rules with the priority 3, which come and go as fast as the kernel lets them.
+pub struct Rules(Socket);
+
+impl Rules {
+    /// No rules yet.
+    pub fn new(namespace: &Namespace) -> Rules {
+        Rules(namespace.enter(|| Socket::open(libc::NETLINK_ROUTE).unwrap()))
+    }
+
+    /// Adds them (`RTM_NEWRULE`), or deletes them (`RTM_DELRULE`).
+    pub fn change(&mut self, kind: u16) {
+        /// linux/fib_rules.h
+        const FRA_PRIORITY: u16 = 6;
+        const FRA_FWMARK: u16 = 10;
+        const FR_ACT_UNREACHABLE: u8 = 7;
+        let mut header = [0; 12];
+        (header[0], header[7]) = (libc::AF_INET as u8, FR_ACT_UNREACHABLE);
+        let message = |number| {
+            let mut message = Message::new(kind, libc::NLM_F_CREATE, &header);
+            message
+                .put_ne32(FRA_PRIORITY, 3)
+                .put_ne32(FRA_FWMARK, number << 8);
+            message
+        };
+        let mut messages: Vec<Message> = (1..500u32).map(message).collect();
+        messages.iter_mut().last().map(Message::acknowledge);
+        self.0.request(messages).unwrap();
     }
 }
 
