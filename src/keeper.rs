@@ -69,21 +69,22 @@ impl Keeper {
 
     /// What can be read when something has changed; `None` while that has to wait.
     pub fn notifications(&self) -> Option<BorrowedFd<'_>> {
-        (!self.pace.is_pause(Instant::now())).then(|| self.watch.as_fd())
+        (Instant::now() >= self.pace.pause()).then(|| self.watch.as_fd())
     }
 
     /// When [`Keeper::tend`] has to be called, even if there is nothing to read.
     pub fn deadline(&self) -> Option<Instant> {
-        let now = Instant::now();
+        let pause = self.pace.pause();
+        let loss = self.is_lost.then_some(pause);
         let again = self.trouble.as_ref().map(|trouble| trouble.again);
-        let again = again.filter(|_| !self.pace.is_pause(now));
-        [self.pace.deadline(now), again].into_iter().flatten().min()
+        let first = [loss, again, self.pace.end_of_fight()];
+        first.into_iter().flatten().min().map(|it| it.max(pause))
     }
 
     /// Looks for losses, and puts back what somebody removed when its time has come.
     pub fn tend(&mut self) {
         let now = Instant::now();
-        if self.pace.is_pause(now) {
+        if now < self.pace.pause() {
             return;
         }
         let is_lost = self.watch.has_lost(&self.routing);

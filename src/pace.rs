@@ -60,17 +60,14 @@ impl Pace {
         self.fight.is_some()
     }
 
-    /// Whether nothing is to be done now.
-    pub fn is_pause(&self, now: Instant) -> bool {
-        now < self.pause
+    /// Until when nothing is to be done.
+    pub fn pause(&self) -> Instant {
+        self.pause
     }
 
-    /// When something is to be done, even if nothing comes.
-    pub fn deadline(&self, now: Instant) -> Option<Instant> {
-        match self.is_pause(now) {
-            true => Some(self.pause),
-            false => self.fight.map(|_| self.forgotten),
-        }
+    /// When a fight is over, if there is one and no loss comes.
+    pub fn end_of_fight(&self) -> Option<Instant> {
+        self.fight.map(|_| self.forgotten)
     }
 }
 
@@ -94,9 +91,7 @@ mod tests {
     #[test]
     fn ten_losses_wait_for_a_moment_each() {
         let (pace, now) = after(10, GATHER);
-        assert!(!pace.is_fight());
-        assert!(!pace.is_pause(now));
-        assert_eq!(pace.deadline(now), None);
+        assert_eq!((pace.pause(), pace.end_of_fight()), (now, None));
     }
 
     #[test]
@@ -111,10 +106,8 @@ mod tests {
         let mut begun = 0;
         for _ in 0..100 {
             begun += u32::from(pace.count(now));
-            assert!(pace.is_pause(now));
-            assert_eq!(pace.deadline(now), Some(now + PAUSE));
             now += PAUSE;
-            assert!(!pace.is_pause(now));
+            assert_eq!(pace.pause(), now);
         }
         assert_eq!(begun, 1);
     }
@@ -123,9 +116,9 @@ mod tests {
     fn a_fight_is_over_when_ten_seconds_brought_no_loss_however_long_it_was() {
         let (mut pace, last) = after(500, STEP);
         let end = last - STEP + ACCIDENTS * MEMORY;
-        assert_eq!(pace.deadline(last), Some(end));
+        assert_eq!(pace.end_of_fight(), Some(end));
         assert_eq!(pace.peace(end - STEP), None);
         assert_eq!(pace.peace(end), Some(489));
-        assert_eq!((pace.peace(end), pace.deadline(end)), (None, None));
+        assert_eq!((pace.peace(end), pace.end_of_fight()), (None, None));
     }
 }

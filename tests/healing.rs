@@ -279,6 +279,16 @@ fn ours_is_found_and_removed_among_thousands_of_rules_that_come_and_go() {
     }
 }
 
+/// A guard that takes longer to read of a loss than a loss waits.
+#[test]
+fn a_loss_is_put_back_however_slow_the_guard_is() {
+    let lab = Lab::new();
+    let (daemon, before) = start(&lab);
+    let _slow = Strace::slow(daemon.guard(), "recvfrom", 12_000);
+    lab.node.run("ip rule del fwmark 0x1/0x1");
+    is_whole_again(&lab, &before);
+}
+
 #[test]
 fn what_could_not_be_put_back_for_want_of_memory_is_soon() {
     let lab = Lab::new();
