@@ -19,7 +19,10 @@ pub struct Room {
     taken: AtomicUsize,
     /// Those that wait for room.
     waiting: AtomicUsize,
-    queue: Mutex<()>,
+    /// Whose turn it is among them: the others wait for the lock.
+    turn: Mutex<()>,
+    /// Who leaves tells the one whose turn it is.
+    farewell: Mutex<()>,
     left: Condvar,
 }
 
@@ -30,7 +33,8 @@ impl Room {
             size,
             taken: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
-            queue: Mutex::new(()),
+            turn: Mutex::new(()),
+            farewell: Mutex::new(()),
             left: Condvar::new(),
         }
     }
@@ -56,26 +60,31 @@ impl Room {
         if self.waiting.load(Ordering::SeqCst) == 0 && self.try_take() {
             return;
         }
-        let mut queue = self.queue();
         // In this order, so that who leaves either sees us wait or has left before we look.
         self.waiting.fetch_add(1, Ordering::SeqCst);
+        let turn = lock(&self.turn);
         let mut patience = PATIENCE;
-        while !self.try_take() {
-            let waited = self.left.wait_timeout(queue, patience);
-            let (lock, nobody_left) = waited.unwrap_or_else(PoisonError::into_inner);
-            queue = lock;
-            if nobody_left.timed_out() {
-                patience = if ask() { FAREWELL } else { PATIENCE };
-            }
+        while !self.try_take_within(patience) {
+            patience = if ask() { FAREWELL } else { PATIENCE };
         }
+        drop(turn);
         self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn try_take_within(&self, patience: Duration) -> bool {
+        let is_full = |_: &mut ()| !self.try_take();
+        let waited = self
+            .left
+            .wait_timeout_while(lock(&self.farewell), patience, is_full);
+        let (_farewell, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        !waited.timed_out()
     }
 
     /// Gives the room of one back.
     pub fn leave(&self) {
         self.taken.fetch_sub(1, Ordering::SeqCst);
         if self.waiting.load(Ordering::SeqCst) > 0 {
-            let _queue = self.queue();
+            let _farewell = lock(&self.farewell);
             self.left.notify_one();
         }
     }
@@ -86,11 +95,11 @@ impl Room {
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, more)
             .is_ok()
     }
+}
 
-    /// The lock guards no data.
-    fn queue(&self) -> MutexGuard<'_, ()> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// The locks guard no data.
+fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -117,5 +126,25 @@ mod tests {
             }
         });
         assert_eq!((visits.into_inner(), room.present()), (80_000, 0));
+    }
+
+    #[test]
+    fn who_asks_somebody_to_leave_gets_that_room() {
+        let room = Room::new(2);
+        (0..2).for_each(|_| room.take(|| false));
+        let come = || {
+            let asked = AtomicUsize::new(0);
+            room.take(|| {
+                asked.fetch_add(1, Ordering::SeqCst);
+                room.leave();
+                true
+            });
+            asked.into_inner()
+        };
+        let asked = std::thread::scope(|scope| {
+            let threads = [(); 2].map(|()| scope.spawn(come));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        assert_eq!(asked, [1, 1]);
     }
 }
