@@ -155,36 +155,34 @@ impl<'c> Connection<'c> {
         })
     }
 
-    /// Answers requests until the connection ends.
-    pub fn serve(mut self, buffers: &mut Buffers) {
+    /// Answers requests until the connection ends; returns it if it has yet to be closed.
+    pub fn serve(mut self, buffers: &mut Buffers) -> Option<Wire> {
         let mut filled = 0;
         let mut used = false;
         loop {
             let arrived = self.wait(buffers, &mut filled);
             match arrived.and_then(|()| self.exchange(buffers, &mut filled)) {
                 Ok(Persistence::Close) if filled > 0 || self.is_draining() => {
-                    return self.wire.part(self.deadlines.linger);
+                    break self.wire.hear_out(self.deadlines.linger);
                 }
-                Ok(Persistence::Close) => return,
+                Ok(Persistence::Close) => break,
                 Ok(_) => used = true,
-                Err(End::Unused) if used || self.direct => return,
+                Err(End::Rejected(rejection)) => break self.refuse(rejection, buffers, filled),
+                Err(End::Unused) if used || self.direct => break,
                 Err(End::Unused) => {
-                    return log::info!("Connection without a request : {}", self.ends);
+                    break log::info!("Connection without a request : {}", self.ends);
                 }
                 Err(End::Lost(reason)) => {
-                    let bytes = &buffers.input[..filled];
-                    return log::info!(
-                        "{}",
-                        Lost {
-                            ends: &self.ends,
-                            reason: &reason,
-                            bytes
-                        }
-                    );
+                    let lost = Lost {
+                        ends: &self.ends,
+                        reason: &reason,
+                        bytes: &buffers.input[..filled],
+                    };
+                    break log::info!("{lost}");
                 }
-                Err(End::Rejected(rejection)) => return self.refuse(rejection, buffers, filled),
             }
         }
+        self.wire.leave()
     }
 
     /// Reads a request, of which the first `filled` bytes are in the input, and answers it. What came
@@ -203,7 +201,10 @@ impl<'c> Connection<'c> {
         }
         answer.clear();
         let status = self.begin(answer.content(), &head);
-        let body = self.read_body(&head, rest, *filled - span.range.end, answer.content())?;
+        let begun = *filled - span.range.end;
+        // What has come of a body takes the place of what came before.
+        *filled = span.range.end;
+        let body = self.read_body(&head, rest, begun, answer.content())?;
         let persistence = match self.direct || self.is_draining() {
             true => Persistence::Close,
             false => head.persistence,
@@ -246,7 +247,7 @@ impl<'c> Connection<'c> {
 
     /// Reads behind the first `filled` bytes of the input. A connection that lets us wait has a
     /// deadline from then on, costs little memory meanwhile, and gives way to others: one that pauses
-    /// for less is busy.
+    /// for less is busy, and so is one that is still taking its answer.
     fn read_first(
         &mut self,
         buffers: &mut Buffers,
@@ -258,16 +259,18 @@ impl<'c> Connection<'c> {
             Err(Failure::TimedOut) => {}
             received => return received,
         }
-        let now = Instant::now();
-        let deadline = *deadline.get_or_insert(now + self.deadlines.idle.saturating_sub(PROMPT));
-        self.seat.rest(now);
-        // There is nothing yet but an empty line at most.
-        let begun = [buffers.input[0], buffers.input[1]];
-        *buffers = Buffers::default();
-        sys::release_stack();
-        self.wire.wait_until(deadline)?;
-        buffers.prepare();
-        buffers.input[..begun.len()].copy_from_slice(&begun);
+        let rest = self.deadlines.idle.saturating_sub(PROMPT);
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + rest);
+        if self.wire.wait_until_taken()? {
+            self.seat.rest(Instant::now());
+            // There is nothing yet but an empty line at most.
+            let begun = [buffers.input[0], buffers.input[1]];
+            *buffers = Buffers::default();
+            sys::release_stack();
+            self.wire.wait_until(deadline)?;
+            buffers.prepare();
+            buffers.input[..begun.len()].copy_from_slice(&begun);
+        }
         self.wire.read(&mut buffers.input[filled..])
     }
 
@@ -363,16 +366,20 @@ impl<'c> Connection<'c> {
         let line = served.line(line);
         match self.direct && served.status == Status::Ok {
             true => log::debug!("{line}"),
-            false => {
-                self.context.requests.fetch_add(1, Ordering::Relaxed);
-                log::info!("{line}");
-            }
+            false => log::info!("{line}"),
+        }
+        self.count();
+    }
+
+    fn count(&self) {
+        if !self.direct {
+            self.context.requests.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Answers what cannot be served, and ends the connection: where the next request would begin
     /// is not known.
-    fn refuse(mut self, rejection: Rejection, buffers: &mut Buffers, filled: usize) {
+    fn refuse(&mut self, rejection: Rejection, buffers: &mut Buffers, filled: usize) {
         let Buffers { input, answer } = buffers;
         let bytes = &input[..filled];
         answer.clear();
@@ -386,7 +393,7 @@ impl<'c> Connection<'c> {
                 .starts_with(b"HEAD "),
         );
         let written = self.wire.finish(bytes_out, self.deadlines.answer);
-        self.context.requests.fetch_add(1, Ordering::Relaxed);
+        self.count();
         log::warn!(
             "{}",
             Refused {
@@ -396,7 +403,7 @@ impl<'c> Connection<'c> {
             }
         );
         if written.is_ok() {
-            self.wire.part(self.deadlines.linger);
+            self.wire.hear_out(self.deadlines.linger);
         }
     }
 }

@@ -89,7 +89,7 @@ impl Keeper {
         }
         let is_lost = self.watch.has_lost(&self.routing);
         let is_due = self.trouble.as_ref().is_some_and(|it| now >= it.again);
-        if self.is_lost || is_due {
+        if self.is_lost || (is_due && !is_lost) {
             self.is_lost = false;
             self.heal();
         } else if is_lost {

@@ -7,6 +7,7 @@ pub mod buffer;
 pub mod capture;
 pub mod child;
 pub mod clock;
+pub mod closing;
 pub mod compile;
 pub mod connection;
 pub mod echo;

@@ -223,8 +223,8 @@ impl Routing {
         }
     }
 
-    /// All rules with a mark, and all routes of the tables that ours are in; some may be missing where
-    /// others go while the kernel lists them.
+    /// All rules with a mark, and all routes of the tables that ours are in. Some rules may be missing
+    /// where others go while the kernel lists them.
     fn found(&mut self) -> Result<Vec<Found>, Error> {
         let mut found = Vec::new();
         for family in Family::ALL {

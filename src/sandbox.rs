@@ -53,12 +53,14 @@ const BOTH: &[Allowed<'_>] = &[
     only(libc::SYS_fcntl, &[Condition::is(1, libc::F_GETFD as u64)]),
 ];
 
-/// What only the server needs: connections, and their time-outs.
+/// What only the server needs: connections, their time-outs, and what became of what was sent.
 const SERVER: &[Allowed<'_>] = &[
     any(libc::SYS_accept4),
     any(libc::SYS_getsockname),
     only(libc::SYS_setsockopt, &socket_option(libc::SO_RCVTIMEO)),
     only(libc::SYS_setsockopt, &socket_option(libc::SO_SNDTIMEO)),
+    only(libc::SYS_setsockopt, &socket_option(libc::SO_LINGER)),
+    only(libc::SYS_getsockopt, &option(libc::SOL_TCP, libc::TCP_INFO)),
 ];
 
 /// What only the guard needs, but for a way to kill the server: signals, the server's end, and room
@@ -92,8 +94,14 @@ const IS_THREAD: Condition = Condition::is(
 );
 
 const fn socket_option(name: libc::c_int) -> [Condition; 2] {
-    let level = Condition::is(1, libc::SOL_SOCKET as u64);
-    [level, Condition::is(2, name as u64)]
+    option(libc::SOL_SOCKET, name)
+}
+
+const fn option(level: libc::c_int, name: libc::c_int) -> [Condition; 2] {
+    [
+        Condition::is(1, level as u64),
+        Condition::is(2, name as u64),
+    ]
 }
 
 const fn any(call: c_long) -> Allowed<'static> {

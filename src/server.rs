@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
+use crate::closing::Closing;
 use crate::connection::{
     Buffers, Connection, Context, DEADLINES, DIRECT_DEADLINES, Deadlines, PROMPT,
 };
@@ -72,8 +73,8 @@ pub fn run(
     max_connections: usize,
 ) -> Result<(), Error> {
     let fault = |attempt: &'static str| move |error: io::Error| Error::new(attempt, error);
-    let files = max_connections as u64 + OTHER_FILES;
-    let allowed = sys::allow_open_files(files).map_err(fault("raise the limit of open files"))?;
+    let allowed = sys::allow_open_files(files_for(max_connections))
+        .map_err(fault("raise the limit of open files"))?;
     sandbox::enter_server(guard)?;
     let Listeners {
         transparent,
@@ -101,15 +102,21 @@ pub fn run(
     Ok(())
 }
 
+/// The files that so many connections need, with those that are closing.
+fn files_for(connections: usize) -> u64 {
+    (connections + Closing::beside(connections)) as u64 + OTHER_FILES
+}
+
 /// For how many connections so many files are enough: `wanted` of them, or fewer.
 fn with_files(allowed: u64, wanted: usize) -> usize {
-    let enough = allowed.saturating_sub(OTHER_FILES).max(1);
-    if enough < wanted as u64 {
+    let enough = (1..=wanted).take_while(|connections| files_for(*connections) <= allowed);
+    let enough = enough.last().unwrap_or(1);
+    if enough < wanted {
         log::warn!(
             "At most {enough} connections at once, not {wanted}: {allowed} files may be open"
         );
     }
-    wanted.min(usize::try_from(enough).unwrap_or(wanted))
+    enough
 }
 
 /// Waits for the other end to be shut down, until the read time-out.
@@ -131,6 +138,7 @@ struct Server {
     /// Connections that were accepted, probes excluded.
     accepted: AtomicU64,
     seats: Seats,
+    closing: Closing,
     /// Of room.
     full: Shortage,
     /// Of what the kernel needs for another connection.
@@ -189,6 +197,7 @@ impl Server {
             room: Room::new(max_connections),
             accepted: AtomicU64::new(0),
             seats: Seats::default(),
+            closing: Closing::new(Closing::beside(max_connections)),
             full: Shortage::default(),
             means: Shortage::default(),
             threads: Shortage::default(),
@@ -249,8 +258,9 @@ impl Server {
     }
 
     /// Has a thread wait at each listener, where one could not be started when it was needed: if it still
-    /// cannot, that of an idle connection.
+    /// cannot, that of an idle connection. Closes what may be closed.
     fn tend(self: &Arc<Server>) {
+        self.closing.sweep();
         if !self.staff_again() {
             self.seats.clear_longest_idle();
         }
@@ -301,8 +311,8 @@ impl Server {
         self.seats.clear_longest_idle()
     }
 
-    /// Where the kernel has no means for another connection, says so once, and waits until it may
-    /// have them.
+    /// Where the kernel has no means for another connection, says so once, and waits until some could
+    /// be closed, or a moment.
     fn wait_after(&self, error: &io::Error) {
         if error.kind() == ErrorKind::Interrupted {
             return;
@@ -310,7 +320,12 @@ impl Server {
         if self.means.is_news() {
             log::warn!("Cannot accept a connection, clients wait: {}", words(error));
         }
-        thread::sleep(RECOVERY);
+        for _ in 0..10 {
+            thread::sleep(RECOVERY / 10);
+            if self.closing.sweep() > 0 {
+                return;
+            }
+        }
     }
 
     /// Chooses the listener at which the fewest threads wait; none if those that wait are enough for
@@ -340,9 +355,19 @@ impl Server {
             address, deadlines, ..
         } = listener;
         match Connection::new(stream, client, *address, deadlines, &self.context, seat) {
-            Ok(connection) => connection.serve(buffers),
+            Ok(connection) => {
+                if let Some(wire) = connection.serve(buffers) {
+                    self.closing.add(wire);
+                }
+            }
             Err(error) => log::info!("Connection from {client} was lost: {}", words(&error)),
         }
+    }
+
+    /// Connections that have not ended, or are not closed yet. A thread may be on its way from the one to
+    /// the other.
+    fn open(&self) -> usize {
+        self.room.present() + self.closing.left()
     }
 
     /// Ends connections after their next answer, and waits until none is left and none comes.
@@ -361,7 +386,8 @@ impl Server {
                 quiet_since = Instant::now();
             }
             if quiet_since.elapsed() >= QUIET {
-                let is_empty = self.room.present() == 0;
+                self.closing.sweep();
+                let is_empty = self.open() == 0;
                 if is_empty && was_empty {
                     break;
                 }
@@ -369,7 +395,7 @@ impl Server {
                 self.seats.clear();
             }
         }
-        let open = self.room.present();
+        let open = self.open();
         if open > 0 {
             log::warn!(
                 "Cut off {open} connections that did not end within {} s",

@@ -54,6 +54,26 @@ pub fn set_option<T: Copy>(
     Ok(())
 }
 
+/// What the kernel knows of a TCP connection (`TCP_INFO`, tcp(7)).
+///
+/// # Errors
+/// What the kernel answers.
+pub fn tcp_info(fd: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
+    let mut length = mem::size_of::<libc::tcp_info>() as socklen_t;
+    // SAFETY: all zeroes is a valid `tcp_info`, of which the kernel writes at most `length` bytes.
+    unsafe {
+        let mut info: libc::tcp_info = mem::zeroed();
+        check(libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        ))?;
+        Ok(info)
+    }
+}
+
 /// bind(2) to an IP address.
 ///
 /// # Errors

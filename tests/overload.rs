@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use lab::conversation::{Conversation, REQUEST};
 use lab::strace::Strace;
 use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
+use tproxy_pod::closing::Closing;
 
 /// A connection that is served, and waits for the client.
 fn upload(lab: &Lab, address: &str) -> TcpStream {
@@ -158,9 +159,9 @@ fn with_64_files_fewer_connections_are_served_at_once_and_probes_are_answered() 
     let mut command = lab.node.command("prlimit");
     command.args(["--nofile=64:64", PROGRAM, "--cidr", CIDRS]);
     let mut daemon = Daemon::spawn(command);
-    daemon.wait_for("WARN  At most 32 connections at once, not 1024: 64 files may be open");
+    daemon.wait_for("WARN  At most 30 connections at once, not 1024: 64 files may be open");
     daemon.wait_for("Created table");
-    let busy = uploads(&lab, POD, 32);
+    let busy = uploads(&lab, POD, 30);
     let clients = asking(&lab, 200);
     for _ in 0..20 {
         for address in ["127.0.0.1:1", "[::1]:1"] {
@@ -213,6 +214,36 @@ fn without_files_clients_wait_until_more_are_allowed() {
     are_answered(clients);
     drop((busy, uploads(&lab, POD, 20)));
     assert_eq!(lines_in_the_end(&mut daemon, "Cannot accept"), 1);
+}
+
+/// The kernel does not keep for closed connections what it keeps for open ones only up to the limit,
+/// whatever the last answer is.
+#[test]
+fn answers_that_nobody_takes_count_as_connections() {
+    let body = "x".repeat(30_000);
+    let request = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 30000\r\n\r\n{body}");
+    let last = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let long = request.replace("\r\nHost", "\r\nConnection: close\r\nHost");
+    for requests in [long, request.clone() + last, request + "nonsense\r\n\r\n"] {
+        let lab = Lab::new();
+        let _daemon = lab.start(&["--max-connections", "32"]);
+        let _clients: Vec<_> = (0..100)
+            .map(|_| {
+                let mut stream = lab.client.connect_narrow(POD, 2048);
+                stream.write_all(requests.as_bytes()).unwrap();
+                stream
+            })
+            .collect();
+        let untaken = || lab.node.run("ss -Htn state fin-wait-1").lines().count();
+        let most = 32 + Closing::beside(32);
+        wait_until("the server has answered as many as it may", || {
+            untaken() >= most
+        });
+        let end = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < end {
+            assert_eq!(untaken(), most);
+        }
+    }
 }
 
 /// Keeps the server from starting threads, until it is dropped.

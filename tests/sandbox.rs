@@ -137,6 +137,8 @@ fn forbidden() -> Vec<Call> {
         socket_option(libc::SOL_SOCKET, libc::SO_MARK),
         socket_option(libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
         socket_option(libc::SOL_TCP, libc::SO_SNDTIMEO),
+        question(libc::SOL_TCP, libc::TCP_REPAIR),
+        question(libc::SOL_SOCKET, libc::TCP_INFO),
     ];
     numbers.map(call).chain(limited).collect()
 }
@@ -152,6 +154,10 @@ const THREAD: u64 = 0x7d_0f00;
 
 fn socket_option(level: libc::c_int, name: libc::c_int) -> Call {
     call_with(libc::SYS_setsockopt, [0, level as u64, name as u64])
+}
+
+fn question(level: libc::c_int, name: libc::c_int) -> Call {
+    call_with(libc::SYS_getsockopt, [0, level as u64, name as u64])
 }
 
 #[test]
@@ -182,6 +188,7 @@ fn the_guard_dies_of_every_call_that_it_does_not_need() {
         call(libc::SYS_accept4),
         call(libc::SYS_getsockname),
         socket_option(libc::SOL_SOCKET, libc::SO_SNDTIMEO),
+        question(libc::SOL_TCP, libc::TCP_INFO),
     ];
     for call in forbidden().into_iter().chain(of_the_server) {
         dies(&lab, |_| call);

@@ -25,7 +25,7 @@ pub mod theirs;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -165,6 +165,22 @@ impl Namespace {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         Ok(stream)
+    }
+
+    /// Connects to an address with little room for what comes: so many bytes, and as many for what the
+    /// kernel needs beside.
+    pub fn connect_narrow(&self, address: &str, room: usize) -> TcpStream {
+        let address: SocketAddrV4 = address.parse().unwrap();
+        let stream = self.enter(|| {
+            let (kind, flag) = (SockType::Stream, SockFlag::SOCK_CLOEXEC);
+            let socket = socket(AddressFamily::Inet, kind, flag, None).unwrap();
+            setsockopt(&socket, sockopt::RcvBuf, &room).unwrap();
+            connect(socket.as_raw_fd(), &SockaddrIn::from(address)).unwrap();
+            TcpStream::from(socket)
+        });
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
     }
 
     /// Sends bytes to an address, and returns all that comes back until the other side closes.
@@ -499,4 +515,18 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "it never came to be: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The time between two lines of the log, which is less than a day.
+pub fn between(earlier: &str, later: &str) -> Duration {
+    const DAY: u64 = 24 * 60 * 60 * 1000;
+    // As in 2026-11-23T14:02:33.183Z
+    let time = |line: &str| -> u64 {
+        let numbers: Vec<u64> = line[11..23]
+            .split([':', '.'])
+            .map(|digits| digits.parse().unwrap())
+            .collect();
+        ((numbers[0] * 60 + numbers[1]) * 60 + numbers[2]) * 1000 + numbers[3]
+    };
+    Duration::from_millis((time(later) + DAY - time(earlier)) % DAY)
 }
