@@ -20,7 +20,7 @@ fn the_nodes_probes_do_not_wait_long_for_silent_programs_of_the_node() {
         assert!(lab.node.get(address, "/healthz").ends_with("ok\n"));
         let took = start.elapsed();
         assert!(
-            took < Duration::from_secs(4),
+            took < Duration::from_secs(5),
             "a kubelet waits 5 s: {took:?}"
         );
         drop(silent);
