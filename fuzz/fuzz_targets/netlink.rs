@@ -57,10 +57,7 @@ fn read(message: Received<'_>) {
     if let Some(refusal) = refused(message, 1) {
         assert!(refusal.errno != 0);
     }
-    let _ = (
-        concerns(&ROUTING, message),
-        read_owner(message.payload),
-    );
+    let _ = (concerns(&ROUTING, message), read_owner(message.payload));
     for family in Family::ALL {
         if let Some(found) = read_rule(family, message.payload) {
             is_found_again(family, found);
