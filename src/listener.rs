@@ -30,6 +30,9 @@ const RELEASE: Duration = Duration::from_secs(1);
 const RECEIVED: c_int = 64 * 1024;
 const SENT: c_int = 32 * 1024;
 
+/// How much later than its own time-out the kernel gives a connection up.
+const LATER: Duration = Duration::from_secs(1);
+
 /// What a single call waits for at most.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
@@ -141,6 +144,7 @@ fn set_timeouts(fd: BorrowedFd<'_>, timeouts: Timeouts) -> std::io::Result<()> {
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, receive)?;
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, send)?;
     // Without it, what a client never takes stays in the kernel for minutes after the connection's end.
-    let untaken = timeouts.send.as_millis() as c_int;
+    // It ends the connection without a word to the client, so whoever waits to send shall be first.
+    let untaken = (timeouts.send.as_millis() + LATER.as_millis()) as c_int;
     sys::set_option(fd, libc::SOL_TCP, libc::TCP_USER_TIMEOUT, untaken)
 }

@@ -225,7 +225,7 @@ mod tests {
         let written = AtomicU64::new(0);
         let written: &'static AtomicU64 = Box::leak(Box::new(written));
         let slow = |lines: &[u8]| {
-            thread::sleep(STALL / 10);
+            thread::sleep(STALL / 50);
             written.fetch_add(lines.len() as u64, Ordering::SeqCst);
         };
         let handed_over = QUEUE.lines().waiting.len() as u64;
