@@ -2,8 +2,6 @@
 
 mod lab;
 
-use std::time::Duration;
-
 use lab::conversation::Conversation;
 use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
 
@@ -109,8 +107,11 @@ fn a_start_waits_for_an_owner_that_is_about_to_die() {
     let lab = Lab::new();
     let mut first = lab.start(&["--cidr", CIDRS]);
     let second = lab.spawn(&["--cidr", CIDRS]);
-    // Long enough for the second to have been refused the table, less than it waits for it.
-    std::thread::sleep(Duration::from_millis(300));
+    // It sleeps once it has been refused the table.
+    let process = format!("/proc/{}/stat", second.guard());
+    wait_until("the second waits for the table", || {
+        std::fs::read_to_string(&process).is_ok_and(|stat| stat.contains("(tproxy-pod) S "))
+    });
     first.kill();
     second.wait_for("Created table");
     assert!(lab.client.get(POD, "/").contains("Request received"));

@@ -203,7 +203,6 @@ fn a_busy_client_hears_of_the_stop_with_an_answer() {
     let mut busy = lab.client.talk(POD);
     busy.ask(REQUEST);
     daemon.signal(Signal::SIGTERM);
-    daemon.wait_for("Stopping");
     let deadline = Instant::now() + PATIENCE;
     loop {
         let answer = busy.ask(REQUEST);
