@@ -1,4 +1,4 @@
-//! Connections that have ended, but whose clients have not taken a long last answer yet. If they were
+//! Connections that have ended, but whose clients have not taken long answers yet. If they were
 //! closed at once, the kernel would keep the answers of as many as come, beyond every limit of ours.
 //! Most are taken when the next few have ended; those that are not have their deadline.
 
