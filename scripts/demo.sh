@@ -174,7 +174,7 @@ TEXT
     shows "${expected_log[@]}"
 
     step "What is on the node while it runs."
-    on node nft list tables
+    on node nft list table inet tproxy-pod
     shows "table inet tproxy-pod"
     on node ip rule
     shows "fwmark 0x1/0x1 lookup 100"

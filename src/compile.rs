@@ -20,6 +20,8 @@ pub struct Ruleset {
     pub chains: Vec<String>,
     /// Anonymous sets; the place of one is its id.
     pub sets: Vec<Set>,
+    /// Sets that the rules themselves fill.
+    pub connections: Vec<Connections>,
     /// In the order in which they are appended.
     pub rules: Vec<CompiledRule>,
 }
@@ -33,6 +35,19 @@ pub struct Set {
     pub width: usize,
     /// In ascending order, apart from each other.
     pub ranges: Ranges,
+}
+
+/// A set of connections, each of which stays for a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connections {
+    /// By which rules find it.
+    pub name: &'static str,
+    /// The types of the key's parts, `TYPE_BITS` each, for who lists the set.
+    pub key_type: u32,
+    /// The length of a key, in bytes.
+    pub width: usize,
+    /// How many there may be.
+    pub size: u32,
 }
 
 /// A rule that is ready to be sent.
@@ -117,11 +132,7 @@ impl Ruleset {
                 steps.push(Expression::Meta(libc::NFT_META_NFPROTO));
                 steps.push(equals(vec![nfproto(family) as u8]));
             }
-            for cost_now in 0..=HIGHEST_COST {
-                for it in tests.iter().filter(|it| cost(&it.test) == cost_now) {
-                    self.test(&mut steps, it, family);
-                }
-            }
+            steps.extend(self.steps(&tests, family));
             let action = action(rule.target.as_ref(), family);
             let wildcards_count = !tests.iter().any(|it| {
                 matches!(
@@ -138,11 +149,27 @@ impl Ruleset {
                 let beyond = self.beyond_wildcards(&chain_name, action);
                 steps.push(Expression::Jump(beyond));
             }
-            self.rules.push(CompiledRule {
-                chain: chain_name.clone(),
-                expressions: steps,
-            });
+            self.append(&chain_name, steps);
         }
+    }
+
+    /// The steps of these tests, from the cheapest to the dearest.
+    pub fn steps(&mut self, tests: &[Match], family: Family) -> Vec<Expression> {
+        let mut steps = Vec::new();
+        for cost_now in 0..=HIGHEST_COST {
+            for it in tests.iter().filter(|it| cost(&it.test) == cost_now) {
+                self.test(&mut steps, it, family);
+            }
+        }
+        steps
+    }
+
+    /// Appends a rule to a chain.
+    pub fn append(&mut self, chain: &str, expressions: Vec<Expression>) {
+        self.rules.push(CompiledRule {
+            chain: chain.to_owned(),
+            expressions,
+        });
     }
 
     /// A chain that does `action` unless the packet's socket is bound to any address. The
@@ -156,14 +183,8 @@ impl Ruleset {
             Expression::Verdict(libc::NFT_RETURN),
         ];
         self.chains.push(name.clone());
-        self.rules.push(CompiledRule {
-            chain: name.clone(),
-            expressions: leave,
-        });
-        self.rules.push(CompiledRule {
-            chain: name.clone(),
-            expressions: action,
-        });
+        self.append(&name, leave);
+        self.append(&name, action);
         name
     }
 
@@ -276,10 +297,12 @@ impl Ruleset {
     }
 }
 
-/// `nft`'s numbers for the types of keys (its include/datatype.h).
-const TYPE_IPADDR: u32 = 7;
-const TYPE_IP6ADDR: u32 = 8;
-const TYPE_INET_SERVICE: u32 = 13;
+/// `nft`'s numbers for the types of keys (its include/datatype.h): an IPv4 address
+pub const TYPE_IPADDR: u32 = 7;
+/// An IPv6 address
+pub const TYPE_IP6ADDR: u32 = 8;
+/// A port
+pub const TYPE_INET_SERVICE: u32 = 13;
 
 /// Offset and length in bytes (RFC 791, 3.1; RFC 8200, 3), and the type of the key.
 fn address_field(of: AddressOf, family: Family) -> (u32, usize, u32) {
@@ -298,7 +321,8 @@ fn protocol_number(protocol: Protocol) -> u8 {
     }
 }
 
-fn equals(data: Vec<u8>) -> Expression {
+/// The value is these bytes.
+pub fn equals(data: Vec<u8>) -> Expression {
     Expression::Compare {
         negated: false,
         data,

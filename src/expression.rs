@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use libc::c_int;
 
-use crate::capture::Mark;
+use crate::capture::{Family, Mark};
 use crate::netlink::Message;
 
 /// Lists: `NFTA_LIST_ELEM`
@@ -18,7 +18,8 @@ pub const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CODE: u16 = 1;
 const NFTA_VERDICT_CHAIN: u16 = 2;
-const NFTA_EXPR_NAME: u16 = 1;
+/// An expression: what it is called
+pub const NFTA_EXPR_NAME: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_IMMEDIATE_DREG: u16 = 1;
 const NFTA_IMMEDIATE_DATA: u16 = 2;
@@ -38,6 +39,12 @@ const NFTA_LOOKUP_SET: u16 = 1;
 const NFTA_LOOKUP_SREG: u16 = 2;
 const NFTA_LOOKUP_SET_ID: u16 = 4;
 const NFTA_LOOKUP_FLAGS: u16 = 5;
+const NFTA_DYNSET_SET_NAME: u16 = 1;
+const NFTA_DYNSET_OP: u16 = 3;
+const NFTA_DYNSET_SREG_KEY: u16 = 4;
+const NFTA_DYNSET_TIMEOUT: u16 = 6;
+const NFT_DYNSET_OP_UPDATE: u32 = 1;
+const NFT_DYNSET_OP_DELETE: u32 = 2;
 const NFTA_PAYLOAD_DREG: u16 = 1;
 const NFTA_PAYLOAD_BASE: u16 = 2;
 const NFTA_PAYLOAD_OFFSET: u16 = 3;
@@ -55,6 +62,9 @@ const NFTA_TPROXY_REG_PORT: u16 = 3;
 pub const NFT_SOCKET_TRANSPARENT: u32 = 0;
 /// Socket expression: whether the socket is bound to any address; since Linux 5.10
 pub const NFT_SOCKET_WILDCARD: u32 = 2;
+
+/// Meta: a frame leaves the bridge for IP; since Linux 6.4
+pub const NFT_META_BRI_BROUTE: c_int = 35;
 
 /// The name that an anonymous set asks for; it is found by its id.
 pub const ANONYMOUS_SET: &str = "__set%d";
@@ -117,8 +127,24 @@ pub enum Expression {
         /// The listener's port, host order; 0 for the packet's own.
         port: u16,
     },
+    /// Loads what tells a TCP connection from others: both addresses and both ports, the client's first.
+    Connection {
+        /// Of the packet.
+        family: Family,
+        /// Whether the packet goes to the client.
+        is_answer: bool,
+    },
+    /// The loaded connection is in the set of this name.
+    Known(&'static str),
+    /// Has the loaded connection stay in the set for so many seconds from now; a set that is full
+    /// ends the rule.
+    Remember(&'static str, u32),
+    /// Takes the loaded connection out of the set.
+    Forget(&'static str),
     /// `mark = mark & !mask ^ value`
     SetMark(Mark),
+    /// Sets a property of the packet that is a byte (`NFT_META_…`).
+    SetByte(c_int, u8),
     /// Ends the rule (`NF_ACCEPT`, `NF_DROP`, `NFT_RETURN`).
     Verdict(c_int),
     /// Goes through another chain.
@@ -179,13 +205,23 @@ impl Expression {
                 address,
                 port,
             } => tproxy(list, *family, *address, *port),
+            Expression::Connection { family, is_answer } => connection(list, *family, *is_answer),
+            Expression::Known(set) => element(list, "lookup", |data| {
+                data.put_text(NFTA_LOOKUP_SET, set)
+                    .put_be32(NFTA_LOOKUP_SREG, VALUE as u32);
+            }),
+            Expression::Remember(set, seconds) => {
+                dynamic(list, set, NFT_DYNSET_OP_UPDATE, *seconds)
+            }
+            Expression::Forget(set) => dynamic(list, set, NFT_DYNSET_OP_DELETE, 0),
+            Expression::SetByte(key, byte) => {
+                load(list, VALUE, &[*byte]);
+                set_meta(list, *key);
+            }
             Expression::SetMark(mark) => {
                 Expression::Meta(libc::NFT_META_MARK).write(list);
                 bitwise(list, &(!mark.mask).to_ne_bytes(), &mark.value.to_ne_bytes());
-                element(list, "meta", |data| {
-                    data.put_be32(NFTA_META_SREG, VALUE as u32)
-                        .put_be32(NFTA_META_KEY, libc::NFT_META_MARK as u32);
-                });
+                set_meta(list, libc::NFT_META_MARK);
             }
             Expression::Verdict(code) => verdict(list, *code, None),
             Expression::Jump(chain) => verdict(list, libc::NFT_JUMP, Some(chain)),
@@ -211,6 +247,50 @@ fn load(list: &mut Message, register: c_int, bytes: &[u8]) {
     element(list, "immediate", |data| {
         data.put_be32(NFTA_IMMEDIATE_DREG, register as u32);
         value(data, NFTA_IMMEDIATE_DATA, bytes);
+    });
+}
+
+fn set_meta(list: &mut Message, key: c_int) {
+    element(list, "meta", |data| {
+        data.put_be32(NFTA_META_SREG, VALUE as u32)
+            .put_be32(NFTA_META_KEY, key as u32);
+    });
+}
+
+/// A key of four parts, in registers that follow each other; a port takes 4 bytes of them.
+fn connection(list: &mut Message, family: Family, is_answer: bool) {
+    // Where the source's address stands in its header, and how long one is (RFC 791, 3.1; RFC 8200, 3).
+    let (source, length) = match family {
+        Family::V4 => (12, 4),
+        Family::V6 => (8, 16),
+    };
+    let (network, transport) = (
+        libc::NFT_PAYLOAD_NETWORK_HEADER,
+        libc::NFT_PAYLOAD_TRANSPORT_HEADER,
+    );
+    let client = [(network, source, length), (transport, 0, 2)];
+    let server = [(network, source + length, length), (transport, 2, 2)];
+    let [first, second] = match is_answer {
+        false => [client, server],
+        true => [server, client],
+    };
+    let parts = [first[0], second[0], first[1], second[1]];
+    let mut register = libc::NFT_REG32_00;
+    for (base, offset, length) in parts {
+        payload(list, register, base, offset, length);
+        register += length.div_ceil(4) as c_int;
+    }
+}
+
+fn dynamic(list: &mut Message, set: &str, operation: u32, seconds: u32) {
+    element(list, "dynset", |data| {
+        data.put_text(NFTA_DYNSET_SET_NAME, set)
+            .put_be32(NFTA_DYNSET_OP, operation)
+            .put_be32(NFTA_DYNSET_SREG_KEY, VALUE as u32);
+        if seconds > 0 {
+            let milliseconds = u64::from(seconds) * 1000;
+            data.put(NFTA_DYNSET_TIMEOUT, &milliseconds.to_be_bytes());
+        }
     });
 }
 

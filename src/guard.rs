@@ -14,7 +14,8 @@ use nix::sys::wait::WaitStatus;
 use crate::child::{Failure, Server};
 use crate::error::Error;
 use crate::keeper::Keeper;
-use crate::nftables::{TABLE, Table};
+use crate::lift::Lift;
+use crate::nftables::Table;
 use crate::script::Script;
 use crate::server::GRACE;
 use crate::sockets::{Sockets, States};
@@ -64,6 +65,8 @@ pub struct Guard {
     pub sockets: Sockets,
     /// The rules.
     pub scripts: Vec<Script>,
+    /// What brings frames of bridges to the rules.
+    pub lift: Lift,
 }
 
 /// What the guard waits for, beside changes of the routing and the end of the server.
@@ -111,14 +114,19 @@ impl Guard {
 
     fn intercept(&mut self) -> Result<(), Failure> {
         self.keeper.install()?;
-        self.table.replace(&self.scripts)?;
-        match self.table.is_owned() {
-            true => log::info!(
-                "Created table inet {TABLE}, owned: the kernel removes it with this process"
-            ),
-            false => log::warn!(
-                "Created table inet {TABLE}, not owned (before Linux 5.12): SIGKILL would leave it"
-            ),
+        let unlifted = self.table.install(&self.scripts, &self.lift)?;
+        for table in self.table.layers() {
+            match self.table.is_owned() {
+                true => log::info!(
+                    "Created table {table}, owned: the kernel removes it with this process"
+                ),
+                false => log::warn!(
+                    "Created table {table}, not owned (before Linux 5.12): SIGKILL would leave it"
+                ),
+            }
+        }
+        if let Some(reason) = unlifted {
+            log::warn!("Not capturing between Pods of one bridge: {reason}");
         }
         let outcome = self.watch_over();
         self.forget(States::CLOSED);
@@ -179,7 +187,7 @@ impl Guard {
     /// New connections go to the Pods from here on; those that are open are finished.
     fn drain(&mut self) -> Result<(), Failure> {
         let draining: Vec<Script> = self.scripts.iter().map(Script::draining).collect();
-        self.table.replace(&draining)?;
+        self.table.drain(&draining)?;
         log::info!("Stopping: new connections go to the Pods");
         let start = Instant::now();
         self.forget(States::TIME_WAIT);
@@ -219,15 +227,17 @@ impl Guard {
         }
     }
 
-    /// Removes the table before the routing: a mark without a route is harmless, a route without
+    /// Removes the tables before the routing: a mark without a route is harmless, a route without
     /// a mark too.
     fn undo(&mut self) -> Result<(), Error> {
-        let had_rules = self.table.has_rules();
-        let table = self.table.remove();
-        if table.is_ok() && had_rules {
-            log::info!("Removed table inet {TABLE}");
+        let tables = self.table.layers();
+        let removed = self.table.remove();
+        if removed.is_ok() {
+            for table in tables {
+                log::info!("Removed table {table}");
+            }
         }
-        first(table, self.keeper.remove())
+        first(removed, self.keeper.remove())
     }
 }
 

@@ -17,6 +17,7 @@ pub mod guard;
 pub mod http;
 pub mod idle;
 pub mod keeper;
+pub mod lift;
 pub mod listener;
 pub mod log_queue;
 pub mod logging;

@@ -19,6 +19,7 @@ use tproxy_pod::connection::{DEADLINES, PROMPT};
 use tproxy_pod::error::{Error, words};
 use tproxy_pod::guard::{self, Guard};
 use tproxy_pod::keeper::Keeper;
+use tproxy_pod::lift::Lift;
 use tproxy_pod::listener::Timeouts;
 use tproxy_pod::nftables::Table;
 use tproxy_pod::options::{self, Command, HELP, Options};
@@ -28,7 +29,7 @@ use tproxy_pod::server::Listeners;
 use tproxy_pod::sockets::Sockets;
 use tproxy_pod::template::{self, Line, Values};
 use tproxy_pod::watch::Watch;
-use tproxy_pod::{listener, logging, sandbox, server, sys};
+use tproxy_pod::{lift, listener, logging, sandbox, server, sys};
 
 /// Wrong usage.
 const USAGE: u8 = 2;
@@ -55,8 +56,9 @@ fn run(options: &Options, scripts: Vec<Script>) -> ExitCode {
 
 fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error> {
     let signals = guard::block_signals()?;
-    let table = Table::claim()?;
+    let table = Table::claim(options.families())?;
     let listeners = bind(options)?;
+    let lift = lift(options);
     let fault = |error: std::io::Error| Error::new("start the server", error);
     let (guards_end, servers_end) = UnixStream::pair().map_err(fault)?;
     let parent = getpid();
@@ -77,6 +79,7 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
                 keeper: Keeper::new(routing, Watch::start()?),
                 sockets: Sockets::new(&options.cidrs, &options.dports)?,
                 scripts,
+                lift,
             };
             sandbox::enter_guard(child)?;
             let fault = |error| Error::new("start a thread", error);
@@ -111,6 +114,20 @@ fn bind(options: &Options) -> Result<Listeners, Error> {
         transparent,
         direct,
     })
+}
+
+/// The rules that lift frames from bridges, for the families that IP would take then.
+fn lift(options: &Options) -> Lift {
+    let mut families = Vec::new();
+    for family in options.families() {
+        match lift::obstacle(family) {
+            None => families.push(family),
+            Some(reason) => {
+                log::warn!("Not capturing {family} between Pods of one bridge: {reason}");
+            }
+        }
+    }
+    Lift::new(families, &options.cidrs, &options.dports)
 }
 
 /// A script, not rendered yet, and what to call it in an error.

@@ -16,6 +16,8 @@ const HEADER: usize = 16;
 
 /// `NLMSGERR_ATTR_MSG` (linux/netlink.h): the kernel's own words on an error
 const NLMSGERR_ATTR_MSG: u16 = 1;
+/// Where in the refused message the attribute is that is the reason
+const NLMSGERR_ATTR_OFFS: u16 = 2;
 
 /// The kernel writes datagrams of up to 32 KiB (`netlink_dump`, net/netlink/af_netlink.c).
 const LONGEST_DATAGRAM: usize = 32 * 1024;
@@ -95,12 +97,17 @@ impl Message {
         self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
     }
 
+    /// What an attribute holds that begins at `offset`.
+    pub fn at(&self, offset: usize) -> Option<&[u8]> {
+        self.bytes.get(offset..)?.get(4..)
+    }
+
     /// The bytes as they are sent.
-    pub fn finish(mut self, sequence: u32) -> Vec<u8> {
-        let length = self.bytes.len() as u32;
-        self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
-        self.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
-        self.bytes
+    pub fn finish(&self, sequence: u32) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        bytes[0..4].copy_from_slice(&(self.bytes.len() as u32).to_ne_bytes());
+        bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
+        bytes
     }
 }
 
@@ -165,6 +172,8 @@ pub struct Refusal {
     pub errno: c_int,
     /// The kernel's own words, if it has any (`NETLINK_EXT_ACK`).
     pub words: Option<String>,
+    /// Where in the message the attribute begins that it refused, if it says so.
+    pub offset: Option<usize>,
 }
 
 impl From<io::Error> for Refusal {
@@ -173,6 +182,7 @@ impl From<io::Error> for Refusal {
             message: 0,
             errno: error.raw_os_error().unwrap_or(libc::EIO),
             words: None,
+            offset: None,
         }
     }
 }
@@ -224,7 +234,7 @@ impl Socket {
     ///
     /// # Errors
     /// The first message that the kernel refuses.
-    pub fn request(&mut self, messages: Vec<Message>) -> Result<(), Refusal> {
+    pub fn request(&mut self, messages: &[Message]) -> Result<(), Refusal> {
         self.exchange(messages, |_| {})
     }
 
@@ -234,7 +244,7 @@ impl Socket {
     /// # Errors
     /// What the kernel answers.
     pub fn ask(&mut self, message: Message, each: impl FnMut(Received<'_>)) -> Result<(), Refusal> {
-        self.exchange(vec![message], each)
+        self.exchange(&[message], each)
     }
 
     /// Reads notifications that are there, a few hundred at most, and hands each to `each`.
@@ -254,7 +264,7 @@ impl Socket {
 
     fn exchange(
         &mut self,
-        requests: Vec<Message>,
+        requests: &[Message],
         mut each: impl FnMut(Received<'_>),
     ) -> Result<(), Refusal> {
         let first = self.sequence.wrapping_add(1);
@@ -300,6 +310,7 @@ impl Socket {
                 message: 0,
                 errno: libc::EPROTO,
                 words: None,
+                offset: None,
             }),
         }
     }
@@ -323,21 +334,23 @@ pub fn refused(message: Received<'_>, first: u32) -> Option<Refusal> {
     if errno == 0 {
         return None;
     }
-    let words = message
-        .payload
-        .get(4 + HEADER..)
-        .and_then(|rest| attributes(rest).find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG))
-        .map(|(_, words)| {
-            String::from_utf8_lossy(words)
-                .trim_end_matches('\0')
-                .to_owned()
-        });
-    let message = message.sequence.wrapping_sub(first) as usize;
-    Some(Refusal {
-        message,
+    let mut refusal = Refusal {
+        message: message.sequence.wrapping_sub(first) as usize,
         errno: errno.wrapping_neg(),
-        words,
-    })
+        words: None,
+        offset: None,
+    };
+    for (kind, value) in attributes(message.payload.get(4 + HEADER..).unwrap_or_default()) {
+        match kind {
+            NLMSGERR_ATTR_MSG => {
+                let words = String::from_utf8_lossy(value);
+                refusal.words = Some(words.trim_end_matches('\0').to_owned());
+            }
+            NLMSGERR_ATTR_OFFS => refusal.offset = u32_at(value, 0).map(|offset| offset as usize),
+            _ => {}
+        }
+    }
+    Some(refusal)
 }
 
 #[cfg(test)]
@@ -384,7 +397,8 @@ mod tests {
             Refusal {
                 message: 2,
                 errno: libc::EEXIST,
-                words
+                words,
+                offset: None,
             }
         );
     }

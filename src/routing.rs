@@ -287,7 +287,7 @@ impl Routing {
             Entry::Route { .. } => libc::RTM_NEWROUTE,
         };
         let message = entry_message(entry, kind, flags, entry.priority());
-        match (self.socket.request(vec![message]), entry) {
+        match (self.socket.request(&[message]), entry) {
             (Ok(()), _) => Ok(true),
             (Err(refusal), Entry::Rule { .. }) if refusal.errno == libc::EEXIST => Ok(false),
             (Err(refusal), Entry::Route { cidr, .. }) if refusal.errno == libc::EEXIST => {
@@ -304,7 +304,7 @@ impl Routing {
             Entry::Route { .. } => libc::RTM_DELROUTE,
         };
         let message = entry_message(entry, kind, libc::NLM_F_ACK, priority);
-        match self.socket.request(vec![message]) {
+        match self.socket.request(&[message]) {
             Ok(()) => Ok(true),
             Err(refusal) if matches!(refusal.errno, libc::ENOENT | libc::ESRCH) => Ok(false),
             Err(refusal) => Err(explain(format!("delete {entry}"), refusal)),

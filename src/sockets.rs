@@ -97,7 +97,7 @@ impl Sockets {
                 .map(|id| request(DESTROY, 0, family, states, id))
                 .collect();
             messages.iter_mut().last().map(Message::acknowledge);
-            match self.socket.request(messages) {
+            match self.socket.request(&messages) {
                 // It has ended by itself.
                 Err(refusal) if refusal.errno == libc::ENOENT => {}
                 result => result?,

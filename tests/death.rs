@@ -77,9 +77,7 @@ impl Scene {
     fn dies(&mut self, server: Pid) -> ExitStatus {
         let status = self.daemon.wait();
         wait_until("the server is gone", || has_ended(server));
-        wait_until("the table is gone", || {
-            self.lab.node.run("nft list tables").is_empty()
-        });
+        wait_until("the table is gone", || self.lab.node.tables().is_empty());
         let before = self.lab.client.counter("TCPSynRetrans");
         for address in [POD, POD6] {
             assert!(self.lab.client.get(address, "/").ends_with("pod"));

@@ -82,7 +82,7 @@ impl Rules {
         };
         let mut messages: Vec<Message> = (1..500u32).map(message).collect();
         messages.iter_mut().last().map(Message::acknowledge);
-        self.0.request(messages).unwrap();
+        self.0.request(&messages).unwrap();
     }
 }
 

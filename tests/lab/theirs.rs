@@ -28,7 +28,8 @@ impl Namespace {
             let printed = self.run(command);
             let mut ours = false;
             for line in printed.lines() {
-                ours |= line.starts_with("table inet tproxy-pod {");
+                ours |= line.starts_with("table inet tproxy-pod {")
+                    || line.starts_with("table bridge tproxy-pod {");
                 // iptables-save says when, and how many packets.
                 let line = line.split(" [").next().unwrap();
                 if !ours && !line.starts_with('#') && !line.contains(" proto 84") {

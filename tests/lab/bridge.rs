@@ -1,0 +1,71 @@
+//! A node with a bridge, and two Pods on it, as flannel and docker make them.
+//!
+//! ```text
+//!  pod 10.244.0.5 ──┐ cni0 10.244.0.1  node
+//!     fd00:…::5     │      fd00:…::1
+//!  peer 10.244.0.6 ─┘
+//!     fd00:…::6
+//! ```
+
+use super::{Daemon, Namespace, PROGRAM};
+
+/// The peer's addresses, and the captured port.
+pub const PEER: &str = "10.244.0.6:8180";
+/// The same, over IPv6.
+pub const PEER6: &str = "[fd00:10:244::6]:8180";
+
+/// The namespaces.
+pub struct Bridge {
+    pub node: Namespace,
+    pub pod: Namespace,
+    pub peer: Namespace,
+}
+
+impl Bridge {
+    /// Makes them; `filter` is `bridge-nf-call-iptables` and `bridge-nf-call-ip6tables`: whether the
+    /// rules of IP see the frames of bridges.
+    pub fn new(filter: bool) -> Bridge {
+        let bridge = Bridge {
+            node: Namespace::new(),
+            pod: Namespace::new(),
+            peer: Namespace::new(),
+        };
+        let Bridge { node, pod, peer } = &bridge;
+        node.run("ip link add cni0 type bridge");
+        node.run("ip address add 10.244.0.1/24 dev cni0");
+        node.run("ip address add fd00:10:244::1/64 dev cni0 nodad");
+        node.run("ip link set cni0 up");
+        for (name, namespace, number) in [("pod", pod, 5), ("peer", peer, 6)] {
+            let path = namespace.path();
+            node.run(&format!(
+                "ip link add {name} type veth peer name eth0 netns {path}"
+            ));
+            node.run(&format!("ip link set {name} master cni0 up"));
+            namespace.run(&format!("ip address add 10.244.0.{number}/24 dev eth0"));
+            namespace.run(&format!(
+                "ip address add fd00:10:244::{number}/64 dev eth0 nodad"
+            ));
+            namespace.run("ip link set eth0 up");
+            namespace.run("ip route add default via 10.244.0.1");
+            namespace.run("ip -6 route add default via fd00:10:244::1");
+        }
+        node.sysctl("net.ipv4.ip_forward", "1");
+        node.sysctl("net.ipv6.conf.all.forwarding", "1");
+        let filter = if filter { "1" } else { "0" };
+        node.sysctl("net.bridge.bridge-nf-call-iptables", filter);
+        node.sysctl("net.bridge.bridge-nf-call-ip6tables", filter);
+        for (namespace, device) in [(node, "cni0"), (pod, "eth0"), (peer, "eth0")] {
+            namespace.wait_for_multicast(device);
+        }
+        bridge
+    }
+
+    /// Starts the program on the node, and waits until it intercepts.
+    pub fn start(&self, arguments: &[&str]) -> Daemon {
+        let mut command = self.node.command(PROGRAM);
+        command.args(arguments);
+        let daemon = Daemon::spawn(command);
+        daemon.wait_for("Created table inet");
+        daemon
+    }
+}
