@@ -298,7 +298,10 @@ fn missing(refusal: &Refusal, message: Option<&Message>) -> Option<String> {
     let (_, name) = attributes(expression).find(|(kind, _)| *kind == NFTA_EXPR_NAME)?;
     let name = String::from_utf8_lossy(name);
     let name = name.trim_end_matches('\0');
-    let part = format!("module nft_{name}, CONFIG_NFT_{}", name.to_uppercase());
+    let part = format!(
+        "module nft_{name}, CONFIG_NFT_{}",
+        name.to_ascii_uppercase()
+    );
     (refusal.errno == libc::ENOENT).then(|| lacks(&format!("the expression {name}"), &part))
 }
 
