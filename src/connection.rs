@@ -15,6 +15,7 @@ use crate::buffer::Buffer;
 use crate::echo::{self, Ends, Lost, Refused, Served};
 use crate::http::{Head, HeadScanner, MAX_HEAD, Persistence, Rejection, Span, Status};
 use crate::idle::Seat;
+use crate::listener::Timeouts;
 use crate::sys;
 use crate::wire::{Failure, Wire};
 
@@ -55,6 +56,12 @@ pub const DIRECT_DEADLINES: Deadlines = Deadlines {
 /// How long a thread waits for a request as if it came at once, before it gives memory back: the
 /// time-out of a read that listeners hand down to connections.
 pub const PROMPT: Duration = Duration::from_secs(1);
+
+/// What listeners hand down to the connections of clients.
+pub const TIMEOUTS: Timeouts = Timeouts {
+    receive: PROMPT,
+    send: DEADLINES.answer,
+};
 
 /// What all connections share.
 #[derive(Debug)]

@@ -11,6 +11,7 @@ use crate::compile::{Connections, Ruleset, TYPE_INET_SERVICE, TYPE_IP6ADDR, TYPE
 use crate::expression::{Expression, NFT_META_BRI_BROUTE};
 use crate::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Test, merge};
 use crate::script::PREROUTING;
+use crate::sysctl;
 
 /// How long a connection is remembered after a SYN, another frame, and the client's FIN or RST, in
 /// seconds. Clients whose connection is open are heard of more often: the longest deadline is that of a
@@ -69,12 +70,9 @@ fn name(chain: &str, family: Family) -> String {
 /// Why frames of this family have to stay on their bridges: IP would drop them, because of a sysctl.
 /// The ports of bridges have their own, which those of new devices stand for here.
 pub fn obstacle(family: Family) -> Option<String> {
-    let is = |name: &'static str, value: u32, better: &str| {
-        let value_of = |scope: &str| sysctl(&name.replace('*', scope)).unwrap_or(0);
-        let (all, new) = (value_of("all"), value_of("default"));
-        let scope = if all > new { "all" } else { "default" };
-        let name = name.replace('*', scope);
-        (all.max(new) == value).then(|| format!("{name} is {value}, {better} would do"))
+    let is = |name: &str, value: u32, better: &str| {
+        let (name, highest) = sysctl::highest(name);
+        (highest == value).then(|| format!("{name} is {value}, {better} would do"))
     };
     match family {
         // The way back to a Pod is by the bridge, and not by the port that the frame came in by.
@@ -83,12 +81,6 @@ pub fn obstacle(family: Family) -> Option<String> {
             .or_else(|| is("net.ipv4.conf.*.src_valid_mark", 1, "0")),
         Family::V6 => is("net.ipv6.conf.*.disable_ipv6", 1, "0"),
     }
-}
-
-/// The value of a sysctl; `None` where this kernel has none of that name.
-fn sysctl(name: &str) -> Option<u32> {
-    let path = format!("/proc/sys/{}", name.replace('.', "/"));
-    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// The set of the connections that are lifted.

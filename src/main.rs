@@ -15,13 +15,12 @@ use nix::unistd::{ForkResult, getpid};
 
 use tproxy_pod::capture::{self, Family};
 use tproxy_pod::child::Server;
-use tproxy_pod::connection::{DEADLINES, PROMPT};
+use tproxy_pod::connection::TIMEOUTS;
 use tproxy_pod::error::{Error, words};
 use tproxy_pod::guard::{self, Guard};
 use tproxy_pod::keeper::Keeper;
 use tproxy_pod::lift::Lift;
-use tproxy_pod::listener::Timeouts;
-use tproxy_pod::nftables::Table;
+use tproxy_pod::nftables::{Effect, Table};
 use tproxy_pod::options::{self, Command, HELP, Options};
 use tproxy_pod::routing::Routing;
 use tproxy_pod::script::{self, Script};
@@ -29,7 +28,7 @@ use tproxy_pod::server::Listeners;
 use tproxy_pod::sockets::Sockets;
 use tproxy_pod::template::{self, Line, Values};
 use tproxy_pod::watch::Watch;
-use tproxy_pod::{lift, listener, logging, sandbox, server, sys};
+use tproxy_pod::{check, lift, listener, logging, sandbox, server, sys};
 
 /// Wrong usage.
 const USAGE: u8 = 2;
@@ -39,11 +38,24 @@ fn main() -> ExitCode {
         Ok(Command::Help) => print(HELP),
         Ok(Command::Version) => print(concat!("tproxy-pod ", env!("CARGO_PKG_VERSION"), "\n")),
         Ok(Command::PrintRules(options, family)) => print_rules(&options, family),
-        Ok(Command::Run(options)) => match read_scripts(&options) {
-            Ok(scripts) => run(&options, scripts),
-            Err(error) => refuse(&error),
-        },
+        Ok(Command::Run(options)) => with_scripts(&options, run),
+        Ok(Command::Check(options)) => with_scripts(&options, check),
         Err(error) => refuse(&error),
+    }
+}
+
+fn with_scripts(options: &Options, act: fn(&Options, Vec<Script>) -> ExitCode) -> ExitCode {
+    match read_scripts(options) {
+        Ok(scripts) => act(options, scripts),
+        Err(error) => refuse(&error),
+    }
+}
+
+/// What this node can do.
+fn check(options: &Options, scripts: Vec<Script>) -> ExitCode {
+    match check::run(options, &scripts) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }
 
@@ -56,7 +68,7 @@ fn run(options: &Options, scripts: Vec<Script>) -> ExitCode {
 
 fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error> {
     let signals = guard::block_signals()?;
-    let table = Table::claim(options.families())?;
+    let table = Table::claim(Effect::Lasting, options.families())?;
     let listeners = bind(options)?;
     let lift = lift(options);
     let fault = |error: std::io::Error| Error::new("start the server", error);
@@ -92,13 +104,9 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
 /// A transparent listener for each family with a captured CIDR, and one at the same address for the
 /// node itself: its probes shall not wait behind clients.
 fn bind(options: &Options) -> Result<Listeners, Error> {
-    let timeouts = Timeouts {
-        receive: PROMPT,
-        send: DEADLINES.answer,
-    };
     let (mut transparent, mut direct) = (Vec::new(), Vec::new());
     for family in options.families() {
-        let listener = listener::bind(family, options.port, timeouts)?;
+        let listener = listener::bind(family, options.port, TIMEOUTS)?;
         let address = SocketAddr::new(family.loopback(), options.port);
         log::info!("Binding TCP TProxy listener to {address}");
         match listener::bind_direct(&listener) {

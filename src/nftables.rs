@@ -17,7 +17,7 @@ use crate::netlink::{Refusal, Socket, attributes};
 use crate::script::Script;
 use batch::{Batch, Refused, message};
 
-pub use batch::Layer;
+pub use batch::{Effect, Layer};
 
 /// The name of the tables.
 pub const TABLE: &str = "tproxy-pod";
@@ -33,6 +33,8 @@ const RELEASE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Table {
     socket: Socket,
+    /// Whether what is asked is done.
+    effect: Effect,
     /// Where the rules are.
     layer: Layer,
     /// The flags that the table has now, or would be created with.
@@ -49,11 +51,15 @@ impl Table {
     /// # Errors
     /// `EPERM` if the table belongs to another process, or `CAP_NET_ADMIN` is missing; what the kernel
     /// lacks.
-    pub fn claim(mut families: impl Iterator<Item = Family>) -> Result<Table, Error> {
+    pub fn claim(
+        effect: Effect,
+        mut families: impl Iterator<Item = Family>,
+    ) -> Result<Table, Error> {
         let socket = Socket::open(libc::NETLINK_NETFILTER)
             .map_err(|error| Error::new("open a netlink socket", error))?;
         let mut table = Table {
             socket,
+            effect,
             layer: Layer::Inet,
             flags: 0,
             has_rules: false,
@@ -66,16 +72,19 @@ impl Table {
             let Err(error) = table.create(flags) else {
                 return Ok(table);
             };
-            match (error.errno(), table.owner()) {
+            let owner = table.owner(table.layer).map_err(|refusal| refusal.errno);
+            match (error.errno(), owner) {
                 (libc::EINVAL, _) if flags != 0 => flags = 0,
                 (libc::EOPNOTSUPP | libc::ENOENT, _)
                     if is_ipv4_alone && table.layer == Layer::Inet =>
                 {
                     table.layer = Layer::Ip;
                 }
-                (libc::EPERM, Err(_)) => return Err(error.hint("CAP_NET_ADMIN is needed")),
+                (libc::EPERM, Err(libc::EPERM)) => {
+                    return Err(error.hint("CAP_NET_ADMIN is needed"));
+                }
                 // Its owner may be about to end, or has ended just now.
-                (libc::EPERM, Ok(owner)) if start.elapsed() < release(owner) => {
+                (libc::EPERM, owner) if start.elapsed() < release(owner.ok().flatten()) => {
                     thread::sleep(RELEASE / 100);
                 }
                 (libc::EPERM, Ok(Some(port))) => {
@@ -89,6 +98,13 @@ impl Table {
                 _ => return Err(error),
             }
         }
+    }
+
+    /// The tables that are there and have no owner: as long as nothing is claimed, somebody else's.
+    pub fn without_owner(&mut self) -> Vec<Layer> {
+        let mut layers = vec![self.layer, Layer::Bridge];
+        layers.retain(|layer| matches!(self.owner(*layer), Ok(None)));
+        layers
     }
 
     /// Whether the kernel removes the table with this process.
@@ -116,7 +132,7 @@ impl Table {
             batch.create(Layer::Bridge, self.flags);
             batch.fill(Layer::Bridge, &lift.ruleset);
         }
-        let unlifted = match batch.commit(&mut self.socket) {
+        let unlifted = match batch.commit(&mut self.socket, self.effect) {
             Ok(()) => {
                 self.lifted.clone_from(&lift.families);
                 None
@@ -125,8 +141,11 @@ impl Table {
                 layer: Some(Layer::Bridge),
                 error,
             }) => {
-                without.commit(&mut self.socket)?;
-                Some(error)
+                without.commit(&mut self.socket, self.effect)?;
+                Some(match error.errno() {
+                    libc::EOPNOTSUPP => error.hint("Linux 6.4 with CONFIG_NFT_BRIDGE_META can"),
+                    _ => error,
+                })
             }
             Err(refused) => return Err(refused.error),
         };
@@ -144,7 +163,7 @@ impl Table {
         for family in &self.lifted {
             batch.flush(Layer::Bridge, &new_chain(*family));
         }
-        Ok(batch.commit(&mut self.socket)?)
+        Ok(batch.commit(&mut self.socket, self.effect)?)
     }
 
     /// Removes the tables.
@@ -157,7 +176,7 @@ impl Table {
         if !self.lifted.is_empty() {
             batch.delete(Layer::Bridge, self.flags);
         }
-        Ok(batch.commit(&mut self.socket)?)
+        Ok(batch.commit(&mut self.socket, self.effect)?)
     }
 
     fn replacing(&self, scripts: &[Script]) -> Batch {
@@ -178,26 +197,22 @@ impl Table {
         if flags & NFT_TABLE_F_OWNER == 0 {
             batch.delete(self.layer, flags);
         }
-        batch.commit(&mut self.socket)?;
+        batch.commit(&mut self.socket, self.effect)?;
         self.flags = flags;
         Ok(())
     }
 
-    /// The netlink port of the table's owner, if it has one.
+    /// The netlink port of a table's owner, if it has one.
     ///
     /// # Errors
-    /// `EPERM` if this process may not ask.
-    fn owner(&mut self) -> Result<Option<u32>, Refusal> {
-        let mut question = message(self.layer, libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK);
+    /// `ENOENT` if there is no such table, `EPERM` if this process may not ask.
+    fn owner(&mut self, layer: Layer) -> Result<Option<u32>, Refusal> {
+        let mut question = message(layer, libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK);
         question.put_text(NFTA_TABLE_NAME, TABLE);
         let mut owner = None;
-        let asked = self
-            .socket
-            .ask(question, |answer| owner = read_owner(answer.payload));
-        match asked {
-            Err(refusal) if refusal.errno == libc::ENOENT => Ok(None),
-            asked => asked.map(|()| owner),
-        }
+        self.socket
+            .ask(question, |answer| owner = read_owner(answer.payload))?;
+        Ok(owner)
     }
 }
 

@@ -21,10 +21,12 @@ tproxy-pod [OPTIONS]
       --rules FILE         your own iptables-restore script in place of the bundled one
       --print-rules v4|v6  print the script as it would be loaded, and exit
       --max-connections N  connections served at once                            [1024]
+      --check              say what this node can do before anything is installed, and exit
   -h, --help    -V, --version
 
 Environment: RUST_LOG is the log level (info if unset), NODE_NAME is shown in every echo.
-Exit status: 0 after an orderly stop, 1 for a failure while running, 2 for wrong usage.
+Exit status: 0 after an orderly stop, 1 for a failure while running, 2 for wrong usage; of --check,
+0 if it would work.
 ";
 
 /// What to capture, and how.
@@ -66,6 +68,8 @@ impl Options {
 pub enum Command {
     /// Intercept and echo.
     Run(Options),
+    /// Say what this node can do.
+    Check(Options),
     /// Print the script of one family.
     PrintRules(Options, Family),
     /// Print the help text.
@@ -104,8 +108,15 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
         match (name, &inline) {
             ("-h" | "--help", None) => return Ok(Command::Help),
             ("-V" | "--version", None) => return Ok(Command::Version),
-            ("-h" | "--help" | "-V" | "--version", Some(value)) => {
+            ("-h" | "--help" | "-V" | "--version" | "--check", Some(value)) => {
                 return Err(UsageError(format!("{name} {value}: expected no value")));
+            }
+            ("--check", None) if given.check => {
+                return Err(UsageError(format!("{name}: the option was given before")));
+            }
+            ("--check", None) => {
+                given.check = true;
+                continue;
             }
             _ => {}
         }
@@ -129,6 +140,7 @@ struct Given {
     rules: Option<PathBuf>,
     print_rules: Option<Family>,
     max_connections: Option<usize>,
+    check: bool,
 }
 
 impl Given {
@@ -167,6 +179,7 @@ impl Given {
             max_connections: self.max_connections.unwrap_or(1024),
         };
         match self.print_rules {
+            _ if self.check => Ok(Command::Check(options)),
             None => Ok(Command::Run(options)),
             Some(family) if options.cidrs_of(family).next().is_some() => {
                 Ok(Command::PrintRules(options, family))

@@ -139,7 +139,11 @@ impl Routing {
         }
     }
 
-    fn require_room(&mut self) -> Result<(), Error> {
+    /// Whether nobody else uses the mark or the table for something else.
+    ///
+    /// # Errors
+    /// `EEXIST` for the first rule or route that bars one of ours.
+    pub fn require_room(&mut self) -> Result<(), Error> {
         let found = self.found()?;
         for entry in &self.wanted {
             if let Some(reason) = found.iter().find_map(|it| it.bars(*entry)) {
@@ -310,6 +314,23 @@ impl Routing {
             Err(refusal) => Err(explain(format!("delete {entry}"), refusal)),
         }
     }
+}
+
+/// Has the loopback device of this network namespace come up.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn raise_loopback() -> Result<(), Error> {
+    let attempt = "raise the device lo";
+    let mut socket =
+        Socket::open(libc::NETLINK_ROUTE).map_err(|error| Error::new(attempt, error))?;
+    let mut header = [0; IFINFOMSG];
+    header[IFI_INDEX..IFI_FLAGS].copy_from_slice(&LOOPBACK.to_ne_bytes());
+    let up = (libc::IFF_UP as u32).to_ne_bytes();
+    header[IFI_FLAGS..].copy_from_slice(&[up, up].concat());
+    socket
+        .request(&[Message::new(libc::RTM_NEWLINK, libc::NLM_F_ACK, &header)])
+        .map_err(|refusal| explain(attempt.to_owned(), refusal))
 }
 
 /// What was attempted, the kernel's answer, and what helps.

@@ -94,6 +94,15 @@ pub fn message(layer: Layer, kind: c_int, flags: c_int) -> Message {
     Message::new(kind, flags, &header)
 }
 
+/// What becomes of a transaction that the kernel takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It is done.
+    Lasting,
+    /// It is only tried.
+    None,
+}
+
 /// A transaction that is being written: each message with its table, and the words for what it asks.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
@@ -258,17 +267,20 @@ impl Batch {
         );
     }
 
-    /// Has the kernel do all of it, or nothing.
+    /// Has the kernel do all of it, or nothing; what is only tried, it undoes before it answers.
     ///
     /// # Errors
     /// The first message that it refuses.
-    pub fn commit(mut self, socket: &mut Socket) -> Result<(), Refused> {
+    pub fn commit(mut self, socket: &mut Socket, effect: Effect) -> Result<(), Refused> {
         if let Some(last) = self.messages.last_mut() {
             last.acknowledge();
         }
         let mut framed = vec![frame(libc::NFNL_MSG_BATCH_BEGIN)];
         framed.append(&mut self.messages);
-        framed.push(frame(libc::NFNL_MSG_BATCH_END));
+        // Without its end the kernel checks a transaction, and does not do it (`nfnetlink_rcv_batch`).
+        if effect == Effect::Lasting {
+            framed.push(frame(libc::NFNL_MSG_BATCH_END));
+        }
         socket
             .request(&framed)
             .map_err(|refusal| self.refused(refusal, &framed))
