@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::lift::{self, Lift};
 use crate::nftables::{Effect, Table};
 use crate::options::Options;
+use crate::ports::Ports;
 use crate::routing::{Routing, raise_loopback};
 use crate::script::Script;
 use crate::{listener, sys, sysctl};
@@ -135,7 +136,7 @@ fn try_kernel(options: &Options, scripts: &[Script], findings: &mut Findings) {
         &options.cidrs,
         &options.dports,
     );
-    match table.install(scripts, &lift) {
+    match table.install(scripts, &lift, &Ports::default()) {
         Err(error) => findings.missing(error),
         Ok(unlifted) => {
             findings.ok("the rules, with TPROXY and the sockets that own packets");

@@ -16,12 +16,12 @@ use crate::script::{PREROUTING, Script};
 /// The chains, rules and sets of a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
-    /// The names of the chains; [`PREROUTING`] is the base chain.
+    /// The names of the chains; [`PREROUTING`] and [`LIFTED`] are base chains.
     pub chains: Vec<String>,
     /// Anonymous sets; the place of one is its id.
     pub sets: Vec<Set>,
-    /// Sets that the rules themselves fill.
-    pub connections: Vec<Connections>,
+    /// Sets with a name.
+    pub named: Vec<Named>,
     /// In the order in which they are appended.
     pub rules: Vec<CompiledRule>,
 }
@@ -37,17 +37,26 @@ pub struct Set {
     pub ranges: Ranges,
 }
 
-/// A set of connections, each of which stays for a time.
+/// A set that rules find by its name, and its elements change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Connections {
-    /// By which rules find it.
+pub struct Named {
+    /// The name.
     pub name: &'static str,
-    /// The types of the key's parts, `TYPE_BITS` each, for who lists the set.
+    /// The types of a key's parts, as nft(8) packs them, for who lists the set.
     pub key_type: u32,
     /// The length of a key, in bytes.
     pub width: usize,
-    /// How many there may be.
-    pub size: u32,
+    /// What its elements are.
+    pub kind: Kind,
+}
+
+/// What the elements of a named set are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Connections, at most so many, which rules add, and time removes.
+    Connections(u32),
+    /// The hardware addresses of devices.
+    Hardware,
 }
 
 /// A rule that is ready to be sent.
@@ -59,10 +68,20 @@ pub struct CompiledRule {
     pub expressions: Vec<Expression>,
 }
 
+/// The base chain with the same rules for packets that were lifted from a bridge. It is the first of
+/// all: for packets that passed the rules of IP on the bridge already, because br_netfilter had them
+/// do so, it skips all other chains (`ip_sabotage_in`, net/bridge/br_netfilter_hooks.c), and TPROXY's
+/// choice of a socket does not outlive the way from the bridge to IP (`ip_rcv_core`).
+pub const LIFTED: &str = "LIFTED";
+
+/// By which such packets are known: the kernel's priority of a packet (`skb->priority`), which has no
+/// meaning for one that is delivered here.
+pub const LIFTED_PRIORITY: u32 = u32::from_be_bytes(*b"TPxy");
+
 /// The steps of these scripts.
 pub fn compile(scripts: &[Script]) -> Ruleset {
     let mut ruleset = Ruleset {
-        chains: vec![PREROUTING.to_owned()],
+        chains: vec![PREROUTING.to_owned(), LIFTED.to_owned()],
         ..Ruleset::default()
     };
     for script in scripts {
@@ -148,6 +167,13 @@ impl Ruleset {
             } else {
                 let beyond = self.beyond_wildcards(&chain_name, action);
                 steps.push(Expression::Jump(beyond));
+            }
+            if base {
+                let is_lifted = [
+                    Expression::Meta(libc::NFT_META_PRIORITY),
+                    equals(LIFTED_PRIORITY.to_ne_bytes().into()),
+                ];
+                self.append(LIFTED, [&is_lifted[..], &steps].concat());
             }
             self.append(&chain_name, steps);
         }

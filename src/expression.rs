@@ -37,6 +37,7 @@ const NFTA_RANGE_FROM_DATA: u16 = 3;
 const NFTA_RANGE_TO_DATA: u16 = 4;
 const NFTA_LOOKUP_SET: u16 = 1;
 const NFTA_LOOKUP_SREG: u16 = 2;
+const NFTA_LOOKUP_DREG: u16 = 3;
 const NFTA_LOOKUP_SET_ID: u16 = 4;
 const NFTA_LOOKUP_FLAGS: u16 = 5;
 const NFTA_DYNSET_SET_NAME: u16 = 1;
@@ -49,6 +50,7 @@ const NFTA_PAYLOAD_DREG: u16 = 1;
 const NFTA_PAYLOAD_BASE: u16 = 2;
 const NFTA_PAYLOAD_OFFSET: u16 = 3;
 const NFTA_PAYLOAD_LEN: u16 = 4;
+const NFTA_PAYLOAD_SREG: u16 = 5;
 const NFTA_META_DREG: u16 = 1;
 const NFTA_META_KEY: u16 = 2;
 const NFTA_META_SREG: u16 = 3;
@@ -63,14 +65,15 @@ pub const NFT_SOCKET_TRANSPARENT: u32 = 0;
 /// Socket expression: whether the socket is bound to any address; since Linux 5.10
 pub const NFT_SOCKET_WILDCARD: u32 = 2;
 
-/// Meta: a frame leaves the bridge for IP; since Linux 6.4
-pub const NFT_META_BRI_BROUTE: c_int = 35;
-
 /// The name that an anonymous set asks for; it is found by its id.
 pub const ANONYMOUS_SET: &str = "__set%d";
 
 const VALUE: c_int = libc::NFT_REG_1;
 const PORT: c_int = libc::NFT_REG_2;
+
+/// Behind the longest key of a connection, which takes 40 bytes.
+const HARDWARE: c_int = libc::NFT_REG32_12;
+const HARDWARE_LENGTH: u32 = 6;
 
 /// One step of a rule. A comparison that fails ends the rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,8 +146,13 @@ pub enum Expression {
     Forget(&'static str),
     /// `mark = mark & !mask ^ value`
     SetMark(Mark),
-    /// Sets a property of the packet that is a byte (`NFT_META_…`).
-    SetByte(c_int, u8),
+    /// Loads the hardware address that the map of this name has for the device the packet came in by;
+    /// a device that is not in the map ends the rule.
+    Hardware(&'static str),
+    /// Sends the frame to the hardware address that is loaded.
+    SendThere,
+    /// Sets a property of the packet (`NFT_META_…`) to these bytes.
+    Set(c_int, Vec<u8>),
     /// Ends the rule (`NF_ACCEPT`, `NF_DROP`, `NFT_RETURN`).
     Verdict(c_int),
     /// Goes through another chain.
@@ -214,8 +222,23 @@ impl Expression {
                 dynamic(list, set, NFT_DYNSET_OP_UPDATE, *seconds)
             }
             Expression::Forget(set) => dynamic(list, set, NFT_DYNSET_OP_DELETE, 0),
-            Expression::SetByte(key, byte) => {
-                load(list, VALUE, &[*byte]);
+            Expression::Hardware(map) => {
+                Expression::Meta(libc::NFT_META_IIF).write(list);
+                element(list, "lookup", |data| {
+                    data.put_text(NFTA_LOOKUP_SET, map)
+                        .put_be32(NFTA_LOOKUP_SREG, VALUE as u32)
+                        .put_be32(NFTA_LOOKUP_DREG, HARDWARE as u32);
+                });
+            }
+            // The destination comes first in a frame.
+            Expression::SendThere => element(list, "payload", |data| {
+                data.put_be32(NFTA_PAYLOAD_SREG, HARDWARE as u32)
+                    .put_be32(NFTA_PAYLOAD_BASE, libc::NFT_PAYLOAD_LL_HEADER as u32)
+                    .put_be32(NFTA_PAYLOAD_OFFSET, 0)
+                    .put_be32(NFTA_PAYLOAD_LEN, HARDWARE_LENGTH);
+            }),
+            Expression::Set(key, bytes) => {
+                load(list, VALUE, bytes);
                 set_meta(list, *key);
             }
             Expression::SetMark(mark) => {

@@ -13,9 +13,10 @@ use nix::sys::wait::WaitStatus;
 
 use crate::child::{Failure, Server};
 use crate::error::Error;
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, RETRY};
 use crate::lift::Lift;
 use crate::nftables::Table;
+use crate::ports::Bridges;
 use crate::script::Script;
 use crate::server::GRACE;
 use crate::sockets::{Sockets, States};
@@ -67,6 +68,10 @@ pub struct Guard {
     pub scripts: Vec<Script>,
     /// What brings frames of bridges to the rules.
     pub lift: Lift,
+    /// Where frames can be lifted.
+    pub bridges: Bridges,
+    /// When the rules have to follow the bridges, if they could not.
+    pub unfollowed: Option<Instant>,
 }
 
 /// What the guard waits for, beside changes of the routing and the end of the server.
@@ -114,7 +119,9 @@ impl Guard {
 
     fn intercept(&mut self) -> Result<(), Failure> {
         self.keeper.install()?;
-        let unlifted = self.table.install(&self.scripts, &self.lift)?;
+        self.bridges.refresh()?;
+        let ports = self.bridges.ports();
+        let unlifted = self.table.install(&self.scripts, &self.lift, ports)?;
         for table in self.table.layers() {
             match self.table.is_owned() {
                 true => log::info!(
@@ -145,7 +152,8 @@ impl Guard {
     fn tend(&mut self, until: Option<Instant>) -> Result<Event, Failure> {
         loop {
             self.keeper.tend();
-            let deadlines = [until, self.keeper.deadline()];
+            self.follow_bridges();
+            let deadlines = [until, self.keeper.deadline(), self.unfollowed];
             let deadline = deadlines.into_iter().flatten().min();
             let heard = self.wait(self.keeper.notifications(), deadline)?;
             if heard.server {
@@ -158,6 +166,30 @@ impl Guard {
                 return Ok(Event::Signal);
             }
         }
+    }
+
+    /// Has frames lifted from the ports that bridges have now.
+    fn follow_bridges(&mut self) {
+        let have_changed = self.keeper.have_ports_changed();
+        let is_due = self.unfollowed.is_some_and(|due| Instant::now() >= due);
+        if self.table.lifted().is_empty() || !(have_changed || is_due) {
+            return;
+        }
+        let followed = match self.bridges.refresh() {
+            Ok(false) if self.unfollowed.is_none() => return,
+            Ok(_) => self.table.follow(self.bridges.ports()),
+            Err(error) => Err(error),
+        };
+        let is_known = self.unfollowed.is_some();
+        self.unfollowed = match followed {
+            Ok(()) => None,
+            Err(error) => {
+                if !is_known {
+                    log::warn!("Cannot follow changes of bridges: {error}");
+                }
+                Some(Instant::now() + RETRY)
+            }
+        };
     }
 
     /// Waits for a signal, the server, something to read from `notifications`, or the deadline.

@@ -26,6 +26,7 @@ pub mod netlink;
 pub mod nftables;
 pub mod options;
 pub mod pace;
+pub mod ports;
 pub mod room;
 pub mod routing;
 pub mod rule;

@@ -3,12 +3,15 @@
 //!
 //! A frame with a SYN to a captured address and port is lifted, and its connection is remembered;
 //! so are the client's other frames, if their connection is remembered. Connections from before, and
-//! those that the Pod itself answers, stay on the bridge. What is lifted comes to IP by the port of
-//! the bridge, not by the bridge (`br_netfilter_broute`, net/bridge/br_input.c; since Linux 6.4).
+//! those that the Pod itself answers, stay on the bridge. To be lifted, a frame is sent to the port of
+//! the bridge that it came in by: a bridge hands what is for one of its ports to IP, as if it were
+//! for itself (`br_fdb_add_local`, net/bridge/br_fdb.c).
 
 use crate::capture::{Cidr, Family, PortRange};
-use crate::compile::{Connections, Ruleset, TYPE_INET_SERVICE, TYPE_IP6ADDR, TYPE_IPADDR, equals};
-use crate::expression::{Expression, NFT_META_BRI_BROUTE};
+use crate::compile::{
+    Kind, LIFTED_PRIORITY, Named, Ruleset, TYPE_INET_SERVICE, TYPE_IP6ADDR, TYPE_IPADDR, equals,
+};
+use crate::expression::Expression;
 use crate::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Test, merge};
 use crate::script::PREROUTING;
 use crate::sysctl;
@@ -46,6 +49,9 @@ const ETHER_TYPE: u32 = 12;
 /// nft(8) packs the types of a key's parts, the first one highest (its include/datatype.h).
 const TYPE_BITS: u32 = 6;
 
+/// Its number for the index of a device.
+const TYPE_IFINDEX: u32 = 20;
+
 /// The rules that lift frames.
 #[derive(Clone, Debug, Default)]
 pub struct Lift {
@@ -68,17 +74,14 @@ fn name(chain: &str, family: Family) -> String {
 }
 
 /// Why frames of this family have to stay on their bridges: IP would drop them, because of a sysctl.
-/// The ports of bridges have their own, which those of new devices stand for here.
 pub fn obstacle(family: Family) -> Option<String> {
     let is = |name: &str, value: u32, better: &str| {
         let (name, highest) = sysctl::highest(name);
         (highest == value).then(|| format!("{name} is {value}, {better} would do"))
     };
     match family {
-        // The way back to a Pod is by the bridge, and not by the port that the frame came in by.
-        Family::V4 => is("net.ipv4.conf.*.rp_filter", 1, "2")
-            // By our mark, the Pod's own address is a local one.
-            .or_else(|| is("net.ipv4.conf.*.src_valid_mark", 1, "0")),
+        // By our mark, the Pod's own address is a local one.
+        Family::V4 => is("net.ipv4.conf.*.src_valid_mark", 1, "0"),
         Family::V6 => is("net.ipv6.conf.*.disable_ipv6", 1, "0"),
     }
 }
@@ -88,6 +91,14 @@ fn captured(family: Family) -> &'static str {
     match family {
         Family::V4 => "captured-v4",
         Family::V6 => "captured-v6",
+    }
+}
+
+/// The map of the ports of bridges that can hand frames to IP.
+pub fn ports(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ports-v4",
+        Family::V6 => "ports-v6",
     }
 }
 
@@ -159,18 +170,26 @@ fn lift(ruleset: &mut Ruleset, family: Family) {
         Family::V6 => (16, TYPE_IP6ADDR),
     };
     let types = [kind, kind, TYPE_INET_SERVICE, TYPE_INET_SERVICE];
-    ruleset.connections.push(Connections {
+    let key_type = types
+        .into_iter()
+        .fold(0, |packed, kind| (packed << TYPE_BITS) | kind);
+    ruleset.named.push(Named {
         name: captured(family),
-        key_type: types
-            .into_iter()
-            .fold(0, |packed, kind| packed << TYPE_BITS | kind),
+        key_type,
         width: 2 * (width + 4),
-        size: CONNECTIONS,
+        kind: Kind::Connections(CONNECTIONS),
+    });
+    ruleset.named.push(Named {
+        name: ports(family),
+        key_type: TYPE_IFINDEX,
+        width: 4,
+        kind: Kind::Hardware,
     });
     let (lift, new) = (name("lift", family), new_chain(family));
     ruleset.chains.extend([lift.clone(), new.clone()]);
     let is_answer = false;
     let known = [
+        Expression::Hardware(ports(family)),
         Expression::Connection { family, is_answer },
         Expression::Known(captured(family)),
     ];
@@ -183,21 +202,21 @@ fn lift(ruleset: &mut Ruleset, family: Family) {
     let ends = ruleset.steps(&[is_last], family);
     let jump = vec![Expression::Jump(new.clone())];
     ruleset.append(&lift, [begins, jump].concat());
-    ruleset.append(
-        &lift,
-        [&ends[..], &known[..], &away(family, CLOSED)].concat(),
-    );
+    ruleset.append(&lift, [&ends[..], &known, &away(family, CLOSED)].concat());
     ruleset.append(&lift, [&known[..], &away(family, OPEN)].concat());
-    ruleset.append(&new, [&known[..1], &away(family, HANDSHAKE)].concat());
+    ruleset.append(&new, [&known[..2], &away(family, HANDSHAKE)].concat());
 }
 
-/// Remembers the connection that is loaded, and lifts the frame. The bridge has sent it to another
-/// address than its port's, so IP would not take it.
-fn away(family: Family, seconds: u32) -> [Expression; 4] {
+/// Remembers the connection that is loaded, and sends the frame to the port that is loaded.
+fn away(family: Family, seconds: u32) -> [Expression; 5] {
     [
         Expression::Remember(captured(family), seconds),
-        Expression::SetByte(libc::NFT_META_PKTTYPE, PACKET_HOST),
-        Expression::SetByte(NFT_META_BRI_BROUTE, 1),
+        Expression::SendThere,
+        Expression::Set(libc::NFT_META_PKTTYPE, vec![PACKET_HOST]),
+        Expression::Set(
+            libc::NFT_META_PRIORITY,
+            LIFTED_PRIORITY.to_ne_bytes().into(),
+        ),
         Expression::Verdict(libc::NF_ACCEPT),
     ]
 }

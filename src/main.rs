@@ -22,6 +22,7 @@ use tproxy_pod::keeper::Keeper;
 use tproxy_pod::lift::Lift;
 use tproxy_pod::nftables::{Effect, Table};
 use tproxy_pod::options::{self, Command, HELP, Options};
+use tproxy_pod::ports::Bridges;
 use tproxy_pod::routing::Routing;
 use tproxy_pod::script::{self, Script};
 use tproxy_pod::server::Listeners;
@@ -92,6 +93,8 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
                 sockets: Sockets::new(&options.cidrs, &options.dports)?,
                 scripts,
                 lift,
+                bridges: Bridges::open()?,
+                unfollowed: None,
             };
             sandbox::enter_guard(child)?;
             let fault = |error| Error::new("start a thread", error);

@@ -10,10 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::capture::Family;
-use crate::compile::compile;
+use crate::compile::{Ruleset, compile};
 use crate::error::Error;
-use crate::lift::{Lift, new_chain};
+use crate::lift::{self, Lift, new_chain};
 use crate::netlink::{Refusal, Socket, attributes};
+use crate::ports::Ports;
 use crate::script::Script;
 use batch::{Batch, Refused, message};
 
@@ -40,6 +41,8 @@ pub struct Table {
     /// The flags that the table has now, or would be created with.
     flags: u32,
     has_rules: bool,
+    /// What is in it.
+    ruleset: Ruleset,
     /// Of which families frames are lifted from bridges, by a table of its own.
     lifted: Vec<Family>,
 }
@@ -63,6 +66,7 @@ impl Table {
             layer: Layer::Inet,
             flags: 0,
             has_rules: false,
+            ruleset: Ruleset::default(),
             lifted: Vec::new(),
         };
         let is_ipv4_alone = families.all(|family| family == Family::V4);
@@ -107,6 +111,11 @@ impl Table {
         layers
     }
 
+    /// Of which families frames are lifted from bridges.
+    pub fn lifted(&self) -> &[Family] {
+        &self.lifted
+    }
+
     /// Whether the kernel removes the table with this process.
     pub fn is_owned(&self) -> bool {
         self.flags & NFT_TABLE_F_OWNER != 0
@@ -119,18 +128,24 @@ impl Table {
         scripts.into_iter().chain(lift).collect()
     }
 
-    /// Puts the rules of these scripts in place of all that is in the table, and has frames of these
-    /// families lifted from bridges by rules of their own, if the kernel can; returns why it cannot.
+    /// Puts the rules of these scripts in place of all that is in the table, and has frames lifted
+    /// from these ports of bridges by rules of their own, if the kernel can; returns why it cannot.
     ///
     /// # Errors
     /// The part of the table that the kernel refuses; nothing is changed then.
-    pub fn install(&mut self, scripts: &[Script], lift: &Lift) -> Result<Option<Error>, Error> {
-        let mut batch = self.replacing(scripts);
-        let without = batch.clone();
+    pub fn install(
+        &mut self,
+        scripts: &[Script],
+        lift: &Lift,
+        ports: &Ports,
+    ) -> Result<Option<Error>, Error> {
+        self.ruleset = compile(scripts);
+        let mut batch = self.replacing();
         if !lift.families.is_empty() {
             batch.delete(Layer::Bridge, 0);
             batch.create(Layer::Bridge, self.flags);
             batch.fill(Layer::Bridge, &lift.ruleset);
+            fill_maps(&mut batch, &lift.families, ports);
         }
         let unlifted = match batch.commit(&mut self.socket, self.effect) {
             Ok(()) => {
@@ -141,16 +156,25 @@ impl Table {
                 layer: Some(Layer::Bridge),
                 error,
             }) => {
-                without.commit(&mut self.socket, self.effect)?;
-                Some(match error.errno() {
-                    libc::EOPNOTSUPP => error.hint("Linux 6.4 with CONFIG_NFT_BRIDGE_META can"),
-                    _ => error,
-                })
+                self.replacing().commit(&mut self.socket, self.effect)?;
+                Some(error)
             }
             Err(refused) => return Err(refused.error),
         };
         self.has_rules = true;
         Ok(unlifted)
+    }
+
+    /// Has frames lifted from these ports of bridges, and no others. The rest is made anew: the chain
+    /// of lifted packets has to come ahead of what br_netfilter may have added with a bridge, and of
+    /// two with one priority the later comes first (`nf_hook_entries_grow`, net/netfilter/core.c).
+    ///
+    /// # Errors
+    /// The part of the tables that the kernel refuses; nothing is changed then.
+    pub fn follow(&mut self, ports: &Ports) -> Result<(), Error> {
+        let mut batch = self.replacing();
+        fill_maps(&mut batch, &self.lifted, ports);
+        Ok(batch.commit(&mut self.socket, self.effect)?)
     }
 
     /// Puts the rules of these scripts in place of all that is in the table; no more connections are
@@ -159,7 +183,8 @@ impl Table {
     /// # Errors
     /// The part of the tables that the kernel refuses; nothing is changed then.
     pub fn drain(&mut self, scripts: &[Script]) -> Result<(), Error> {
-        let mut batch = self.replacing(scripts);
+        self.ruleset = compile(scripts);
+        let mut batch = self.replacing();
         for family in &self.lifted {
             batch.flush(Layer::Bridge, &new_chain(*family));
         }
@@ -179,11 +204,11 @@ impl Table {
         Ok(batch.commit(&mut self.socket, self.effect)?)
     }
 
-    fn replacing(&self, scripts: &[Script]) -> Batch {
+    fn replacing(&self) -> Batch {
         let mut batch = Batch::default();
         batch.delete(self.layer, self.flags);
         batch.create(self.layer, self.flags);
-        batch.fill(self.layer, &compile(scripts));
+        batch.fill(self.layer, &self.ruleset);
         batch
     }
 
@@ -213,6 +238,12 @@ impl Table {
         self.socket
             .ask(question, |answer| owner = read_owner(answer.payload))?;
         Ok(owner)
+    }
+}
+
+fn fill_maps(batch: &mut Batch, families: &[Family], ports: &Ports) {
+    for family in families {
+        batch.fill_map(Layer::Bridge, lift::ports(*family), ports.of(*family));
     }
 }
 

@@ -33,7 +33,7 @@ const FRA_PROTOCOL: u16 = 21;
 const FR_ACT_TO_TBL: u8 = 1;
 
 /// `sizeof(struct ifinfomsg)`: family, type, index, flags, change mask
-const IFINFOMSG: usize = 16;
+pub const IFINFOMSG: usize = 16;
 /// Where it has the index of the device, as `struct ifaddrmsg` has.
 pub const IFI_INDEX: usize = 4;
 const IFI_FLAGS: usize = 8;
@@ -334,7 +334,7 @@ pub fn raise_loopback() -> Result<(), Error> {
 }
 
 /// What was attempted, the kernel's answer, and what helps.
-fn explain(attempt: String, refusal: Refusal) -> Error {
+pub fn explain(attempt: String, refusal: Refusal) -> Error {
     let error = Error::numbered(attempt, refusal.errno);
     match (refusal.errno, refusal.words) {
         (libc::EPERM, _) => error.hint("CAP_NET_ADMIN is needed"),

@@ -1,5 +1,5 @@
-//! Notices that rules, routes or devices have changed, so that what is ours can be put back. From
-//! rtnetlink(7).
+//! Notices that rules, routes or devices have changed, so that what is ours can be put back, and
+//! follows the bridges. From rtnetlink(7).
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -19,6 +19,15 @@ const GROUPS: [u32; 7] = [
     libc::RTNLGRP_IPV6_ROUTE,
     libc::RTNLGRP_IPV6_RULE,
 ];
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changes {
+    /// Something that the routing wants may have gone.
+    pub loss: bool,
+    /// Bridges may have other ports, or other addresses.
+    pub ports: bool,
+}
 
 /// Notices changes of rules, routes and devices.
 #[derive(Debug)]
@@ -41,14 +50,18 @@ impl Watch {
         Ok(Watch { socket })
     }
 
-    /// Whether something that `routing` wants may have gone. There may be more to read then.
-    pub fn has_lost(&mut self, routing: &Routing) -> bool {
-        let mut lost = false;
-        let read = self
-            .socket
-            .notifications(|message| lost |= concerns(routing, message));
+    /// Reads what has changed. There may be more to read then.
+    pub fn changes(&mut self, routing: &Routing) -> Changes {
+        let mut changes = Changes::default();
+        let read = self.socket.notifications(|message| {
+            changes.loss |= concerns(routing, message);
+            changes.ports |= concerns_ports(message);
+        });
         // Notifications that were lost (ENOBUFS) may have been about ours.
-        lost || read.is_err()
+        Changes {
+            loss: changes.loss || read.is_err(),
+            ports: changes.ports || read.is_err(),
+        }
     }
 }
 
@@ -56,6 +69,15 @@ impl AsFd for Watch {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Whether a device or an address of one has changed, other than of `lo`.
+pub fn concerns_ports(message: Received<'_>) -> bool {
+    let is_device = matches!(
+        message.kind,
+        libc::RTM_NEWLINK | libc::RTM_DELLINK | libc::RTM_NEWADDR | libc::RTM_DELADDR
+    );
+    is_device && u32_at(message.payload, IFI_INDEX) != Some(LOOPBACK)
 }
 
 /// Whether a rule like ours is gone, a route in the place of ours is gone or came in by replacing

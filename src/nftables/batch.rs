@@ -7,10 +7,11 @@ use std::fmt;
 use libc::c_int;
 
 use super::TABLE;
-use crate::compile::{CompiledRule, Connections, Ruleset, Set, key};
+use crate::compile::{CompiledRule, Kind, LIFTED, Named, Ruleset, Set, key};
 use crate::error::Error;
 use crate::expression::{ANONYMOUS_SET, NFTA_DATA_VALUE, NFTA_EXPR_NAME, NFTA_LIST_ELEM};
 use crate::netlink::{Message, Refusal, Socket, attributes};
+use crate::ports::Port;
 use crate::script::PREROUTING;
 
 const NFTA_TABLE_NAME: u16 = 1;
@@ -30,6 +31,8 @@ const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_FLAGS: u16 = 3;
 const NFTA_SET_KEY_TYPE: u16 = 4;
 const NFTA_SET_KEY_LEN: u16 = 5;
+const NFTA_SET_DATA_TYPE: u16 = 6;
+const NFTA_SET_DATA_LEN: u16 = 7;
 const NFTA_SET_DESC: u16 = 9;
 const NFTA_SET_DESC_SIZE: u16 = 1;
 const NFTA_SET_ID: u16 = 10;
@@ -38,7 +41,11 @@ const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_SET_ELEM_LIST_SET_ID: u16 = 4;
 const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_FLAGS: u16 = 3;
+
+/// `nft`'s number for the type of a hardware address (its include/datatype.h)
+const TYPE_ETHERADDR: u32 = 9;
 
 /// `NF_IP_PRI_MANGLE` (linux/netfilter_ipv4.h)
 const PRIORITY_MANGLE: c_int = -150;
@@ -153,8 +160,8 @@ impl Batch {
         for chain in &ruleset.chains {
             self.chain(layer, chain);
         }
-        for connections in &ruleset.connections {
-            self.connections(layer, connections);
+        for named in &ruleset.named {
+            self.named(layer, named);
         }
         for (id, set) in (0..).zip(&ruleset.sets) {
             self.set(layer, id, set);
@@ -182,12 +189,17 @@ impl Batch {
         chain
             .put_text(NFTA_CHAIN_TABLE, TABLE)
             .put_text(NFTA_CHAIN_NAME, name);
-        if name == PREROUTING {
+        let priority = match name {
+            PREROUTING => Some(layer.priority()),
+            LIFTED => Some(libc::NF_IP_PRI_FIRST),
+            _ => None,
+        };
+        if let Some(priority) = priority {
             // NF_BR_PRE_ROUTING is the same number.
             chain
                 .nest(NFTA_CHAIN_HOOK, |hook| {
                     hook.put_be32(NFTA_HOOK_HOOKNUM, libc::NF_INET_PRE_ROUTING as u32)
-                        .put_be32(NFTA_HOOK_PRIORITY, layer.priority() as u32);
+                        .put_be32(NFTA_HOOK_PRIORITY, priority as u32);
                 })
                 .put_be32(NFTA_CHAIN_POLICY, libc::NF_ACCEPT as u32)
                 .put_text(NFTA_CHAIN_TYPE, "filter");
@@ -199,22 +211,49 @@ impl Batch {
         );
     }
 
-    /// A named set whose elements rules add, and time removes.
-    fn connections(&mut self, layer: Layer, connections: &Connections) {
-        let mut new = new_set(
-            layer,
-            connections.name,
-            libc::NFT_SET_EVAL | libc::NFT_SET_TIMEOUT,
-            connections.key_type,
-            connections.width,
-        );
-        new.nest(NFTA_SET_DESC, |description| {
-            description.put_be32(NFTA_SET_DESC_SIZE, connections.size);
-        });
+    fn named(&mut self, layer: Layer, named: &Named) {
+        let flags = match named.kind {
+            Kind::Connections(_) => libc::NFT_SET_EVAL | libc::NFT_SET_TIMEOUT,
+            Kind::Hardware => libc::NFT_SET_MAP,
+        };
+        let mut new = new_set(layer, named.name, flags, named.key_type, named.width);
+        match named.kind {
+            Kind::Connections(size) => new.nest(NFTA_SET_DESC, |description| {
+                description.put_be32(NFTA_SET_DESC_SIZE, size);
+            }),
+            Kind::Hardware => new
+                .put_be32(NFTA_SET_DATA_TYPE, TYPE_ETHERADDR)
+                .put_be32(NFTA_SET_DATA_LEN, 6),
+        };
         // nf_tables asks for an id, also where a name finds the set.
         new.put_be32(NFTA_SET_ID, u32::MAX);
-        let name = connections.name;
+        let name = named.name;
         self.add(layer, new, format!("create set {name} in table {layer}"));
+    }
+
+    /// Puts these devices in place of all that a map of hardware addresses has.
+    pub fn fill_map(&mut self, layer: Layer, name: &str, ports: &[Port]) {
+        let attempt = format!("fill map {name} in table {layer}");
+        let of = |kind, flags| {
+            let mut elements = message(layer, kind, flags);
+            elements
+                .put_text(NFTA_SET_ELEM_LIST_TABLE, TABLE)
+                .put_text(NFTA_SET_ELEM_LIST_SET, name);
+            elements
+        };
+        self.add(layer, of(libc::NFT_MSG_DELSETELEM, 0), attempt.clone());
+        for some in ports.chunks(ELEMENTS_PER_MESSAGE) {
+            let mut elements = of(libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE);
+            elements.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
+                for port in some {
+                    list.nest(NFTA_LIST_ELEM, |element| {
+                        value(element, NFTA_SET_ELEM_KEY, &port.index.to_ne_bytes());
+                        value(element, NFTA_SET_ELEM_DATA, &port.hardware);
+                    });
+                }
+            });
+            self.add(layer, elements, attempt.clone());
+        }
     }
 
     /// An anonymous set, and its elements: the first value of every range, and the first behind it.
@@ -338,11 +377,15 @@ fn new_set(layer: Layer, name: &str, flags: c_int, key_type: u32, width: usize) 
     new
 }
 
+fn value(element: &mut Message, kind: u16, bytes: &[u8]) {
+    element.nest(kind, |data| {
+        data.put(NFTA_DATA_VALUE, bytes);
+    });
+}
+
 fn element(list: &mut Message, key: &[u8], flags: c_int) {
     list.nest(NFTA_LIST_ELEM, |element| {
-        element.nest(NFTA_SET_ELEM_KEY, |data| {
-            data.put(NFTA_DATA_VALUE, key);
-        });
+        value(element, NFTA_SET_ELEM_KEY, key);
         if flags != 0 {
             element.put_be32(NFTA_SET_ELEM_FLAGS, flags as u32);
         }

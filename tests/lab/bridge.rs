@@ -25,18 +25,41 @@ impl Bridge {
     /// Makes them; `filter` is `bridge-nf-call-iptables` and `bridge-nf-call-ip6tables`: whether the
     /// rules of IP see the frames of bridges.
     pub fn new(filter: bool) -> Bridge {
+        let bridge = Bridge::without_any(filter);
+        bridge.add_bridge();
+        bridge.add_ports();
+        bridge
+    }
+
+    /// Makes the namespaces, without the bridge.
+    pub fn without_any(filter: bool) -> Bridge {
         let bridge = Bridge {
             node: Namespace::new(),
             pod: Namespace::new(),
             peer: Namespace::new(),
         };
-        let Bridge { node, pod, peer } = &bridge;
+        let node = &bridge.node;
+        node.sysctl("net.ipv4.ip_forward", "1");
+        node.sysctl("net.ipv6.conf.all.forwarding", "1");
+        let filter = if filter { "1" } else { "0" };
+        node.sysctl("net.bridge.bridge-nf-call-iptables", filter);
+        node.sysctl("net.bridge.bridge-nf-call-ip6tables", filter);
+        bridge
+    }
+
+    /// Makes the bridge, as CNI's plugin does: its address comes last.
+    pub fn add_bridge(&self) {
+        let node = &self.node;
         node.run("ip link add cni0 type bridge");
-        node.run("ip address add 10.244.0.1/24 dev cni0");
-        node.run("ip address add fd00:10:244::1/64 dev cni0 nodad");
         node.run("ip link set cni0 up");
+    }
+
+    /// Makes the ports, and Pods' ends of them.
+    pub fn add_ports(&self) {
+        let Bridge { node, pod, peer } = self;
         for (name, namespace, number) in [("pod", pod, 5), ("peer", peer, 6)] {
             let path = namespace.path();
+            node.try_run(&format!("ip link del {name}"));
             node.run(&format!(
                 "ip link add {name} type veth peer name eth0 netns {path}"
             ));
@@ -49,15 +72,19 @@ impl Bridge {
             namespace.run("ip route add default via 10.244.0.1");
             namespace.run("ip -6 route add default via fd00:10:244::1");
         }
-        node.sysctl("net.ipv4.ip_forward", "1");
-        node.sysctl("net.ipv6.conf.all.forwarding", "1");
-        let filter = if filter { "1" } else { "0" };
-        node.sysctl("net.bridge.bridge-nf-call-iptables", filter);
-        node.sysctl("net.bridge.bridge-nf-call-ip6tables", filter);
+        node.run("ip address add 10.244.0.1/24 dev cni0");
+        node.run("ip address add fd00:10:244::1/64 dev cni0 nodad");
         for (namespace, device) in [(node, "cni0"), (pod, "eth0"), (peer, "eth0")] {
             namespace.wait_for_multicast(device);
         }
-        bridge
+    }
+
+    /// What a captured address answers the Pod at once; nothing if it does not.
+    pub fn try_get(&self, address: &str) -> String {
+        let asked = self
+            .pod
+            .try_run(&format!("curl -sS --max-time 1 {address}"));
+        String::from_utf8(asked.stdout).unwrap()
     }
 
     /// Starts the program on the node, and waits until it intercepts.

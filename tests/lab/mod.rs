@@ -16,7 +16,6 @@ pub mod built;
 pub mod cgroup;
 pub mod conversation;
 pub mod inject;
-pub mod kernel;
 pub mod manifest;
 pub mod refusal;
 pub mod rtnetlink;
