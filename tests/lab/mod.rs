@@ -14,6 +14,7 @@
 pub mod bridge;
 pub mod built;
 pub mod cgroup;
+pub mod cluster;
 pub mod conversation;
 pub mod inject;
 pub mod manifest;
@@ -64,7 +65,7 @@ pub const CIDRS: &str = "10.244.0.0/16,fd00:10:244::/56";
 pub struct Namespace(Arc<File>);
 
 impl Namespace {
-    fn new() -> Namespace {
+    pub fn new() -> Namespace {
         let made = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)
                 .expect("a namespace: run the tests with scripts/test.sh");
@@ -161,7 +162,7 @@ impl Namespace {
 
     /// Waits until a device hears neighbour solicitations: the kernel notices its carrier up to a
     /// second late, unless it is asked for the device (`linkwatch_sync_dev`, net/core/link_watch.c).
-    fn wait_for_multicast(&self, device: &str) {
+    pub fn wait_for_multicast(&self, device: &str) {
         wait_until("the device hears multicasts", || {
             self.run(&format!("ip link show dev {device}"));
             let routes = self.run(&format!("ip -6 route show table local dev {device}"));
