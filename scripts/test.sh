@@ -24,7 +24,7 @@ cd "$(dirname "$0")/.."
 
 # command:package, of Debian and Ubuntu
 tools=(buildah:buildah c++:g++ cc:gcc curl:curl file:file gnuplot:gnuplot-nox go:golang-go haproxy:haproxy
-    ip:iproute2 iperf3:iperf3 iptables-restore:iptables nft:nftables nsenter:util-linux
+    ip:iproute2 iperf3:iperf3 iptables-restore:iptables ipvsadm:ipvsadm nft:nftables nsenter:util-linux
     python3:python3 qemu-aarch64-static:qemu-user-static runc:runc setpriv:util-linux
     shellcheck:shellcheck strace:strace sysctl:procps unshare:util-linux wrk:wrk)
 

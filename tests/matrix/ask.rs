@@ -1,0 +1,81 @@
+//! One client asks one address: who answers, or how it fails.
+
+use std::fmt;
+use std::io::{Error, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use crate::lab::{Namespace, PATIENCE};
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Outcome {
+    /// tproxy-pod answers, on the node of this number.
+    Captured(u8),
+    Pod,
+    Refused,
+    TimeOut,
+    Unreachable,
+}
+
+/// As a cell of the README says it.
+impl fmt::Display for Outcome {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(match self {
+            Outcome::Captured(_) => "captured",
+            Outcome::Pod => "the Pod",
+            Outcome::Refused => "refused",
+            Outcome::TimeOut => "time-out",
+            Outcome::Unreachable => "unreachable",
+        })
+    }
+}
+
+/// Longer than a SYN and its first repetition, and than a neighbour is sought.
+const SILENCE: Duration = Duration::from_millis(1500);
+
+/// Asks, and says what came of it. Only silence that is expected is not waited for with patience.
+pub fn ask(client: &Namespace, to: SocketAddr, expected: Outcome) -> Outcome {
+    let patience = match expected {
+        Outcome::TimeOut => SILENCE,
+        _ => PATIENCE,
+    };
+    let answer = client.enter(|| request(to, patience));
+    match answer {
+        Ok(answer) => who_answers(&answer),
+        Err(error) => how_it_failed(&error),
+    }
+}
+
+fn request(to: SocketAddr, patience: Duration) -> Result<String, Error> {
+    let mut stream = TcpStream::connect_timeout(&to, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    write!(
+        stream,
+        "GET / HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn who_answers(answer: &str) -> Outcome {
+    if answer.ends_with("\r\n\r\npod") {
+        return Outcome::Pod;
+    }
+    assert!(answer.contains("Request received from "), "{answer}");
+    let node = answer.lines().find_map(|it| it.strip_prefix("Node: node-"));
+    Outcome::Captured(node.unwrap().parse().unwrap())
+}
+
+fn how_it_failed(error: &Error) -> Outcome {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => Outcome::Refused,
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => Outcome::TimeOut,
+        // The last is what connect(2) says of a blackhole route.
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::InvalidInput => {
+            Outcome::Unreachable
+        }
+        _ => panic!("{error}"),
+    }
+}
