@@ -161,14 +161,12 @@ impl Node {
         )
     }
 
-    /// Forwards as every node does, without source validation: ports of bridges have no addresses, and
-    /// then even the loose one (`rp_filter` 2) drops what comes by them (`__fib_validate_source`,
-    /// net/ipv4/fib_frontend.c).
+    /// Forwards as every node does, with systemd's source validation.
     fn allow_forwarding(&self) {
         self.host.sysctl("net.ipv4.ip_forward", "1");
         self.host.sysctl("net.ipv6.conf.all.forwarding", "1");
         self.host.sysctl("net.ipv4.conf.all.rp_filter", "0");
-        self.host.sysctl("net.ipv4.conf.default.rp_filter", "0");
+        self.host.sysctl("net.ipv4.conf.default.rp_filter", "2");
     }
 }
 

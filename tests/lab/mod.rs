@@ -17,6 +17,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod conversation;
 pub mod inject;
+pub mod kernel;
 pub mod manifest;
 pub mod refusal;
 pub mod rtnetlink;
