@@ -18,7 +18,9 @@ use crate::script::{PREROUTING, Script};
 pub struct Ruleset {
     /// The names of the chains; [`PREROUTING`] and [`LIFTED`] are base chains.
     pub chains: Vec<String>,
-    /// Anonymous sets; the place of one is its id.
+    /// The id of the first anonymous set: others in the same transaction have others.
+    pub first_set: u32,
+    /// Anonymous sets, each for one rule; their ids follow each other.
     pub sets: Vec<Set>,
     /// Sets with a name.
     pub named: Vec<Named>,
@@ -96,7 +98,12 @@ pub fn compile(scripts: &[Script]) -> Ruleset {
     for script in scripts {
         for chain in &script.chains {
             for rule in &chain.rules {
-                ruleset.add(&chain.name, rule, script.family);
+                if chain.name == PREROUTING {
+                    ruleset.add(Place::Base(PREROUTING), rule, script.family);
+                    ruleset.add(Place::Base(LIFTED), rule, script.family);
+                } else {
+                    ruleset.add(Place::User(&chain.name), rule, script.family);
+                }
             }
         }
     }
@@ -137,17 +144,26 @@ fn cost(test: &Test) -> usize {
 
 const HIGHEST_COST: usize = 6;
 
+/// The chain that a rule comes into.
+#[derive(Clone, Copy)]
+enum Place<'c> {
+    Base(&'static str),
+    User(&'c str),
+}
+
 impl Ruleset {
-    fn add(&mut self, chain: &str, rule: &Rule, family: Family) {
-        let base = chain == PREROUTING;
-        let chain_name = if base {
-            chain.to_owned()
-        } else {
-            user_chain(chain, family)
+    fn add(&mut self, place: Place<'_>, rule: &Rule, family: Family) {
+        let chain_name = match place {
+            Place::Base(name) => name.to_owned(),
+            Place::User(name) => user_chain(name, family),
         };
         for tests in alternatives(&rule.matches) {
             let mut steps = Vec::new();
-            if base {
+            if let Place::Base(LIFTED) = place {
+                steps.push(Expression::Meta(libc::NFT_META_PRIORITY));
+                steps.push(equals(LIFTED_PRIORITY.to_ne_bytes().into()));
+            }
+            if let Place::Base(_) = place {
                 steps.push(Expression::Meta(libc::NFT_META_NFPROTO));
                 steps.push(equals(vec![nfproto(family) as u8]));
             }
@@ -167,13 +183,6 @@ impl Ruleset {
             } else {
                 let beyond = self.beyond_wildcards(&chain_name, action);
                 steps.push(Expression::Jump(beyond));
-            }
-            if base {
-                let is_lifted = [
-                    Expression::Meta(libc::NFT_META_PRIORITY),
-                    equals(LIFTED_PRIORITY.to_ne_bytes().into()),
-                ];
-                self.append(LIFTED, [&is_lifted[..], &steps].concat());
             }
             self.append(&chain_name, steps);
         }
@@ -316,7 +325,7 @@ impl Ruleset {
                 });
                 Expression::Lookup {
                     negated,
-                    set: self.sets.len() as u32 - 1,
+                    set: self.first_set + self.sets.len() as u32 - 1,
                 }
             }
         }

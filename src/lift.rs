@@ -27,6 +27,9 @@ const CLOSED: u32 = 3;
 /// 128 bytes of the kernel.
 const CONNECTIONS: u32 = 262_144;
 
+/// Behind the ids of all sets of scripts.
+const FIRST_SET: u32 = 1 << 24;
+
 /// Flags of byte 13 of the TCP header (RFC 9293, 3.1).
 const FIN: u8 = 1;
 const SYN: u8 = 2;
@@ -105,7 +108,10 @@ pub fn ports(family: Family) -> &'static str {
 impl Lift {
     /// The rules for these destinations, of these families.
     pub fn new(families: Vec<Family>, cidrs: &[Cidr], dports: &[PortRange]) -> Lift {
-        let mut ruleset = Ruleset::default();
+        let mut ruleset = Ruleset {
+            first_set: FIRST_SET,
+            ..Ruleset::default()
+        };
         ruleset.chains.push(PREROUTING.to_owned());
         let ports = merge(
             dports

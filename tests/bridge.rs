@@ -251,3 +251,21 @@ fn where_ip_would_drop_what_is_lifted_it_stays_on_the_bridge() {
         is_captured(&bridge.pod, other);
     }
 }
+
+#[test]
+fn every_block_and_every_port_of_the_lists_is_captured_on_a_bridge() {
+    let bridge = Bridge::new(true);
+    let cidrs = "10.244.0.0/24,10.99.0.0/16,fd00:10:244::/64,fd00:99::/64";
+    let arguments = ["--cidr", cidrs, "--dport", "8180,9000:9010,10000"];
+    let _daemon = bridge.start(&arguments);
+    for address in [
+        "10.244.0.6",
+        "10.99.7.7",
+        "[fd00:10:244::6]",
+        "[fd00:99::7]",
+    ] {
+        for port in ["8180", "9000", "9010", "10000"] {
+            is_captured(&bridge.pod, &format!("{address}:{port}"));
+        }
+    }
+}

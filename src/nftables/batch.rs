@@ -163,7 +163,7 @@ impl Batch {
         for named in &ruleset.named {
             self.named(layer, named);
         }
-        for (id, set) in (0..).zip(&ruleset.sets) {
+        for (id, set) in (ruleset.first_set..).zip(&ruleset.sets) {
             self.set(layer, id, set);
         }
         for rule in &ruleset.rules {
