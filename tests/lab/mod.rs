@@ -130,6 +130,13 @@ impl Namespace {
         child.wait_with_output().unwrap()
     }
 
+    /// Runs lines of ip(8), in one process: a lab is soon made, also where the machine is emulated.
+    pub fn ip(&self, lines: &str) {
+        let output = self.feed("ip -batch -", lines);
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{lines}: {complaint}");
+    }
+
     /// Runs code in it.
     pub fn enter<T: Send>(&self, code: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
@@ -165,9 +172,9 @@ impl Namespace {
     /// second late, unless it is asked for the device (`linkwatch_sync_dev`, net/core/link_watch.c).
     pub fn wait_for_multicast(&self, device: &str) {
         wait_until("the device hears multicasts", || {
-            self.run(&format!("ip link show dev {device}"));
-            let routes = self.run(&format!("ip -6 route show table local dev {device}"));
-            routes.contains("multicast ff00::/8")
+            let lines = format!("link show dev {device}\nroute show table local dev {device}");
+            let shown = self.feed("ip -6 -batch -", &lines).stdout;
+            String::from_utf8_lossy(&shown).contains("multicast ff00::/8")
         });
     }
 
@@ -294,35 +301,50 @@ impl Lab {
             pod: Namespace::new(),
         };
         let Lab { client, node, pod } = &lab;
-        node.run(&format!(
-            "ip link add client type veth peer name eth0 netns {}",
-            client.path()
-        ));
-        node.run(&format!(
-            "ip link add pod type veth peer name eth0 netns {}",
+        node.ip(&format!(
+            "link add client type veth peer name eth0 netns {}
+             link add pod type veth peer name eth0 netns {}
+             address add 192.0.2.1/24 dev client
+             address add 2001:db8:1::1/64 dev client nodad
+             address add 10.244.0.1/24 dev pod
+             address add fd00:10:244::1/64 dev pod nodad
+             link set client up
+             link set pod up",
+            client.path(),
             pod.path()
         ));
-        let ends = [
-            (client, "eth0", "192.0.2.2/24", "2001:db8:1::2/64"),
-            (node, "client", "192.0.2.1/24", "2001:db8:1::1/64"),
-            (node, "pod", "10.244.0.1/24", "fd00:10:244::1/64"),
-            (pod, "eth0", "10.244.0.5/24", "fd00:10:244::5/64"),
-        ];
-        for (namespace, device, v4, v6) in ends {
-            namespace.run(&format!("ip address add {v4} dev {device}"));
-            namespace.run(&format!("ip address add {v6} dev {device} nodad"));
-            namespace.run(&format!("ip link set {device} up"));
-        }
-        for (namespace, v4, v6) in [
-            (client, "192.0.2.1", "2001:db8:1::1"),
-            (pod, "10.244.0.1", "fd00:10:244::1"),
+        for (namespace, v4, v6, gateway, gateway6) in [
+            (
+                client,
+                "192.0.2.2",
+                "2001:db8:1::2",
+                "192.0.2.1",
+                "2001:db8:1::1",
+            ),
+            (
+                pod,
+                "10.244.0.5",
+                "fd00:10:244::5",
+                "10.244.0.1",
+                "fd00:10:244::1",
+            ),
         ] {
-            namespace.run(&format!("ip route add default via {v4}"));
-            namespace.run(&format!("ip -6 route add default via {v6}"));
+            namespace.ip(&format!(
+                "address add {v4}/24 dev eth0
+                 address add {v6}/64 dev eth0 nodad
+                 link set eth0 up
+                 route add default via {gateway}
+                 route add default via {gateway6}"
+            ));
         }
         node.sysctl("net.ipv4.ip_forward", "1");
         node.sysctl("net.ipv6.conf.all.forwarding", "1");
-        for (namespace, device, ..) in ends {
+        for (namespace, device) in [
+            (client, "eth0"),
+            (node, "client"),
+            (node, "pod"),
+            (pod, "eth0"),
+        ] {
             namespace.wait_for_multicast(device);
         }
         lab
