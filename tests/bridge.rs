@@ -225,7 +225,7 @@ fn what_is_not_captured_stays_on_the_bridge() {
     let socket = bridge
         .pod
         .enter(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
-    socket.set_read_timeout(Some(lab::PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(*lab::PATIENCE)).unwrap();
     socket.send_to(b"ping", PEER).unwrap();
     assert_eq!(socket.recv(&mut [0; 10]).unwrap(), 4);
     let counters = seen();

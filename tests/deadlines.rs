@@ -42,7 +42,7 @@ fn drip(connection: &mut Conversation, byte: &str) {
                 return connection
                     .0
                     .get_ref()
-                    .set_read_timeout(Some(PATIENCE))
+                    .set_read_timeout(Some(*PATIENCE))
                     .unwrap();
             }
         }

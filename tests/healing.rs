@@ -366,7 +366,7 @@ fn against_a_rival_it_slows_down_says_so_once_and_wins_in_the_end() {
     is_whole_again(&lab, &before);
     both_families_are_answered(&lab);
     // It comes ten seconds after the last loss.
-    let deadline = Instant::now() + 2 * lab::PATIENCE;
+    let deadline = Instant::now() + 2 * *lab::PATIENCE;
     while count(&daemon, PEACE) == 0 && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(20));
     }
@@ -391,7 +391,7 @@ fn a_stop_is_heard_in_the_middle_of_a_fight() {
         (daemon.stop(), begin.elapsed())
     });
     assert_eq!(status, Some(0));
-    assert!(took < lab::PATIENCE, "{took:?}");
+    assert!(took < *lab::PATIENCE, "{took:?}");
     assert_eq!(lab.remains(), [""; 0]);
 }
 

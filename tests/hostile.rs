@@ -322,7 +322,7 @@ fn ask_in_a_syn(lab: &Lab) -> Conversation {
         assert_eq!(sent, Ok(GET.len()));
         TcpStream::from(socket)
     });
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(*PATIENCE)).unwrap();
     Conversation(BufReader::new(stream))
 }
 

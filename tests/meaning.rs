@@ -334,7 +334,7 @@ fn outcome(
             .map(|probe| {
                 let patience = match expected.get(probe.name) {
                     Some(&"lost") => LOSS,
-                    _ => PATIENCE,
+                    _ => *PATIENCE,
                 };
                 scope.spawn(move || (probe.name, probe.send(lab, family, source_port, patience)))
             })

@@ -111,7 +111,7 @@ fn after_a_stop_a_client_that_uses_a_port_again_reaches_the_pod() {
     let get = |(from, to)| {
         let mut stream = lab
             .client
-            .enter(|| connect_from(from, to, PATIENCE))
+            .enter(|| connect_from(from, to, *PATIENCE))
             .unwrap();
         stream
             .write_all(b"GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n")
@@ -203,7 +203,7 @@ fn a_busy_client_hears_of_the_stop_with_an_answer() {
     let mut busy = lab.client.talk(POD);
     busy.ask(REQUEST);
     daemon.signal(Signal::SIGTERM);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + *PATIENCE;
     loop {
         let answer = busy.ask(REQUEST);
         if answer.fields.contains(&"Connection: close".to_owned()) {

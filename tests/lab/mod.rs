@@ -31,7 +31,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,8 +51,12 @@ pub const PROGRAM: &str = match option_env!("PROGRAM") {
     None => env!("CARGO_BIN_EXE_tproxy-pod"),
 };
 
-/// How long a test waits for something that has to happen.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a test waits for something that has to happen: 10 s, or as many as the environment says, where
+/// the machine is emulated.
+pub static PATIENCE: LazyLock<Duration> = LazyLock::new(|| {
+    let seconds = std::env::var("PATIENCE").map(|it| it.parse().unwrap());
+    Duration::from_secs(seconds.unwrap_or(10))
+});
 
 /// A Pod's address and the captured port.
 pub const POD: &str = "10.244.0.5:8180";
@@ -181,9 +185,9 @@ impl Namespace {
     /// Connects to an address, within [`PATIENCE`].
     pub fn connect(&self, address: &str) -> std::io::Result<TcpStream> {
         let address: SocketAddr = address.parse().unwrap();
-        let stream = self.enter(|| TcpStream::connect_timeout(&address, PATIENCE))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        let stream = self.enter(|| TcpStream::connect_timeout(&address, *PATIENCE))?;
+        stream.set_read_timeout(Some(*PATIENCE))?;
+        stream.set_write_timeout(Some(*PATIENCE))?;
         Ok(stream)
     }
 
@@ -198,8 +202,8 @@ impl Namespace {
             connect(socket.as_raw_fd(), &SockaddrIn::from(address)).unwrap();
             TcpStream::from(socket)
         });
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(*PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(*PATIENCE)).unwrap();
         stream
     }
 
@@ -443,7 +447,7 @@ impl Daemon {
         let (log, changed) = &*self.log;
         let log = log.lock().unwrap();
         let (log, _) = changed
-            .wait_timeout_while(log, PATIENCE, |log| line(log).is_none())
+            .wait_timeout_while(log, *PATIENCE, |log| line(log).is_none())
             .unwrap();
         line(&log).unwrap_or_else(|| panic!("no line with {text:?} in:\n{log}"))
     }
@@ -461,7 +465,7 @@ impl Daemon {
     }
 
     fn wait_for_guard(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + 2 * PATIENCE;
+        let deadline = Instant::now() + 2 * *PATIENCE;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().unwrap() {
                 self.ended = Some(status);
@@ -545,7 +549,7 @@ fn storage(address: SocketAddr) -> Box<dyn SockaddrLike> {
 
 /// Waits until a condition holds.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + *PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "it never came to be: {what}");
         thread::sleep(Duration::from_millis(5));

@@ -37,7 +37,7 @@ impl Monitor {
 
     /// When the next message of a kind came, such as `RTM_DELRULE`.
     pub fn next(&mut self, kind: u16) -> Instant {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + *PATIENCE;
         loop {
             while let Some((seen, when)) = self.seen.pop_front() {
                 if seen == kind {
