@@ -1,6 +1,22 @@
-//! What this kernel can do: tried, in a namespace of its own.
+//! What the running kernel has: what is asserted where a feature is not there is the limit that the
+//! README documents.
+
+use std::fs;
+use std::path::Path;
 
 use super::Namespace;
+
+/// Whether a table can have an owner, who alone changes it and with whom it goes: `NFT_TABLE_F_OWNER`,
+/// since Linux 5.12. Before, the kernel answers EINVAL.
+pub fn owns_tables() -> bool {
+    release() >= (5, 12)
+}
+
+/// Whether it has IPv6, which may be compiled out, or switched off with the kernel parameter
+/// `ipv6.disable=1`.
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
 
 /// Whether devices of a kind, such as `ipvlan`, can be made on another.
 pub fn has_device(kind: &str) -> bool {
@@ -20,4 +36,13 @@ pub fn has_ipvs() -> bool {
     let missing = complaint.contains("Are you sure that IP Virtual Server is built in the kernel");
     assert!(listed.status.success() || missing, "{complaint}");
     listed.status.success()
+}
+
+/// The first two numbers of what `uname -r` says.
+fn release() -> (u32, u32) {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = text
+        .split(|it: char| !it.is_ascii_digit())
+        .map(|digits| digits.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
 }

@@ -28,7 +28,7 @@ pub mod theirs;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, LazyLock, Mutex};
@@ -43,6 +43,8 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
+
+use kernel::has_ipv6;
 
 /// The program under test: the one that the environment names when the tests are built, such as that of
 /// scripts/build.sh, or one that is built as the tests are.
@@ -78,7 +80,9 @@ impl Namespace {
         });
         let namespace = Namespace(Arc::new(made.join().unwrap()));
         namespace.run("ip link set lo up");
-        namespace.sysctl("net.ipv6.conf.default.accept_dad", "0");
+        if has_ipv6() {
+            namespace.sysctl("net.ipv6.conf.default.accept_dad", "0");
+        }
         namespace
     }
 
@@ -135,8 +139,12 @@ impl Namespace {
     }
 
     /// Runs lines of ip(8), in one process: a lab is soon made, also where the machine is emulated.
+    /// Those with an IPv6 address are left out where the kernel has no IPv6.
     pub fn ip(&self, lines: &str) {
-        let output = self.feed("ip -batch -", lines);
+        let is_known = |line: &&str| has_ipv6() || !line.contains("::");
+        let lines: Vec<&str> = lines.lines().filter(is_known).collect();
+        let lines = lines.join("\n");
+        let output = self.feed("ip -batch -", &lines);
         let complaint = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{lines}: {complaint}");
     }
@@ -230,7 +238,11 @@ impl Namespace {
 
     /// Serves `pod` to every connection to a port of all addresses, until the test ends.
     pub fn serve(&self, port: u16) {
-        self.serve_at((Ipv6Addr::UNSPECIFIED, port).into());
+        let all: IpAddr = match has_ipv6() {
+            true => Ipv6Addr::UNSPECIFIED.into(),
+            false => Ipv4Addr::UNSPECIFIED.into(),
+        };
+        self.serve_at((all, port).into());
     }
 
     /// Serves `pod` to every connection to one address, until the test ends.
@@ -342,6 +354,9 @@ impl Lab {
             ));
         }
         node.sysctl("net.ipv4.ip_forward", "1");
+        if !has_ipv6() {
+            return lab;
+        }
         node.sysctl("net.ipv6.conf.all.forwarding", "1");
         for (namespace, device) in [
             (client, "eth0"),
