@@ -9,7 +9,8 @@ scripts/test.sh: installs what the tests need, then checks and tests everything.
   format, clippy, shellcheck, unit tests, the static binaries, end-to-end tests
   of the release binary, the image, the manifest and the demo, a little fuzzing,
   and a quick run of the benchmark, whatever it measures, in network namespaces of
-  their own. Debian or Ubuntu, x86_64 or arm64.
+  their own; on Debian and x86_64, end-to-end tests on a stock kernel, too. Debian
+  or Ubuntu, x86_64 or arm64.
 
 As root it installs missing packages; otherwise it says what is missing.
 TEXT
@@ -27,6 +28,12 @@ tools=(buildah:buildah c++:g++ cc:gcc curl:curl file:file gnuplot:gnuplot-nox go
     ip:iproute2 iperf3:iperf3 iptables-restore:iptables ipvsadm:ipvsadm nft:nftables nsenter:util-linux
     python3:python3 qemu-aarch64-static:qemu-user-static runc:runc setpriv:util-linux
     shellcheck:shellcheck strace:strace sysctl:procps unshare:util-linux wrk:wrk)
+stock_kernel=
+if [[ $(uname -m) == x86_64 ]] && grep -qx ID=debian /etc/os-release; then
+    stock_kernel=yes
+    tools+=(busybox:busybox-static cpio:cpio modprobe:kmod qemu-system-x86_64:qemu-system-x86 strip:binutils
+        xz:xz-utils)
+fi
 
 PATH="$PATH:/usr/sbin:/sbin"
 missing=()
@@ -66,13 +73,19 @@ echo "== clippy"
 cargo clippy --all-targets --target "$target" -- -D warnings
 cargo clippy --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
 echo "== shellcheck"
-shellcheck scripts/*.sh tests/*.sh tests/stage/*.sh .ci/run
+shellcheck scripts/*.sh tests/*.sh tests/kernels/*.sh tests/stage/*.sh .ci/run
 echo "== static binaries"
 scripts/build.sh
 binary="target/$(dpkg --print-architecture)/tproxy-pod"
 export PROGRAM="$PWD/$binary"
 echo "== tests of $binary"
 cargo test --target "$target"
+if [[ $stock_kernel ]]; then
+    echo "== tests on a stock kernel, emulated"
+    scripts/kernels.sh
+else
+    echo "== NOT on a stock kernel: scripts/kernels.sh needs Debian on x86_64"
+fi
 echo "== unit and HTTP tests for arm64, emulated"
 CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static \
     cargo test --target aarch64-unknown-linux-musl --lib --test reading

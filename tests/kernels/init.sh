@@ -1,0 +1,39 @@
+#!/bin/sh
+# The first process of the virtual machine of scripts/kernels.sh: runs the tests that /tests/list
+# names, a file with its filters a line, says how each went, and switches the machine off.
+
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LC_ALL=C.UTF-8 RUST_BACKTRACE=1 PATIENCE=60
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+ip link set lo up
+stty -onlcr
+# Nothing loads it by itself.
+modprobe br_netfilter
+
+# Nothing of the kernel's own shall stand in the middle of a line of ours.
+echo 1 >/proc/sys/kernel/printk
+
+seconds() { cut -d. -f1 /proc/uptime; }
+
+echo "kernel: Linux $(uname -r), up after $(seconds) s"
+bad=
+while read -r file arguments; do
+    echo "== $file $arguments"
+    began=$(seconds)
+    # shellcheck disable=SC2086 # they are words
+    unshare --net --mount "/tests/$file" $arguments 2>&1 | tee /tmp/output
+    result=$(grep '^test result: ' /tmp/output)
+    echo "file: $file: ${result#test result: }; $(($(seconds) - began)) s"
+    case $result in
+        "test result: ok. 0 passed"*) bad="$bad $file" ;;
+        "test result: ok. "*) ;;
+        *) bad="$bad $file" ;;
+    esac
+done </tests/list
+if [ -n "$bad" ]; then
+    echo "verdict: failed:$bad"
+else
+    echo "verdict: passed"
+fi
+poweroff -f

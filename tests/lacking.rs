@@ -1,0 +1,93 @@
+//! What a kernel may lack: the start names it, and changes nothing. None of it can be shown on the kernel
+//! that other tests run on; scripts/kernels.sh boots one for each.
+
+mod lab;
+
+use std::fs;
+use std::process::Command;
+
+use lab::{CIDRS, Daemon, Lab, Namespace, PROGRAM, wait_until};
+
+/// Each module that is needed, in the order in which they are missed, and how the start's one line ends.
+const NEEDED: [(&str, &str); 4] = [
+    ("nfnetlink", "open a netlink socket: Protocol not supported"),
+    (
+        "nf_tables",
+        "(the kernel lacks nf_tables: module nf_tables, CONFIG_NF_TABLES)",
+    ),
+    (
+        "nft_tproxy",
+        "(the kernel lacks the expression tproxy: module nft_tproxy, CONFIG_NFT_TPROXY)",
+    ),
+    (
+        "nft_socket",
+        "(the kernel lacks the expression socket: module nft_socket, CONFIG_NFT_SOCKET)",
+    ),
+];
+
+/// How the start's one line ends if an IPv6 block is to be captured on a kernel without IPv6.
+const NO_IPV6: &str = "bind [::1]:1: Address family not supported by protocol";
+
+/// What the kernel runs to load a module.
+const LOADER: &str = "/proc/sys/kernel/modprobe";
+
+#[test]
+#[ignore = "needs a kernel that has loaded no module yet: scripts/kernels.sh boots it"]
+fn a_module_that_is_missing_is_named() {
+    let node = Namespace::new();
+    let loader = fs::read_to_string(LOADER).unwrap();
+    fs::write(LOADER, "/bin/false").unwrap();
+    let mut wrong = Vec::new();
+    for (module, end) in NEEDED {
+        let mut daemon = Daemon::spawn(node.command(PROGRAM));
+        let status = daemon.wait();
+        let log = daemon.log();
+        let errors: Vec<&str> = log.lines().filter(|it| it.contains(" ERROR ")).collect();
+        if status.code() != Some(1) || errors.len() != 1 || !errors[0].ends_with(end) {
+            wrong.push(format!("without {module}: {status}\n{log}"));
+        }
+        let loaded = Command::new("modprobe").arg(module).status().unwrap();
+        assert!(loaded.success(), "{module}");
+    }
+    let mut daemon = Daemon::spawn(node.command(PROGRAM));
+    daemon.wait_for("Created table inet tproxy-pod");
+    assert_eq!(daemon.stop(), Some(0), "{}", daemon.log());
+    fs::write(LOADER, loader).unwrap();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+#[ignore = "needs modules that can be unloaded: scripts/kernels.sh boots a kernel of its own"]
+fn modules_load_by_themselves_for_the_capabilities_of_the_pod() {
+    wait_until("no module of nf_tables is loaded", || {
+        let unloaded = Command::new("modprobe")
+            .args(["-r", "nft_tproxy", "nft_socket", "nf_tables"])
+            .output()
+            .unwrap();
+        unloaded.status.success() && !fs::exists("/sys/module/nf_tables").unwrap()
+    });
+    let node = Namespace::new();
+    let mut command = node.command("setpriv");
+    command.args([
+        "--bounding-set=-all,+net_admin,+net_bind_service",
+        "--inh-caps=-all",
+        "--",
+        PROGRAM,
+    ]);
+    let mut daemon = Daemon::spawn(command);
+    daemon.wait_for("Created table inet tproxy-pod");
+    assert_eq!(daemon.stop(), Some(0), "{}", daemon.log());
+}
+
+#[test]
+#[ignore = "needs a kernel without IPv6: scripts/kernels.sh boots it"]
+fn an_ipv6_block_is_refused_where_there_is_no_ipv6() {
+    let lab = Lab::new();
+    let mut daemon = lab.spawn(&["--cidr", CIDRS]);
+    assert_eq!(daemon.wait().code(), Some(1));
+    let log = daemon.log();
+    let errors: Vec<&str> = log.lines().filter(|it| it.contains(" ERROR ")).collect();
+    assert_eq!(errors.len(), 1, "{log}");
+    assert!(errors[0].ends_with(NO_IPV6), "{log}");
+    assert_eq!(lab.remains(), [""; 0]);
+}
