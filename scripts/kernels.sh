@@ -24,7 +24,7 @@ fail() {
 
 # What runs on each kernel, on each with --all too, and on one without IPv6: files of tests/; what comes
 # behind a name are arguments. The first one needs a kernel that has loaded no module yet.
-tests=("lacking --ignored --test-threads 1 module" bridge capture lifecycle)
+tests=("lacking --ignored --test-threads 1 module" bridge cni capture lifecycle)
 more_tests=(shared_routing neighbours)
 tests_without_ipv6=("lacking --ignored an_ipv6_block"
     "capture --exact a_captured_port_of_a_pod_is_answered
@@ -53,7 +53,7 @@ done
 cd "$(dirname "$0")/.."
 
 # command:package, of Debian
-tools=(busybox:busybox-static cpio:cpio curl:curl file:file ip:iproute2 iptables:iptables
+tools=(busybox:busybox-static cpio:cpio curl:curl file:file ip:iproute2 iptables:iptables ipvsadm:ipvsadm
     ldd:libc-bin modprobe:kmod nft:nftables nsenter:util-linux python3:python3
     qemu-system-x86_64:qemu-system-x86 setpriv:util-linux strace:strace strip:binutils
     sysctl:procps xz:xz-utils)
@@ -130,7 +130,7 @@ put_tools() {
     for tool in bin lib lib64 sbin; do
         ln -s "usr/$tool" "$root/$tool"
     done
-    for tool in bridge busybox curl depmod file ip modprobe nft nsenter prlimit setpriv ss strace sysctl unshare \
+    for tool in bridge busybox curl depmod file ip ipvsadm modprobe nft nsenter prlimit setpriv ss strace sysctl unshare \
         ip{,6}tables{,-legacy}{,-save,-restore}; do
         put "$(command -v "$tool")"
     done

@@ -6,6 +6,9 @@
 
 mod batch;
 
+use std::io::ErrorKind;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,6 +43,8 @@ pub struct Table {
     layer: Layer,
     /// The flags that the table has now, or would be created with.
     flags: u32,
+    /// What tells other instances that this one is there, where the table itself cannot.
+    presence: Option<UnixDatagram>,
     has_rules: bool,
     /// What is in it.
     ruleset: Ruleset,
@@ -58,13 +63,20 @@ impl Table {
         effect: Effect,
         mut families: impl Iterator<Item = Family>,
     ) -> Result<Table, Error> {
-        let socket = Socket::open(libc::NETLINK_NETFILTER)
-            .map_err(|error| Error::new("open a netlink socket", error))?;
+        let socket = Socket::open(libc::NETLINK_NETFILTER).map_err(|error| {
+            let error = Error::new("open a netlink socket", error);
+            match error.errno() {
+                libc::EPROTONOSUPPORT => error
+                    .hint("the kernel lacks nfnetlink: module nfnetlink, CONFIG_NETFILTER_NETLINK"),
+                _ => error,
+            }
+        })?;
         let mut table = Table {
             socket,
             effect,
             layer: Layer::Inet,
             flags: 0,
+            presence: None,
             has_rules: false,
             ruleset: Ruleset::default(),
             lifted: Vec::new(),
@@ -76,9 +88,13 @@ impl Table {
             let Err(error) = table.create(flags) else {
                 return Ok(table);
             };
-            let owner = table.owner(table.layer).map_err(|refusal| refusal.errno);
+            let layer = table.layer;
+            let owner = table.owner(layer).map_err(|refusal| refusal.errno);
             match (error.errno(), owner) {
-                (libc::EINVAL, _) if flags != 0 => flags = 0,
+                (libc::EINVAL, _) if flags != 0 => {
+                    table.presence = Some(present(layer)?);
+                    flags = 0;
+                }
                 (libc::EOPNOTSUPP | libc::ENOENT, _)
                     if is_ipv4_alone && table.layer == Layer::Inet =>
                 {
@@ -238,6 +254,27 @@ impl Table {
         self.socket
             .ask(question, |answer| owner = read_owner(answer.payload))?;
         Ok(owner)
+    }
+}
+
+/// A name in the network namespace, which one process can have, for as long as it lives (unix(7),
+/// "abstract").
+fn present(layer: Layer) -> Result<UnixDatagram, Error> {
+    let start = Instant::now();
+    loop {
+        let name = SocketAddr::from_abstract_name(TABLE);
+        match name.and_then(|name| UnixDatagram::bind_addr(&name)) {
+            // Who has it may be about to end.
+            Err(error) if error.kind() == ErrorKind::AddrInUse && start.elapsed() < RELEASE => {
+                thread::sleep(RELEASE / 100);
+            }
+            bound => {
+                return bound.map_err(|error| {
+                    Error::new(format!("create table {layer}"), error)
+                        .hint("another tproxy-pod is running")
+                });
+            }
+        }
     }
 }
 

@@ -84,13 +84,15 @@ impl Sockets {
     /// # Errors
     /// What the kernel answers, such as `EOPNOTSUPP` without `CONFIG_INET_DIAG_DESTROY`.
     pub fn destroy(&mut self, states: States) -> Result<(), Error> {
+        let mut outcome = Ok(());
         for family in self.families.clone() {
-            self.destroy_of(family, states).map_err(explain)?;
+            outcome = outcome.and(self.destroy_of(family, states).map_err(explain));
         }
-        Ok(())
+        outcome
     }
 
     fn destroy_of(&mut self, family: Family, states: States) -> Result<(), Refusal> {
+        let mut outcome = Ok(());
         for some in self.find(family, states)?.chunks(AT_ONCE) {
             let mut messages: Vec<Message> = some
                 .iter()
@@ -100,10 +102,10 @@ impl Sockets {
             match self.socket.request(&messages) {
                 // It has ended by itself.
                 Err(refusal) if refusal.errno == libc::ENOENT => {}
-                result => result?,
+                result => outcome = outcome.and(result),
             }
         }
-        Ok(())
+        outcome
     }
 
     fn find(&mut self, family: Family, states: States) -> Result<Vec<[u8; SOCKET_ID]>, Refusal> {

@@ -10,7 +10,10 @@ use lab::{CIDRS, Daemon, Lab, Namespace, PROGRAM, wait_until};
 
 /// Each module that is needed, in the order in which they are missed, and how the start's one line ends.
 const NEEDED: [(&str, &str); 4] = [
-    ("nfnetlink", "open a netlink socket: Protocol not supported"),
+    (
+        "nfnetlink",
+        "(the kernel lacks nfnetlink: module nfnetlink, CONFIG_NETFILTER_NETLINK)",
+    ),
     (
         "nf_tables",
         "(the kernel lacks nf_tables: module nf_tables, CONFIG_NF_TABLES)",

@@ -38,7 +38,7 @@ const SILENCE: Duration = Duration::from_millis(1500);
 pub fn ask(client: &Namespace, to: SocketAddr, expected: Outcome) -> Outcome {
     let patience = match expected {
         Outcome::TimeOut => SILENCE,
-        _ => PATIENCE,
+        _ => *PATIENCE,
     };
     let answer = client.enter(|| request(to, patience));
     match answer {
