@@ -179,7 +179,10 @@ impl Given {
             max_connections: self.max_connections.unwrap_or(1024),
         };
         match self.print_rules {
-            _ if self.check => Ok(Command::Check(options)),
+            None if self.check => Ok(Command::Check(options)),
+            Some(_) if self.check => Err(UsageError(
+                "--check: expected no --print-rules beside it".to_owned(),
+            )),
             None => Ok(Command::Run(options)),
             Some(family) if options.cidrs_of(family).next().is_some() => {
                 Ok(Command::PrintRules(options, family))
@@ -381,6 +384,12 @@ mod tests {
         refused("--port", "--port: expected a value");
         refused("-p 1 --port 2", "--port 2: the option was given before");
         refused("--help=1", "--help 1: expected no value");
+        refused("--check=1", "--check 1: expected no value");
+        refused("--check --check", "--check: the option was given before");
+        refused(
+            "--check --print-rules v4",
+            "--check: expected no --print-rules beside it",
+        );
         refused("--rules=", "--rules : expected a file");
     }
 
@@ -393,6 +402,14 @@ mod tests {
     fn help_and_version_need_nothing_else() {
         assert_eq!(read("-h"), Ok(Command::Help));
         assert_eq!(read("--version --nonsense"), Ok(Command::Version));
+    }
+
+    #[test]
+    fn a_check_is_for_the_options_that_stand_beside_it() {
+        let Ok(Command::Check(checked)) = read("--port 7 --check -d 80") else {
+            panic!("refused");
+        };
+        assert_eq!(checked, options("--port 7 -d 80"));
     }
 
     #[test]

@@ -11,10 +11,11 @@ use libfuzzer_sys::fuzz_target;
 use tproxy_pod::capture::{Cidr, Family, Mark, PortRange};
 use tproxy_pod::netlink::{Message, Received, attributes, messages, refused};
 use tproxy_pod::nftables::read_owner;
+use tproxy_pod::ports::{read_address, read_port};
 use tproxy_pod::routing::found::{Found, read_route, read_rule};
 use tproxy_pod::routing::{Entry, Routing, entry_message};
 use tproxy_pod::sockets::read_ended;
-use tproxy_pod::watch::concerns;
+use tproxy_pod::watch::{concerns, concerns_ports};
 
 const TABLE: u32 = 100;
 
@@ -58,6 +59,14 @@ fn read(message: Received<'_>) {
         assert!(refusal.errno != 0);
     }
     let _ = (concerns(&ROUTING, message), read_owner(message.payload));
+    let index = message.payload.get(4..8);
+    if let Some(port) = read_port(message.payload) {
+        assert_eq!(index, Some(&port.index.to_ne_bytes()[..]));
+    }
+    if let Some(device) = read_address(message.payload) {
+        assert_eq!(index, Some(&device.to_ne_bytes()[..]));
+    }
+    let _ = concerns_ports(message);
     for family in Family::ALL {
         if let Some(found) = read_rule(family, message.payload) {
             is_found_again(family, found);

@@ -23,12 +23,16 @@ fuzz_target!(|input: &[u8]| {
         Ok(command) => command,
     };
     let (options, print) = match &command {
-        Command::Run(options) => (options, None),
+        Command::Run(options) | Command::Check(options) => (options, None),
         Command::PrintRules(options, family) => (options, Some(*family)),
         Command::Help | Command::Version => return,
     };
     for short in [true, false] {
-        assert_eq!(parse(spelled(options, print, short)).as_ref(), Ok(&command));
+        let mut words = spelled(options, print, short);
+        if let Command::Check(_) = command {
+            words.push("--check".into());
+        }
+        assert_eq!(parse(words).as_ref(), Ok(&command));
     }
     assert!((1..=65_535).contains(&options.max_connections) && options.port > 0);
     assert!(options.mark.value != 0 && options.mark.value & !options.mark.mask == 0);
