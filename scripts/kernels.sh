@@ -160,7 +160,7 @@ put_modules() { # VERSION: those of the network, and what they need
 put_tests() { # FILE…: the tests, and the program where they look for it
     local file
     install -D "$PROGRAM" "$root$PROGRAM"
-    mkdir -p "$root$PWD/target/tmp" # CARGO_TARGET_TMPDIR
+    mkdir -p "$root$PWD/target/x86_64-unknown-linux-musl/tmp" # CARGO_TARGET_TMPDIR
     for file; do
         strip -o "$root/tests/$file" "${executables[$file]}"
     done
