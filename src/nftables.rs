@@ -188,9 +188,7 @@ impl Table {
     /// # Errors
     /// The part of the tables that the kernel refuses; nothing is changed then.
     pub fn follow(&mut self, ports: &Ports) -> Result<(), Error> {
-        let mut batch = self.replacing();
-        fill_maps(&mut batch, &self.lifted, ports);
-        Ok(batch.commit(&mut self.socket, self.effect)?)
+        self.replace(|batch, lifted| fill_maps(batch, lifted, ports))
     }
 
     /// Puts the rules of these scripts in place of all that is in the table; no more connections are
@@ -200,11 +198,29 @@ impl Table {
     /// The part of the tables that the kernel refuses; nothing is changed then.
     pub fn drain(&mut self, scripts: &[Script]) -> Result<(), Error> {
         self.ruleset = compile(scripts);
+        self.replace(|batch, lifted| {
+            for family in lifted {
+                batch.flush(Layer::Bridge, &new_chain(*family));
+            }
+        })
+    }
+
+    /// Makes the table of the scripts anew, and changes that of the bridges; if it has no owner,
+    /// somebody may have removed it.
+    fn replace(&mut self, change: impl FnOnce(&mut Batch, &[Family])) -> Result<(), Error> {
         let mut batch = self.replacing();
-        for family in &self.lifted {
-            batch.flush(Layer::Bridge, &new_chain(*family));
+        change(&mut batch, &self.lifted);
+        match batch.commit(&mut self.socket, self.effect) {
+            Err(Refused {
+                layer: Some(Layer::Bridge),
+                error,
+            }) if error.errno() == libc::ENOENT => {
+                self.lifted.clear();
+                let batch = self.replacing();
+                Ok(batch.commit(&mut self.socket, self.effect)?)
+            }
+            outcome => Ok(outcome?),
         }
-        Ok(batch.commit(&mut self.socket, self.effect)?)
     }
 
     /// Removes the tables.
