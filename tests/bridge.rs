@@ -3,11 +3,6 @@
 
 mod lab;
 
-use std::io::Write;
-use std::net::TcpListener;
-use std::thread;
-use std::time::{Duration, Instant};
-
 use lab::bridge::{Bridge, PEER, PEER6};
 use lab::conversation::{Conversation, REQUEST};
 use lab::kernel::owns_tables;
@@ -288,44 +283,4 @@ fn every_block_and_every_port_of_the_lists_is_captured_on_a_bridge() {
             is_captured(&bridge.pod, &format!("{address}:{port}"));
         }
     }
-}
-
-/// Shows the ratio with `--nocapture`. Its rounds differ by more than what the rules cost, so that less
-/// than a fifth is not told from noise in a single run.
-#[test]
-fn other_ports_keep_the_throughput_of_the_bridge() {
-    const ROUNDS: usize = 9;
-    let bridge = Bridge::new(true);
-    let sink = bridge
-        .peer
-        .enter(|| TcpListener::bind("0.0.0.0:9000").unwrap());
-    thread::spawn(move || {
-        for stream in sink.incoming() {
-            std::io::copy(&mut stream.unwrap(), &mut std::io::sink()).unwrap();
-        }
-    });
-    let mut ratios: Vec<f64> = (0..ROUNDS)
-        .map(|_| {
-            let before = throughput(&bridge.pod);
-            let mut daemon = bridge.start(&["--cidr", CIDRS]);
-            let with = throughput(&bridge.pod);
-            assert_eq!(daemon.stop(), Some(0));
-            2.0 * with / (before + throughput(&bridge.pod))
-        })
-        .collect();
-    ratios.sort_by(f64::total_cmp);
-    println!("throughput, with to without: {ratios:.3?}");
-    assert!(ratios[ROUNDS / 2] > 0.8, "{ratios:?}");
-}
-
-/// Bytes that the Pod sends in a second to another port of its peer.
-fn throughput(pod: &Namespace) -> f64 {
-    let mut stream = pod.connect("10.244.0.6:9000").unwrap();
-    let (piece, start) = ([0; 64 * 1024], Instant::now());
-    let mut sent = 0;
-    while start.elapsed() < Duration::from_millis(300) {
-        stream.write_all(&piece).unwrap();
-        sent += piece.len();
-    }
-    sent as f64 / start.elapsed().as_secs_f64()
 }

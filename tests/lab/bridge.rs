@@ -7,6 +7,9 @@
 //!     fd00:…::6
 //! ```
 
+use std::net::TcpListener;
+use std::thread;
+
 use super::{Daemon, Namespace, PROGRAM};
 
 /// The peer's addresses, and the captured port.
@@ -77,6 +80,18 @@ impl Bridge {
         for (namespace, device) in [(node, "cni0"), (pod, "eth0"), (peer, "eth0")] {
             namespace.wait_for_multicast(device);
         }
+    }
+
+    /// Takes what comes to port 9000 of the peer, until the test ends.
+    pub fn serve_sink(&self) {
+        let sink = self
+            .peer
+            .enter(|| TcpListener::bind("0.0.0.0:9000").unwrap());
+        thread::spawn(move || {
+            for stream in sink.incoming() {
+                std::io::copy(&mut stream.unwrap(), &mut std::io::sink()).unwrap();
+            }
+        });
     }
 
     /// What a captured address answers the Pod at once; nothing if it does not.
