@@ -30,7 +30,7 @@ tests_without_ipv6=("lacking --ignored an_ipv6_block"
     "capture --exact a_captured_port_of_a_pod_is_answered
         a_captured_port_of_an_address_without_a_pod_is_answered
         every_block_and_every_port_of_the_lists_is_captured
-        the_node_with_source_validation_works
+        a_node_that_validates_sources_by_mark_captures_all_clients
         ports_and_addresses_beside_the_lists_reach_what_they_reached_before
         a_firewall_of_the_node_has_to_accept_the_mark_itself"
     "lifecycle --exact a_port_that_is_taken_is_named

@@ -11,31 +11,25 @@ use std::process::exit;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::ForkResult;
+use nix::unistd::{ForkResult, getpid};
 
-use crate::capture::Family;
 use crate::connection::TIMEOUTS;
 use crate::error::Error;
-use crate::lift::{self, Lift};
+use crate::lift::Lift;
 use crate::nftables::{Effect, Table};
 use crate::options::Options;
-use crate::ports::Ports;
+use crate::ports::Bridges;
 use crate::routing::{Routing, raise_loopback};
 use crate::script::Script;
-use crate::{listener, sys, sysctl};
+use crate::sockets::Sockets;
+use crate::{listener, sandbox, sys};
 
-/// What is known of the kernel, and what has been found.
+/// What has been found.
 #[derive(Clone, Copy, Debug)]
 struct Findings {
     /// Nothing is missing.
     works: bool,
-    /// Frames can be lifted from bridges.
-    lifts: bool,
 }
-
-/// The exit status of the process that tries the kernel's part, and its bits.
-const WORKS: i32 = 2;
-const LIFTS: i32 = 1;
 
 impl Findings {
     fn ok(self, what: impl Display) {
@@ -70,86 +64,56 @@ fn line(verdict: &str, what: impl Display) {
 pub fn run(options: &Options, scripts: &[Script]) -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     line("ok", format_args!("Linux {}", release.trim()));
-    let mut findings = match apart(options, scripts) {
-        Ok(findings) => findings,
-        Err(error) => {
-            line("missing", error);
-            return false;
-        }
-    };
+    let mut findings = Findings { works: true };
+    match apart(options, scripts) {
+        Ok(works) => findings.works = works,
+        Err(error) => findings.missing(error),
+    }
     look_at_node(options, &mut findings);
-    look_at_sysctls(options, findings);
+    look_at_sysctls(findings);
     findings.works
 }
 
 /// Tries the kernel's part in a process of its own, which takes its namespace along.
-fn apart(options: &Options, scripts: &[Script]) -> Result<Findings, Error> {
+fn apart(options: &Options, scripts: &[Script]) -> Result<bool, Error> {
     let fault = |error| Error::new("start a process", error);
     match sys::fork_single_threaded().map_err(fault)? {
         ForkResult::Child => {
-            let mut findings = Findings {
-                works: true,
-                lifts: false,
-            };
+            let mut findings = Findings { works: true };
             try_kernel(options, scripts, &mut findings);
-            let Findings { works, lifts } = findings;
-            exit(WORKS * i32::from(works) + LIFTS * i32::from(lifts));
+            exit(i32::from(!findings.works));
         }
         ForkResult::Parent { child } => match waitpid(child, None) {
-            Ok(WaitStatus::Exited(_, bits)) => Ok(Findings {
-                works: bits & WORKS != 0,
-                lifts: bits & LIFTS != 0,
-            }),
-            _ => Err(Error::numbered("try the kernel's part", libc::ECHILD)),
+            Ok(WaitStatus::Exited(_, status)) => Ok(status == 0),
+            _ => Err(Error::new(
+                "try the kernel's part",
+                std::io::Error::other("the process that tried it was killed"),
+            )),
         },
     }
 }
 
-/// A network namespace of this process's own.
+/// A network namespace of this process's own: of root's, where it is, because others may not have long
+/// transactions.
 fn leave() -> Result<(), Error> {
+    let enter = |flags| unshare(flags).map_err(|errno| Error::new("make a namespace", errno));
     let network = CloneFlags::CLONE_NEWNET;
-    unshare(network | CloneFlags::CLONE_NEWUSER)
-        .or_else(|_| unshare(network))
-        .map_err(|errno| Error::new("make a namespace", errno))?;
-    raise_loopback()
+    let of_root = enter(network).and_then(|()| raise_loopback());
+    of_root.or_else(|_| {
+        enter(network | CloneFlags::CLONE_NEWUSER)?;
+        raise_loopback()
+    })
 }
 
 fn try_kernel(options: &Options, scripts: &[Script], findings: &mut Findings) {
     let left = leave();
     let effect = match left {
         Ok(()) => Effect::Lasting,
-        Err(_) => Effect::None,
+        Err(_) => Effect::Tried,
     };
     let claimed = Table::claim(effect, options.families());
-    let Some(mut table) = findings.part("nf_tables", claimed) else {
-        return;
-    };
-    match table.is_owned() {
-        true => findings.ok("tables with an owner: the kernel removes them with the process"),
-        false => findings.limited(
-            "no tables with an owner, which Linux 5.12 has: SIGKILL would leave them, and others \
-             can remove them",
-        ),
-    }
-    let lift = Lift::new(
-        options.families().collect(),
-        &options.cidrs,
-        &options.dports,
-    );
-    match table.install(scripts, &lift, &Ports::default()) {
-        Err(error) => findings.missing(error),
-        Ok(unlifted) => {
-            findings.ok("the rules, with TPROXY and the sockets that own packets");
-            match unlifted {
-                None => findings.lifts = true,
-                Some(reason) => findings.limited(format_args!(
-                    "Pods of one bridge are not captured: {reason}"
-                )),
-            }
-        }
-    }
-    if findings.lifts {
-        findings.ok("Pods of one bridge are captured");
+    if let Some(table) = findings.part("nf_tables", claimed) {
+        try_rules(options, scripts, table, findings);
     }
     match left {
         Err(error) => {
@@ -161,6 +125,31 @@ fn try_kernel(options: &Options, scripts: &[Script], findings: &mut Findings) {
             findings.part("mark rule and AnyIP routes", installed);
         }
     }
+    let sockets = Sockets::new(&options.cidrs, &options.dports);
+    findings.part("a way to end what is left of connections", sockets);
+    let confined = sandbox::enter_guard(getpid());
+    findings.part("filters of system calls", confined);
+}
+
+fn try_rules(options: &Options, scripts: &[Script], mut table: Table, findings: &mut Findings) {
+    match table.is_owned() {
+        true => findings.ok("tables with an owner: the kernel removes them with the process"),
+        false => findings.limited(
+            "no tables with an owner, which Linux 5.12 has: SIGKILL would leave them, and others \
+             can remove them",
+        ),
+    }
+    let lift = Lift::new(&options.cidrs, &options.dports);
+    let installed = Bridges::open().and_then(|bridges| table.install(scripts, &lift, &bridges));
+    let rules = "the rules, with TPROXY and the sockets that own packets";
+    match findings.part(rules, installed) {
+        Some(None) => findings.ok("Pods of one bridge are captured"),
+        Some(Some(reason)) => findings.limited(format_args!(
+            "Pods of one bridge are not captured, and with bridge-nf-call-iptables=1 they time out \
+             at captured addresses beyond it: {reason}"
+        )),
+        None => {}
+    }
 }
 
 /// What the process may do here, and what others have.
@@ -170,7 +159,7 @@ fn look_at_node(options: &Options, findings: &mut Findings) {
         let bound = listener::bind(family, options.port, TIMEOUTS);
         findings.part(format_args!("transparent listener at {address}"), bound);
     }
-    let claimed = Table::claim(Effect::None, options.families());
+    let claimed = Table::claim(Effect::Tried, options.families());
     if let Some(mut table) = findings.part("nobody else owns the tables", claimed) {
         for layer in table.without_owner() {
             findings.limited(format_args!(
@@ -188,38 +177,27 @@ fn look_at_node(options: &Options, findings: &mut Findings) {
     );
 }
 
-fn look_at_sysctls(options: &Options, findings: Findings) {
-    let above = |name: &str, limit: u32, consequence: &str| {
-        let (name, value) = sysctl::highest(name);
-        match value > limit {
-            true => findings.limited(format_args!("{name} is {value}: {consequence}")),
-            false => findings.ok(format_args!("{name} is {value}")),
-        }
-    };
-    let mut lifts = findings.lifts;
-    for family in options.families().filter(|_| findings.lifts) {
-        if let Some(reason) = lift::obstacle(family) {
-            lifts = false;
-            findings.limited(format_args!(
-                "{family} between Pods of one bridge is not captured: {reason}"
-            ));
-        }
+fn look_at_sysctls(findings: Findings) {
+    match sysctl("net.ipv4.tcp_syncookies") {
+        Some(always @ 2..) => findings.limited(format_args!(
+            "net.ipv4.tcp_syncookies is {always}: the Pod refuses what comes behind a cookie; 1 \
+             would do"
+        )),
+        value => findings.ok(format_args!(
+            "net.ipv4.tcp_syncookies is {}",
+            value.unwrap_or(0)
+        )),
     }
-    if !lifts {
-        let stuck =
-            "Pods on bridges time out at captured addresses beyond their bridge; 0 would do";
-        above("net.bridge.bridge-nf-call-iptables", 0, stuck);
-    }
-    if options.families().any(|family| family == Family::V4) {
-        let stuck = "Pods inside the captured blocks time out; 0 would do";
-        above("net.ipv4.conf.*.src_valid_mark", 0, stuck);
-    }
-    let lost = "the Pod refuses what comes behind a cookie; 1 would do";
-    above("net.ipv4.tcp_syncookies", 1, lost);
-    match sysctl::read("net.core.somaxconn") {
+    match sysctl("net.core.somaxconn") {
         Some(some @ ..4096) => findings.limited(format_args!(
             "net.core.somaxconn is {some}: more clients that come at once are refused; 4096 is usual"
         )),
-        some => findings.ok(format_args!("net.core.somaxconn is {}", some.unwrap_or(0))),
+        value => findings.ok(format_args!("net.core.somaxconn is {}", value.unwrap_or(0))),
     }
+}
+
+/// The value; `None` where this kernel has none of that name.
+fn sysctl(name: &str) -> Option<u32> {
+    let path = format!("/proc/sys/{}", name.replace('.', "/"));
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }

@@ -18,9 +18,7 @@ use crate::script::{PREROUTING, Script};
 pub struct Ruleset {
     /// The names of the chains; [`PREROUTING`] and [`LIFTED`] are base chains.
     pub chains: Vec<String>,
-    /// The id of the first anonymous set: others in the same transaction have others.
-    pub first_set: u32,
-    /// Anonymous sets, each for one rule; their ids follow each other.
+    /// Anonymous sets, each for one rule.
     pub sets: Vec<Set>,
     /// Sets with a name.
     pub named: Vec<Named>,
@@ -325,7 +323,7 @@ impl Ruleset {
                 });
                 Expression::Lookup {
                     negated,
-                    set: self.first_set + self.sets.len() as u32 - 1,
+                    set: self.sets.len() as u32 - 1,
                 }
             }
         }

@@ -45,7 +45,6 @@ const NFTA_DYNSET_OP: u16 = 3;
 const NFTA_DYNSET_SREG_KEY: u16 = 4;
 const NFTA_DYNSET_TIMEOUT: u16 = 6;
 const NFT_DYNSET_OP_UPDATE: u32 = 1;
-const NFT_DYNSET_OP_DELETE: u32 = 2;
 const NFTA_PAYLOAD_DREG: u16 = 1;
 const NFTA_PAYLOAD_BASE: u16 = 2;
 const NFTA_PAYLOAD_OFFSET: u16 = 3;
@@ -114,11 +113,11 @@ pub enum Expression {
         /// The highest value.
         to: Vec<u8>,
     },
-    /// The value is in the set with this id, or is not.
+    /// The value is in this anonymous set, or is not.
     Lookup {
         /// Whether it is not.
         negated: bool,
-        /// The number of the set in its transaction.
+        /// The place of the set among those of its table.
         set: u32,
     },
     /// Hands the packet to a transparent listener; if there is none, the rule ends.
@@ -137,13 +136,16 @@ pub enum Expression {
         /// Whether the packet goes to the client.
         is_answer: bool,
     },
-    /// The loaded connection is in the set of this name.
-    Known(&'static str),
+    /// The loaded connection is in the set of this name, or is not.
+    Known {
+        /// Whether it is not.
+        negated: bool,
+        /// The name.
+        set: &'static str,
+    },
     /// Has the loaded connection stay in the set for so many seconds from now; a set that is full
     /// ends the rule.
     Remember(&'static str, u32),
-    /// Takes the loaded connection out of the set.
-    Forget(&'static str),
     /// `mark = mark & !mask ^ value`
     SetMark(Mark),
     /// Loads the hardware address that the map of this name has for the device the packet came in by;
@@ -160,13 +162,10 @@ pub enum Expression {
 }
 
 impl Expression {
-    /// Appends the expression to a rule's list.
-    pub fn write(&self, list: &mut Message) {
+    /// Appends the expression to a rule's list; the sets of its table have ids from `first_set` on.
+    pub fn write(&self, list: &mut Message, first_set: u32) {
         match self {
-            Expression::Meta(key) => element(list, "meta", |data| {
-                data.put_be32(NFTA_META_DREG, VALUE as u32)
-                    .put_be32(NFTA_META_KEY, *key as u32);
-            }),
+            Expression::Meta(key) => load_meta(list, *key),
             Expression::Payload {
                 base,
                 offset,
@@ -202,11 +201,10 @@ impl Expression {
                 value(data, NFTA_RANGE_TO_DATA, to);
             }),
             Expression::Lookup { negated, set } => element(list, "lookup", |data| {
-                let flags = if *negated { libc::NFT_LOOKUP_F_INV } else { 0 };
                 data.put_text(NFTA_LOOKUP_SET, ANONYMOUS_SET)
-                    .put_be32(NFTA_LOOKUP_SET_ID, *set)
+                    .put_be32(NFTA_LOOKUP_SET_ID, first_set + *set)
                     .put_be32(NFTA_LOOKUP_SREG, VALUE as u32)
-                    .put_be32(NFTA_LOOKUP_FLAGS, flags as u32);
+                    .put_be32(NFTA_LOOKUP_FLAGS, inversion(*negated));
             }),
             Expression::Tproxy {
                 family,
@@ -214,16 +212,14 @@ impl Expression {
                 port,
             } => tproxy(list, *family, *address, *port),
             Expression::Connection { family, is_answer } => connection(list, *family, *is_answer),
-            Expression::Known(set) => element(list, "lookup", |data| {
+            Expression::Known { negated, set } => element(list, "lookup", |data| {
                 data.put_text(NFTA_LOOKUP_SET, set)
-                    .put_be32(NFTA_LOOKUP_SREG, VALUE as u32);
+                    .put_be32(NFTA_LOOKUP_SREG, VALUE as u32)
+                    .put_be32(NFTA_LOOKUP_FLAGS, inversion(*negated));
             }),
-            Expression::Remember(set, seconds) => {
-                dynamic(list, set, NFT_DYNSET_OP_UPDATE, *seconds)
-            }
-            Expression::Forget(set) => dynamic(list, set, NFT_DYNSET_OP_DELETE, 0),
+            Expression::Remember(set, seconds) => remember(list, set, *seconds),
             Expression::Hardware(map) => {
-                Expression::Meta(libc::NFT_META_IIF).write(list);
+                load_meta(list, libc::NFT_META_IIF);
                 element(list, "lookup", |data| {
                     data.put_text(NFTA_LOOKUP_SET, map)
                         .put_be32(NFTA_LOOKUP_SREG, VALUE as u32)
@@ -242,7 +238,7 @@ impl Expression {
                 set_meta(list, *key);
             }
             Expression::SetMark(mark) => {
-                Expression::Meta(libc::NFT_META_MARK).write(list);
+                load_meta(list, libc::NFT_META_MARK);
                 bitwise(list, &(!mark.mask).to_ne_bytes(), &mark.value.to_ne_bytes());
                 set_meta(list, libc::NFT_META_MARK);
             }
@@ -260,7 +256,8 @@ fn element(list: &mut Message, name: &str, fill: impl FnOnce(&mut Message)) {
     });
 }
 
-fn value(data: &mut Message, kind: u16, bytes: &[u8]) {
+/// Data that is a plain value.
+pub fn value(data: &mut Message, kind: u16, bytes: &[u8]) {
     data.nest(kind, |value| {
         value.put(NFTA_DATA_VALUE, bytes);
     });
@@ -270,6 +267,21 @@ fn load(list: &mut Message, register: c_int, bytes: &[u8]) {
     element(list, "immediate", |data| {
         data.put_be32(NFTA_IMMEDIATE_DREG, register as u32);
         value(data, NFTA_IMMEDIATE_DATA, bytes);
+    });
+}
+
+fn inversion(negated: bool) -> u32 {
+    if negated {
+        libc::NFT_LOOKUP_F_INV as u32
+    } else {
+        0
+    }
+}
+
+fn load_meta(list: &mut Message, key: c_int) {
+    element(list, "meta", |data| {
+        data.put_be32(NFTA_META_DREG, VALUE as u32)
+            .put_be32(NFTA_META_KEY, key as u32);
     });
 }
 
@@ -305,15 +317,13 @@ fn connection(list: &mut Message, family: Family, is_answer: bool) {
     }
 }
 
-fn dynamic(list: &mut Message, set: &str, operation: u32, seconds: u32) {
+fn remember(list: &mut Message, set: &str, seconds: u32) {
+    let milliseconds = u64::from(seconds) * 1000;
     element(list, "dynset", |data| {
         data.put_text(NFTA_DYNSET_SET_NAME, set)
-            .put_be32(NFTA_DYNSET_OP, operation)
-            .put_be32(NFTA_DYNSET_SREG_KEY, VALUE as u32);
-        if seconds > 0 {
-            let milliseconds = u64::from(seconds) * 1000;
-            data.put(NFTA_DYNSET_TIMEOUT, &milliseconds.to_be_bytes());
-        }
+            .put_be32(NFTA_DYNSET_OP, NFT_DYNSET_OP_UPDATE)
+            .put_be32(NFTA_DYNSET_SREG_KEY, VALUE as u32)
+            .put(NFTA_DYNSET_TIMEOUT, &milliseconds.to_be_bytes());
     });
 }
 

@@ -13,7 +13,7 @@ use nix::sys::wait::WaitStatus;
 
 use crate::child::{Failure, Server};
 use crate::error::Error;
-use crate::keeper::{Keeper, RETRY};
+use crate::keeper::Keeper;
 use crate::lift::Lift;
 use crate::nftables::Table;
 use crate::ports::Bridges;
@@ -70,8 +70,6 @@ pub struct Guard {
     pub lift: Lift,
     /// Where frames can be lifted.
     pub bridges: Bridges,
-    /// When the rules have to follow the bridges, if they could not.
-    pub unfollowed: Option<Instant>,
 }
 
 /// What the guard waits for, beside changes of the routing and the end of the server.
@@ -119,9 +117,11 @@ impl Guard {
 
     fn intercept(&mut self) -> Result<(), Failure> {
         self.keeper.install()?;
-        self.bridges.refresh()?;
-        let ports = self.bridges.ports();
-        let unlifted = self.table.install(&self.scripts, &self.lift, ports)?;
+        self.bridges.look()?;
+        let unlifted = self
+            .table
+            .install(&self.scripts, &self.lift, &self.bridges)?;
+        self.bridges.are_followed();
         for table in self.table.layers() {
             match self.table.is_owned() {
                 true => log::info!(
@@ -153,7 +153,7 @@ impl Guard {
         loop {
             self.keeper.tend();
             self.follow_bridges();
-            let deadlines = [until, self.keeper.deadline(), self.unfollowed];
+            let deadlines = [until, self.keeper.deadline(), self.bridges.deadline()];
             let deadline = deadlines.into_iter().flatten().min();
             let heard = self.wait(self.keeper.notifications(), deadline)?;
             if heard.server {
@@ -168,28 +168,21 @@ impl Guard {
         }
     }
 
-    /// Has frames lifted from the ports that bridges have now.
+    /// Has frames lifted from the bridges that there are now.
     fn follow_bridges(&mut self) {
-        let have_changed = self.keeper.have_ports_changed();
-        let is_due = self.unfollowed.is_some_and(|due| Instant::now() >= due);
-        if self.table.lifted().is_empty() || !(have_changed || is_due) {
+        let have_changed = self.keeper.have_devices_changed();
+        if !self.table.lifts() || !self.bridges.are_due(have_changed) {
             return;
         }
-        let followed = match self.bridges.refresh() {
-            Ok(false) if self.unfollowed.is_none() => return,
-            Ok(_) => self.table.follow(self.bridges.ports()),
-            Err(error) => Err(error),
-        };
-        let is_known = self.unfollowed.is_some();
-        self.unfollowed = match followed {
-            Ok(()) => None,
-            Err(error) => {
-                if !is_known {
-                    log::warn!("Cannot follow changes of bridges: {error}");
-                }
-                Some(Instant::now() + RETRY)
-            }
-        };
+        let followed = self.bridges.look().and_then(|is_behind| match is_behind {
+            true => self.table.follow(&self.lift, &self.bridges).map(Some),
+            false => Ok(None),
+        });
+        match followed {
+            Ok(Some(())) => self.bridges.are_followed(),
+            Ok(None) => {}
+            Err(error) => log::warn!("Cannot follow the bridges, and try again: {error}"),
+        }
     }
 
     /// Waits for a signal, the server, something to read from `notifications`, or the deadline.
@@ -219,7 +212,7 @@ impl Guard {
     /// New connections go to the Pods from here on; those that are open are finished.
     fn drain(&mut self) -> Result<(), Failure> {
         let draining: Vec<Script> = self.scripts.iter().map(Script::draining).collect();
-        self.table.drain(&draining)?;
+        self.table.drain(&draining, &self.lift)?;
         log::info!("Stopping: new connections go to the Pods");
         let start = Instant::now();
         self.forget(States::TIME_WAIT);

@@ -12,7 +12,7 @@ use crate::watch::Watch;
 
 /// How long what could not be put back waits for the next attempt, whatever happens meanwhile: that it
 /// can be put back now is not always told.
-pub const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The routing, and what becomes of it.
 #[derive(Debug)]
@@ -22,8 +22,8 @@ pub struct Keeper {
     pace: Pace,
     /// Something may be missing.
     is_lost: bool,
-    /// Bridges may have other ports.
-    have_ports_changed: bool,
+    /// Devices or their addresses are others.
+    have_devices_changed: bool,
     trouble: Option<Trouble>,
 }
 
@@ -43,7 +43,7 @@ impl Keeper {
             watch,
             pace: Pace::new(Instant::now()),
             is_lost: false,
-            have_ports_changed: false,
+            have_devices_changed: false,
             trouble: None,
         }
     }
@@ -84,9 +84,9 @@ impl Keeper {
         first.into_iter().flatten().min().map(|it| it.max(pause))
     }
 
-    /// Whether bridges may have other ports than when this was asked before.
-    pub fn have_ports_changed(&mut self) -> bool {
-        std::mem::take(&mut self.have_ports_changed)
+    /// Whether devices or their addresses are others than when this was asked before.
+    pub fn have_devices_changed(&mut self) -> bool {
+        std::mem::take(&mut self.have_devices_changed)
     }
 
     /// Looks for losses, and puts back what somebody removed when its time has come.
@@ -96,7 +96,7 @@ impl Keeper {
             return;
         }
         let changes = self.watch.changes(&self.routing);
-        self.have_ports_changed |= changes.ports;
+        self.have_devices_changed |= changes.devices;
         let is_lost = changes.loss;
         let is_due = self.trouble.as_ref().is_some_and(|it| now >= it.again);
         if self.is_lost || (is_due && !is_lost) {

@@ -38,7 +38,6 @@ pub mod server;
 pub mod shortage;
 pub mod sockets;
 pub mod sys;
-pub mod sysctl;
 pub mod template;
 pub mod text;
 pub mod watch;

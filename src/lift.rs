@@ -3,32 +3,33 @@
 //!
 //! A frame with a SYN to a captured address and port is lifted, and its connection is remembered;
 //! so are the client's other frames, if their connection is remembered. Connections from before, and
-//! those that the Pod itself answers, stay on the bridge. To be lifted, a frame is sent to the port of
-//! the bridge that it came in by: a bridge hands what is for one of its ports to IP, as if it were
-//! for itself (`br_fdb_add_local`, net/bridge/br_fdb.c).
+//! those that the Pod itself answers, stay on the bridge. To be lifted, a frame is sent to the hardware
+//! address of the bridge's port by which it came in: a bridge hands what is for one of its ports to IP,
+//! as if it were for itself (`br_fdb_add_local`, net/bridge/br_fdb.c).
 
-use crate::capture::{Cidr, Family, PortRange};
+use crate::capture::{Cidr, Family, PortRange, families};
 use crate::compile::{
     Kind, LIFTED_PRIORITY, Named, Ruleset, TYPE_INET_SERVICE, TYPE_IP6ADDR, TYPE_IPADDR, equals,
 };
 use crate::expression::Expression;
+use crate::ports::Bridges;
 use crate::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Test, merge};
 use crate::script::PREROUTING;
-use crate::sysctl;
 
-/// How long a connection is remembered after a SYN, another frame, and the client's FIN or RST, in
-/// seconds. Clients whose connection is open are heard of more often: the longest deadline is that of a
-/// body. Behind a FIN there are only acknowledgements and what was lost.
-const HANDSHAKE: u32 = 10;
-const OPEN: u32 = 60;
-const CLOSED: u32 = 3;
+/// How long a connection is remembered, in seconds: after a SYN; once the client has answered the
+/// SYN-ACK, after each of its frames, of which an open connection has one in each deadline; and after its
+/// FIN or RST, behind which are acknowledgements and what was lost.
+const ASKED: u32 = 10;
+const OPEN: u32 = 120;
+const CLOSED: u32 = 15;
+
+/// If the Pod itself sends the SYN-ACK: how long what was asked stays, and how long it does not count.
+const PASSED: u32 = 1;
+const ANSWERED: u32 = 2;
 
 /// So many connections are remembered of each family; more are left on their bridge. Each takes 96 or
 /// 128 bytes of the kernel.
 const CONNECTIONS: u32 = 262_144;
-
-/// Behind the ids of all sets of scripts.
-const FIRST_SET: u32 = 1 << 24;
 
 /// Flags of byte 13 of the TCP header (RFC 9293, 3.1).
 const FIN: u8 = 1;
@@ -56,12 +57,12 @@ const TYPE_BITS: u32 = 6;
 const TYPE_IFINDEX: u32 = 20;
 
 /// The rules that lift frames.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Lift {
-    /// Whose frames are lifted.
-    pub families: Vec<Family>,
-    /// The rules, for a table of a bridge.
-    pub ruleset: Ruleset,
+    /// Of each family, the captured addresses.
+    blocks: Vec<(Family, Ranges)>,
+    /// The captured ports.
+    ports: Ranges,
 }
 
 /// The chain whose rules lift what belongs to no connection yet.
@@ -76,24 +77,26 @@ fn name(chain: &str, family: Family) -> String {
     }
 }
 
-/// Why frames of this family have to stay on their bridges: IP would drop them, because of a sysctl.
-pub fn obstacle(family: Family) -> Option<String> {
-    let is = |name: &str, value: u32, better: &str| {
-        let (name, highest) = sysctl::highest(name);
-        (highest == value).then(|| format!("{name} is {value}, {better} would do"))
-    };
+/// The sets of connections: whose SYN was lifted, of those which the Pod has answered itself, and
+/// whose client has answered the SYN-ACK.
+fn asked(family: Family) -> &'static str {
     match family {
-        // By our mark, the Pod's own address is a local one.
-        Family::V4 => is("net.ipv4.conf.*.src_valid_mark", 1, "0"),
-        Family::V6 => is("net.ipv6.conf.*.disable_ipv6", 1, "0"),
+        Family::V4 => "asked-v4",
+        Family::V6 => "asked-v6",
     }
 }
 
-/// The set of the connections that are lifted.
-fn captured(family: Family) -> &'static str {
+fn answered(family: Family) -> &'static str {
     match family {
-        Family::V4 => "captured-v4",
-        Family::V6 => "captured-v6",
+        Family::V4 => "answered-v4",
+        Family::V6 => "answered-v6",
+    }
+}
+
+fn open(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "open-v4",
+        Family::V6 => "open-v6",
     }
 }
 
@@ -106,35 +109,60 @@ pub fn ports(family: Family) -> &'static str {
 }
 
 impl Lift {
-    /// The rules for these destinations, of these families.
-    pub fn new(families: Vec<Family>, cidrs: &[Cidr], dports: &[PortRange]) -> Lift {
-        let mut ruleset = Ruleset {
-            first_set: FIRST_SET,
-            ..Ruleset::default()
+    /// The rules for these destinations.
+    pub fn new(cidrs: &[Cidr], dports: &[PortRange]) -> Lift {
+        let of = |family| {
+            let blocks = cidrs.iter().filter(|cidr| cidr.family() == family);
+            (family, merge(blocks.map(Cidr::range).collect()))
         };
-        ruleset.chains.push(PREROUTING.to_owned());
-        let ports = merge(
-            dports
-                .iter()
-                .map(|it| it.low.into()..=it.high.into())
-                .collect(),
-        );
-        for family in &families {
-            let blocks = cidrs.iter().filter(|cidr| cidr.family() == *family);
-            let blocks = merge(blocks.map(Cidr::range).collect());
-            choose(&mut ruleset, *family, &blocks, &ports);
-            lift(&mut ruleset, *family);
+        let ports = dports.iter().map(|it| it.low.into()..=it.high.into());
+        Lift {
+            blocks: families(cidrs).map(of).collect(),
+            ports: merge(ports.collect()),
         }
-        Lift { families, ruleset }
+    }
+
+    /// Whose frames are lifted.
+    pub fn families(&self) -> impl Iterator<Item = Family> {
+        self.blocks.iter().map(|(family, _)| *family)
+    }
+
+    /// The chains and sets, and the rules for frames to what is captured.
+    pub fn base(&self) -> Ruleset {
+        let mut ruleset = Ruleset::default();
+        ruleset.chains.push(PREROUTING.to_owned());
+        for family in self.families() {
+            add_sets(&mut ruleset, family);
+            add_rules(&mut ruleset, family);
+        }
+        ruleset
+    }
+
+    /// The rules that every frame passes: they choose what comes from the neighbours of these bridges.
+    pub fn choice(&self, bridges: &Bridges) -> Ruleset {
+        let mut ruleset = Ruleset::default();
+        for (family, blocks) in &self.blocks {
+            let neighbours = &bridges.of(*family).neighbours;
+            if !neighbours.is_empty() {
+                choose(&mut ruleset, *family, neighbours, blocks, &self.ports);
+            }
+        }
+        ruleset
     }
 }
 
-/// The rules that every frame passes.
-fn choose(ruleset: &mut Ruleset, family: Family, blocks: &Ranges, ports: &Ranges) {
+fn choose(
+    ruleset: &mut Ruleset,
+    family: Family,
+    neighbours: &Ranges,
+    blocks: &Ranges,
+    ports: &Ranges,
+) {
     let to_captured = [
         Test::Protocol(Protocol::Tcp),
         Test::Ports(PortOf::Destination, ports.clone()),
         Test::Address(AddressOf::Destination, blocks.clone()),
+        Test::Address(AddressOf::Source, neighbours.clone()),
     ];
     let jump = vec![Expression::Jump(name("lift", family))];
     // The Pod has answered in place of the listener.
@@ -145,13 +173,14 @@ fn choose(ruleset: &mut Ruleset, family: Family, blocks: &Ranges, ports: &Ranges
         Test::Address(AddressOf::Source, blocks.clone()),
     ];
     let is_answer = true;
-    let forget = vec![
+    let pass = vec![
         Expression::Connection { family, is_answer },
-        Expression::Forget(captured(family)),
+        known(asked(family)),
+        Expression::Remember(asked(family), PASSED),
+        Expression::Remember(answered(family), ANSWERED),
     ];
-    for (tests, then) in [(&to_captured[..], jump), (&accepted[..], forget)] {
-        let base = libc::NFT_PAYLOAD_LL_HEADER;
-        let (offset, length) = (ETHER_TYPE, 2);
+    for (tests, then) in [(&to_captured[..], jump), (&accepted[..], pass)] {
+        let (base, offset, length) = (libc::NFT_PAYLOAD_LL_HEADER, ETHER_TYPE, 2);
         let mut steps = vec![
             Expression::Payload {
                 base,
@@ -160,44 +189,42 @@ fn choose(ruleset: &mut Ruleset, family: Family, blocks: &Ranges, ports: &Ranges
             },
             equals(ether_type(family).to_be_bytes().into()),
         ];
-        steps.extend(ruleset.steps(
-            &tests.iter().cloned().map(plain).collect::<Vec<_>>(),
-            family,
-        ));
+        let tests: Vec<Match> = tests.iter().cloned().map(plain).collect();
+        steps.extend(ruleset.steps(&tests, family));
         steps.extend(then);
         ruleset.append(PREROUTING, steps);
     }
 }
 
-/// The rules for frames to what is captured.
-fn lift(ruleset: &mut Ruleset, family: Family) {
+fn add_sets(ruleset: &mut Ruleset, family: Family) {
     let (width, kind) = match family {
         Family::V4 => (4, TYPE_IPADDR),
         Family::V6 => (16, TYPE_IP6ADDR),
     };
     let types = [kind, kind, TYPE_INET_SERVICE, TYPE_INET_SERVICE];
-    let key_type = types
-        .into_iter()
-        .fold(0, |packed, kind| (packed << TYPE_BITS) | kind);
-    ruleset.named.push(Named {
-        name: captured(family),
-        key_type,
+    let pack = |packed, kind| (packed << TYPE_BITS) | kind;
+    let connections = [asked(family), answered(family), open(family)];
+    ruleset.named.extend(connections.map(|name| Named {
+        name,
+        key_type: types.into_iter().fold(0, pack),
         width: 2 * (width + 4),
         kind: Kind::Connections(CONNECTIONS),
-    });
+    }));
     ruleset.named.push(Named {
         name: ports(family),
         key_type: TYPE_IFINDEX,
         width: 4,
         kind: Kind::Hardware,
     });
+}
+
+fn add_rules(ruleset: &mut Ruleset, family: Family) {
     let (lift, new) = (name("lift", family), new_chain(family));
     ruleset.chains.extend([lift.clone(), new.clone()]);
     let is_answer = false;
-    let known = [
+    let loads = [
         Expression::Hardware(ports(family)),
         Expression::Connection { family, is_answer },
-        Expression::Known(captured(family)),
     ];
     let is_new = plain(flags(FIN | SYN | RST | ACK, SYN));
     let is_last = Match {
@@ -206,25 +233,37 @@ fn lift(ruleset: &mut Ruleset, family: Family) {
     };
     let begins = ruleset.steps(&[is_new], family);
     let ends = ruleset.steps(&[is_last], family);
+    let (open, asked) = (open(family), asked(family));
     let jump = vec![Expression::Jump(new.clone())];
+    let is_open = [&loads[..], &[known(open)]].concat();
+    let is_asked = [&loads[..], &[known(asked), unknown(answered(family))]].concat();
     ruleset.append(&lift, [begins, jump].concat());
-    ruleset.append(&lift, [&ends[..], &known, &away(family, CLOSED)].concat());
-    ruleset.append(&lift, [&known[..], &away(family, OPEN)].concat());
-    ruleset.append(&new, [&known[..2], &away(family, HANDSHAKE)].concat());
+    ruleset.append(&lift, [&ends, &is_open[..], &away(open, CLOSED)].concat());
+    ruleset.append(&lift, [&is_open[..], &away(open, OPEN)].concat());
+    ruleset.append(&lift, [&is_asked[..], &away(open, OPEN)].concat());
+    ruleset.append(&new, [&loads[..], &away(asked, ASKED)].concat());
 }
 
-/// Remembers the connection that is loaded, and sends the frame to the port that is loaded.
-fn away(family: Family, seconds: u32) -> [Expression; 5] {
+/// Remembers the connection that is loaded, and sends the frame to the address that is loaded.
+fn away(set: &'static str, seconds: u32) -> [Expression; 5] {
+    let sign = LIFTED_PRIORITY.to_ne_bytes();
     [
-        Expression::Remember(captured(family), seconds),
+        Expression::Remember(set, seconds),
         Expression::SendThere,
         Expression::Set(libc::NFT_META_PKTTYPE, vec![PACKET_HOST]),
-        Expression::Set(
-            libc::NFT_META_PRIORITY,
-            LIFTED_PRIORITY.to_ne_bytes().into(),
-        ),
+        Expression::Set(libc::NFT_META_PRIORITY, sign.into()),
         Expression::Verdict(libc::NF_ACCEPT),
     ]
+}
+
+fn known(set: &'static str) -> Expression {
+    let negated = false;
+    Expression::Known { negated, set }
+}
+
+fn unknown(set: &'static str) -> Expression {
+    let negated = true;
+    Expression::Known { negated, set }
 }
 
 fn plain(test: Test) -> Match {

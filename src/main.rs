@@ -29,7 +29,7 @@ use tproxy_pod::server::Listeners;
 use tproxy_pod::sockets::Sockets;
 use tproxy_pod::template::{self, Line, Values};
 use tproxy_pod::watch::Watch;
-use tproxy_pod::{check, lift, listener, logging, sandbox, server, sys};
+use tproxy_pod::{check, listener, logging, sandbox, server, sys};
 
 /// Wrong usage.
 const USAGE: u8 = 2;
@@ -71,7 +71,6 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
     let signals = guard::block_signals()?;
     let table = Table::claim(Effect::Lasting, options.families())?;
     let listeners = bind(options)?;
-    let lift = lift(options);
     let fault = |error: std::io::Error| Error::new("start the server", error);
     let (guards_end, servers_end) = UnixStream::pair().map_err(fault)?;
     let parent = getpid();
@@ -92,9 +91,8 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
                 keeper: Keeper::new(routing, Watch::start()?),
                 sockets: Sockets::new(&options.cidrs, &options.dports)?,
                 scripts,
-                lift,
+                lift: Lift::new(&options.cidrs, &options.dports),
                 bridges: Bridges::open()?,
-                unfollowed: None,
             };
             sandbox::enter_guard(child)?;
             let fault = |error| Error::new("start a thread", error);
@@ -125,20 +123,6 @@ fn bind(options: &Options) -> Result<Listeners, Error> {
         transparent,
         direct,
     })
-}
-
-/// The rules that lift frames from bridges, for the families that IP would take then.
-fn lift(options: &Options) -> Lift {
-    let mut families = Vec::new();
-    for family in options.families() {
-        match lift::obstacle(family) {
-            None => families.push(family),
-            Some(reason) => {
-                log::warn!("Not capturing {family} between Pods of one bridge: {reason}");
-            }
-        }
-    }
-    Lift::new(families, &options.cidrs, &options.dports)
 }
 
 /// A script, not rendered yet, and what to call it in an error.

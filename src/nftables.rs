@@ -17,9 +17,9 @@ use crate::compile::{Ruleset, compile};
 use crate::error::Error;
 use crate::lift::{self, Lift, new_chain};
 use crate::netlink::{Refusal, Socket, attributes};
-use crate::ports::Ports;
-use crate::script::Script;
-use batch::{Batch, Refused, message};
+use crate::ports::Bridges;
+use crate::script::{PREROUTING, Script};
+use batch::{Batch, NFTA_TABLE_NAME, Refused, message};
 
 pub use batch::{Effect, Layer};
 
@@ -27,7 +27,6 @@ pub use batch::{Effect, Layer};
 pub const TABLE: &str = "tproxy-pod";
 
 const NFT_TABLE_F_OWNER: u32 = 2;
-const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_OWNER: u16 = 7;
 
 /// How long a table may still be there whose owner was killed.
@@ -48,8 +47,8 @@ pub struct Table {
     has_rules: bool,
     /// What is in it.
     ruleset: Ruleset,
-    /// Of which families frames are lifted from bridges, by a table of its own.
-    lifted: Vec<Family>,
+    /// Whether frames are lifted from bridges, by a table of its own.
+    lifts: bool,
 }
 
 impl Table {
@@ -79,7 +78,7 @@ impl Table {
             presence: None,
             has_rules: false,
             ruleset: Ruleset::default(),
-            lifted: Vec::new(),
+            lifts: false,
         };
         let is_ipv4_alone = families.all(|family| family == Family::V4);
         let mut flags = NFT_TABLE_F_OWNER;
@@ -127,25 +126,25 @@ impl Table {
         layers
     }
 
-    /// Of which families frames are lifted from bridges.
-    pub fn lifted(&self) -> &[Family] {
-        &self.lifted
-    }
-
     /// Whether the kernel removes the table with this process.
     pub fn is_owned(&self) -> bool {
         self.flags & NFT_TABLE_F_OWNER != 0
     }
 
+    /// Whether frames are lifted from bridges.
+    pub fn lifts(&self) -> bool {
+        self.lifts
+    }
+
     /// Where there are rules.
     pub fn layers(&self) -> Vec<Layer> {
         let scripts = self.has_rules.then_some(self.layer);
-        let lift = (!self.lifted.is_empty()).then_some(Layer::Bridge);
+        let lift = self.lifts.then_some(Layer::Bridge);
         scripts.into_iter().chain(lift).collect()
     }
 
     /// Puts the rules of these scripts in place of all that is in the table, and has frames lifted
-    /// from these ports of bridges by rules of their own, if the kernel can; returns why it cannot.
+    /// from these bridges by rules of their own, if the kernel can; returns why it cannot.
     ///
     /// # Errors
     /// The part of the table that the kernel refuses; nothing is changed then.
@@ -153,21 +152,11 @@ impl Table {
         &mut self,
         scripts: &[Script],
         lift: &Lift,
-        ports: &Ports,
+        bridges: &Bridges,
     ) -> Result<Option<Error>, Error> {
         self.ruleset = compile(scripts);
-        let mut batch = self.replacing();
-        if !lift.families.is_empty() {
-            batch.delete(Layer::Bridge, 0);
-            batch.create(Layer::Bridge, self.flags);
-            batch.fill(Layer::Bridge, &lift.ruleset);
-            fill_maps(&mut batch, &lift.families, ports);
-        }
-        let unlifted = match batch.commit(&mut self.socket, self.effect) {
-            Ok(()) => {
-                self.lifted.clone_from(&lift.families);
-                None
-            }
+        let unlifted = match self.install_both(lift, bridges) {
+            Ok(()) => None,
             Err(Refused {
                 layer: Some(Layer::Bridge),
                 error,
@@ -177,18 +166,39 @@ impl Table {
             }
             Err(refused) => return Err(refused.error),
         };
+        self.lifts = unlifted.is_none();
         self.has_rules = true;
         Ok(unlifted)
     }
 
-    /// Has frames lifted from these ports of bridges, and no others. The rest is made anew: the chain
+    fn install_both(&mut self, lift: &Lift, bridges: &Bridges) -> Result<(), Refused> {
+        let layer = Layer::Bridge;
+        if !self.is_owned() {
+            let error = Error::numbered(format!("create table {layer}"), libc::EOPNOTSUPP);
+            return Err(Refused {
+                layer: Some(layer),
+                error: error.hint("SIGKILL would leave it, and what it lifts may be lost then"),
+            });
+        }
+        let mut batch = self.replacing();
+        batch.delete(layer, 0);
+        batch.create(layer, self.flags);
+        batch.fill(layer, &lift.base());
+        follow(&mut batch, lift, bridges);
+        batch.commit(&mut self.socket, self.effect)
+    }
+
+    /// Has frames lifted from these bridges, and from no others. The rest is made anew: the chain
     /// of lifted packets has to come ahead of what br_netfilter may have added with a bridge, and of
     /// two with one priority the later comes first (`nf_hook_entries_grow`, net/netfilter/core.c).
     ///
     /// # Errors
     /// The part of the tables that the kernel refuses; nothing is changed then.
-    pub fn follow(&mut self, ports: &Ports) -> Result<(), Error> {
-        self.replace(|batch, lifted| fill_maps(batch, lifted, ports))
+    pub fn follow(&mut self, lift: &Lift, bridges: &Bridges) -> Result<(), Error> {
+        let mut batch = self.replacing();
+        batch.flush(Layer::Bridge, PREROUTING);
+        follow(&mut batch, lift, bridges);
+        Ok(batch.commit(&mut self.socket, self.effect)?)
     }
 
     /// Puts the rules of these scripts in place of all that is in the table; no more connections are
@@ -196,31 +206,13 @@ impl Table {
     ///
     /// # Errors
     /// The part of the tables that the kernel refuses; nothing is changed then.
-    pub fn drain(&mut self, scripts: &[Script]) -> Result<(), Error> {
+    pub fn drain(&mut self, scripts: &[Script], lift: &Lift) -> Result<(), Error> {
         self.ruleset = compile(scripts);
-        self.replace(|batch, lifted| {
-            for family in lifted {
-                batch.flush(Layer::Bridge, &new_chain(*family));
-            }
-        })
-    }
-
-    /// Makes the table of the scripts anew, and changes that of the bridges; if it has no owner,
-    /// somebody may have removed it.
-    fn replace(&mut self, change: impl FnOnce(&mut Batch, &[Family])) -> Result<(), Error> {
         let mut batch = self.replacing();
-        change(&mut batch, &self.lifted);
-        match batch.commit(&mut self.socket, self.effect) {
-            Err(Refused {
-                layer: Some(Layer::Bridge),
-                error,
-            }) if error.errno() == libc::ENOENT => {
-                self.lifted.clear();
-                let batch = self.replacing();
-                Ok(batch.commit(&mut self.socket, self.effect)?)
-            }
-            outcome => Ok(outcome?),
+        for family in lift.families().filter(|_| self.lifts) {
+            batch.flush(Layer::Bridge, &new_chain(family));
         }
+        Ok(batch.commit(&mut self.socket, self.effect)?)
     }
 
     /// Removes the tables.
@@ -230,7 +222,7 @@ impl Table {
     pub fn remove(&mut self) -> Result<(), Error> {
         let mut batch = Batch::default();
         batch.delete(self.layer, self.flags);
-        if !self.lifted.is_empty() {
+        if self.lifts {
             batch.delete(Layer::Bridge, self.flags);
         }
         Ok(batch.commit(&mut self.socket, self.effect)?)
@@ -294,9 +286,12 @@ fn present(layer: Layer) -> Result<UnixDatagram, Error> {
     }
 }
 
-fn fill_maps(batch: &mut Batch, families: &[Family], ports: &Ports) {
-    for family in families {
-        batch.fill_map(Layer::Bridge, lift::ports(*family), ports.of(*family));
+/// The rules and ports of these bridges.
+fn follow(batch: &mut Batch, lift: &Lift, bridges: &Bridges) {
+    batch.fill(Layer::Bridge, &lift.choice(bridges));
+    for family in lift.families() {
+        let ports = &bridges.of(family).ports;
+        batch.fill_map(Layer::Bridge, lift::ports(family), ports);
     }
 }
 

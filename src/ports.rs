@@ -1,15 +1,34 @@
-//! The ports of bridges that can hand what is for them to IP: those whose bridge has an address,
-//! which leads back to the Pods. From rtnetlink(7) and linux/if_link.h.
+//! The ports of bridges that can hand what is for them to IP, and whose Pods IP finds again: those of
+//! bridges with an address, and without VLANs. From rtnetlink(7) and linux/if_link.h.
 
-use crate::capture::Family;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::capture::{Cidr, Family};
 use crate::error::Error;
 use crate::netlink::{Message, Socket, attributes, u32_at};
 use crate::routing::{IFI_INDEX, IFINFOMSG, explain};
+use crate::rule::{Ranges, merge};
 
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_BR_VLAN_FILTERING: u16 = 7;
+
+const IFA_ADDRESS: u16 = 1;
 
 /// `sizeof(struct ifaddrmsg)`: family, prefix length, flags, scope, index
 const IFADDRMSG: usize = 8;
+
+/// How long what failed is left alone.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How long the bridges are left alone after they were looked at, whatever becomes of devices.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How often the rules follow the bridges without a word from the kernel: that br_netfilter was loaded
+/// is not told.
+const REGULAR: Duration = Duration::from_secs(60);
 
 /// A port of a bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,85 +41,127 @@ pub struct Port {
     bridge: u32,
 }
 
-/// The ports of each family.
+/// The ports of a family's bridges, and the addresses of their neighbours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ports {
-    v4: Vec<Port>,
-    v6: Vec<Port>,
+    /// The ports, by their indices.
+    pub ports: Vec<Port>,
+    /// The addresses that are on the links of those bridges.
+    pub neighbours: Ranges,
 }
 
-/// The bridges of this network namespace.
+/// The bridges of this network namespace, as they were when they were looked at.
 #[derive(Debug)]
 pub struct Bridges {
     socket: Socket,
-    ports: Ports,
+    v4: Ports,
+    v6: Ports,
+    seen: Instant,
+    followed: Instant,
+    /// When to look at them; never, if nothing changes.
+    due: Option<Instant>,
+    /// The rules have not followed them yet.
+    are_ahead: bool,
 }
 
-impl Ports {
-    /// Those whose bridge has an address of this family.
-    pub fn of(&self, family: Family) -> &[Port] {
+impl Bridges {
+    /// None, until they are looked at.
+    ///
+    /// # Errors
+    /// What the kernel answers to a new netlink socket.
+    pub fn open() -> Result<Bridges, Error> {
+        let socket = Socket::open(libc::NETLINK_ROUTE)
+            .map_err(|error| Error::new("open a netlink socket", error))?;
+        let now = Instant::now();
+        Ok(Bridges {
+            socket,
+            v4: Ports::default(),
+            v6: Ports::default(),
+            seen: now,
+            followed: now,
+            due: None,
+            are_ahead: true,
+        })
+    }
+
+    /// The ports whose bridge has an address of this family.
+    pub fn of(&self, family: Family) -> &Ports {
         match family {
             Family::V4 => &self.v4,
             Family::V6 => &self.v6,
         }
     }
-}
 
-impl Bridges {
-    /// A socket to ask with.
+    /// When they have to be looked at.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Whether they have to be looked at now; `have_changed` if the kernel tells of devices.
+    pub fn are_due(&mut self, have_changed: bool) -> bool {
+        if have_changed {
+            let soon = self.seen + PAUSE;
+            self.due = Some(self.due.map_or(soon, |due| due.min(soon)));
+        }
+        self.due.is_some_and(|due| Instant::now() >= due)
+    }
+
+    /// Looks at them; whether the rules have to follow.
     ///
     /// # Errors
-    /// What the kernel answers.
-    pub fn open() -> Result<Bridges, Error> {
-        let socket = Socket::open(libc::NETLINK_ROUTE)
-            .map_err(|error| Error::new("open a netlink socket", error))?;
-        let ports = Ports::default();
-        Ok(Bridges { socket, ports })
+    /// What the kernel answers; they are looked at again.
+    pub fn look(&mut self) -> Result<bool, Error> {
+        self.seen = Instant::now();
+        self.due = Some(self.seen + RETRY);
+        let (v4, v6) = self.list()?;
+        let are_others = v4 != self.v4 || v6 != self.v6;
+        let is_time = self.seen >= self.followed + REGULAR;
+        self.are_ahead |= are_others || is_time;
+        (self.v4, self.v6) = (v4, v6);
+        if !self.are_ahead {
+            self.rest();
+        }
+        Ok(self.are_ahead)
     }
 
-    /// The ports that there were when the kernel was asked.
-    pub fn ports(&self) -> &Ports {
-        &self.ports
+    /// The rules have followed.
+    pub fn are_followed(&mut self) {
+        self.followed = Instant::now();
+        self.are_ahead = false;
+        self.rest();
     }
 
-    /// Asks the kernel again; whether there are others now.
-    ///
-    /// # Errors
-    /// What the kernel answers.
-    pub fn refresh(&mut self) -> Result<bool, Error> {
-        let ports = self.list()?;
-        let are_others = ports != self.ports;
-        self.ports = ports;
-        Ok(are_others)
+    fn rest(&mut self) {
+        let there_are = !(self.v4.ports.is_empty() && self.v6.ports.is_empty());
+        self.due = there_are.then(|| self.followed + REGULAR);
     }
 
-    fn list(&mut self) -> Result<Ports, Error> {
+    fn list(&mut self) -> Result<(Ports, Ports), Error> {
         let fault = |refusal| explain("list the ports of bridges".to_owned(), refusal);
-        let mut ports = Vec::new();
+        let (mut ports, mut bridges, mut addresses) = (Vec::new(), Vec::new(), Vec::new());
         let links = Message::new(libc::RTM_GETLINK, libc::NLM_F_DUMP, &[0; IFINFOMSG]);
         self.socket
-            .ask(links, |link| ports.extend(read_port(link.payload)))
+            .ask(links, |link| {
+                ports.extend(read_port(link.payload));
+                bridges.extend(read_bridge(link.payload));
+            })
             .map_err(fault)?;
         ports.sort_unstable();
-        let mut with = |family: Family| -> Result<Vec<Port>, Error> {
-            let mut header = [0; IFADDRMSG];
-            header[0] = family.number();
-            let addresses = Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP, &header);
-            let mut devices = Vec::new();
-            let asked = self
-                .socket
-                .ask(addresses, |it| devices.extend(read_address(it.payload)));
-            match asked {
-                // A kernel without the family has no addresses of it.
-                Err(refusal) if refusal.errno == libc::EOPNOTSUPP => {}
-                asked => asked.map_err(fault)?,
-            }
-            let mut with = ports.clone();
-            with.retain(|port| devices.contains(&port.bridge));
-            Ok(with)
+        let question = Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP, &[0; IFADDRMSG]);
+        self.socket
+            .ask(question, |it| addresses.extend(read_address(it.payload)))
+            .map_err(fault)?;
+        let of = |family| {
+            let mut addresses = addresses.clone();
+            addresses
+                .retain(|(device, block)| bridges.contains(device) && block.family() == family);
+            let mut ports = ports.clone();
+            ports.retain(|port| addresses.iter().any(|(device, _)| *device == port.bridge));
+            let neighbours = addresses.iter().map(|(_, block)| block.range());
+            let neighbours = merge(neighbours.collect());
+            Ports { ports, neighbours }
         };
-        let (v4, v6) = (with(Family::V4)?, with(Family::V6)?);
-        Ok(Ports { v4, v6 })
+        Ok((of(Family::V4), of(Family::V6)))
     }
 }
 
@@ -126,8 +187,29 @@ pub fn read_port(payload: &[u8]) -> Option<Port> {
     })
 }
 
-/// The index of a device that has an address which is not only its link's.
-pub fn read_address(payload: &[u8]) -> Option<u32> {
+/// The index of a device that is a bridge, and takes frames of all its ports for itself: one with VLANs
+/// drops those of a VLAN that it is not in (`br_pass_frame_up`, net/bridge/br_input.c).
+pub fn read_bridge(payload: &[u8]) -> Option<u32> {
+    let mut links = attributes(payload.get(IFINFOMSG..)?);
+    let (_, link) = links.find(|(kind, _)| *kind == libc::IFLA_LINKINFO)?;
+    let part = |wanted| attributes(link).find(|(kind, _)| *kind == wanted);
+    let (_, name) = part(IFLA_INFO_KIND)?;
+    let (_, data) = part(IFLA_INFO_DATA)?;
+    let has_vlans = attributes(data).any(|(kind, on)| kind == IFLA_BR_VLAN_FILTERING && on != [0]);
+    let is_one = name.strip_suffix(&[0]).unwrap_or(name) == b"bridge" && !has_vlans;
+    is_one.then(|| u32_at(payload, IFI_INDEX))?
+}
+
+/// A device, and a block of addresses that are on its link, if others may reach them by it.
+pub fn read_address(payload: &[u8]) -> Option<(u32, Cidr)> {
     let header: &[u8; IFADDRMSG] = payload.first_chunk()?;
-    (header[3] < libc::RT_SCOPE_LINK).then(|| u32_at(header, 4))?
+    let (prefix, scope) = (header[1], header[3]);
+    let (_, address) = attributes(&payload[IFADDRMSG..]).find(|(kind, _)| *kind == IFA_ADDRESS)?;
+    let address = match i32::from(header[0]) {
+        libc::AF_INET => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
+        libc::AF_INET6 => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+        _ => return None,
+    };
+    let block = Cidr::masking(&format!("{address}/{prefix}")).ok()?;
+    (scope < libc::RT_SCOPE_LINK).then_some((u32_at(header, 4)?, block))
 }

@@ -1,5 +1,8 @@
 //! The mark rule and the AnyIP routes: packets with our mark look up a routing table in which every
-//! captured CIDR is local.
+//! captured CIDR is local. Ahead of it, another rule has the way back to a client looked up in the main
+//! table, also if the client is within a captured CIDR: where the kernel validates sources by mark
+//! (`src_valid_mark`, or a firewall's `fib saddr . mark`), it asks as `lo` (`__fib_validate_source`,
+//! net/ipv4/fib_frontend.c).
 //!
 //! Both carry our own protocol number, so that what is ours can be told from what was there before:
 //! a rule or route of somebody else's that does the same, and no later, is used, and stays. Where one
@@ -21,10 +24,12 @@ const PROTOCOL: u8 = 84;
 
 /// Ahead of the rules of CNI plugins, the first of which stand at 9 (Cilium) and 10 (AWS).
 const PRIORITY: u32 = 8;
+const PRIORITY_OF_RETURN: u32 = 7;
 
 /// `LOOPBACK_IFINDEX` (include/net/flow.h): `lo` is the first device of every network namespace.
 pub const LOOPBACK: u32 = 1;
 
+const FRA_IIFNAME: u16 = 3;
 const FRA_PRIORITY: u16 = 6;
 const FRA_FWMARK: u16 = 10;
 const FRA_TABLE: u16 = 15;
@@ -41,6 +46,13 @@ const IFI_FLAGS: usize = 8;
 /// What stands in the kernel's policy database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
+    /// `iif lo fwmark MARK lookup main`
+    Return {
+        /// Whose packets it selects.
+        family: Family,
+        /// The mark that they carry.
+        mark: Mark,
+    },
     /// `fwmark MARK lookup TABLE`
     Rule {
         /// Whose packets it selects.
@@ -63,6 +75,7 @@ impl Entry {
     /// Where ours stands among others.
     fn priority(self) -> u32 {
         match self {
+            Entry::Return { .. } => PRIORITY_OF_RETURN,
             Entry::Rule { .. } => PRIORITY,
             Entry::Route { .. } => 0,
         }
@@ -71,18 +84,19 @@ impl Entry {
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = |family: &Family| match family {
+            Family::V4 => "",
+            Family::V6 => "IPv6 ",
+        };
         match self {
+            Entry::Return { family, mark } => {
+                write!(f, "{}rule iif lo fwmark {mark} lookup main", prefix(family))
+            }
             Entry::Rule {
                 family,
                 mark,
                 table,
-            } => {
-                let prefix = match family {
-                    Family::V4 => "",
-                    Family::V6 => "IPv6 ",
-                };
-                write!(f, "{prefix}rule fwmark {mark} lookup {table}")
-            }
+            } => write!(f, "{}rule fwmark {mark} lookup {table}", prefix(family)),
             Entry::Route { cidr, table } => write!(f, "route local {cidr} dev lo table {table}"),
         }
     }
@@ -104,10 +118,15 @@ impl Routing {
     pub fn new(cidrs: &[Cidr], mark: Mark, table: u32) -> Result<Routing, Error> {
         let socket = Socket::open(libc::NETLINK_ROUTE)
             .map_err(|error| Error::new("open a netlink socket", error))?;
-        let rules = capture::families(cidrs).map(|family| Entry::Rule {
-            family,
-            mark,
-            table,
+        let rules = capture::families(cidrs).flat_map(|family| {
+            [
+                Entry::Return { family, mark },
+                Entry::Rule {
+                    family,
+                    mark,
+                    table,
+                },
+            ]
         });
         let routes = cidrs.iter().map(|cidr| Entry::Route { cidr: *cidr, table });
         Ok(Routing {
@@ -172,7 +191,7 @@ impl Routing {
         let mut added = Vec::new();
         for entry in self.wanted.clone() {
             let is_there = found.iter().any(|it| it.serves(entry));
-            let is_possible = has_loopback || matches!(entry, Entry::Rule { .. });
+            let is_possible = has_loopback || !matches!(entry, Entry::Route { .. });
             if is_there || !is_possible {
                 continue;
             }
@@ -287,16 +306,16 @@ impl Routing {
     fn add(&mut self, entry: Entry) -> Result<bool, Error> {
         let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_ACK;
         let kind = match entry {
-            Entry::Rule { .. } => libc::RTM_NEWRULE,
+            Entry::Return { .. } | Entry::Rule { .. } => libc::RTM_NEWRULE,
             Entry::Route { .. } => libc::RTM_NEWROUTE,
         };
         let message = entry_message(entry, kind, flags, entry.priority());
         match (self.socket.request(&[message]), entry) {
             (Ok(()), _) => Ok(true),
-            (Err(refusal), Entry::Rule { .. }) if refusal.errno == libc::EEXIST => Ok(false),
             (Err(refusal), Entry::Route { cidr, .. }) if refusal.errno == libc::EEXIST => {
                 Err(exists(entry, another_route(cidr)))
             }
+            (Err(refusal), _) if refusal.errno == libc::EEXIST => Ok(false),
             (Err(refusal), _) => Err(explain(format!("add {entry}"), refusal)),
         }
     }
@@ -304,7 +323,7 @@ impl Routing {
     /// Whether it was deleted: what is gone already needs not be.
     fn delete(&mut self, entry: Entry, priority: u32) -> Result<bool, Error> {
         let kind = match entry {
-            Entry::Rule { .. } => libc::RTM_DELRULE,
+            Entry::Return { .. } | Entry::Rule { .. } => libc::RTM_DELRULE,
             Entry::Route { .. } => libc::RTM_DELROUTE,
         };
         let message = entry_message(entry, kind, libc::NLM_F_ACK, priority);
@@ -359,21 +378,27 @@ fn route_header(family: Family, prefix: u8, protocol: u8, scope: u8, kind: u8) -
 
 /// A request of type `kind` about an entry; rules have a priority.
 pub fn entry_message(entry: Entry, kind: u16, flags: libc::c_int, priority: u32) -> Message {
+    let rule = |family, mark: Mark, table| {
+        let mut message = Message::new(kind, flags, &rule_header(family, FR_ACT_TO_TBL));
+        message
+            .put_ne32(FRA_PRIORITY, priority)
+            .put_ne32(FRA_FWMARK, mark.value)
+            .put_ne32(FRA_FWMASK, mark.mask)
+            .put_ne32(FRA_TABLE, table)
+            .put(FRA_PROTOCOL, &[PROTOCOL]);
+        message
+    };
     match entry {
+        Entry::Return { family, mark } => {
+            let mut message = rule(family, mark, libc::RT_TABLE_MAIN.into());
+            message.put_text(FRA_IIFNAME, "lo");
+            message
+        }
         Entry::Rule {
             family,
             mark,
             table,
-        } => {
-            let mut message = Message::new(kind, flags, &rule_header(family, FR_ACT_TO_TBL));
-            message
-                .put_ne32(FRA_PRIORITY, priority)
-                .put_ne32(FRA_FWMARK, mark.value)
-                .put_ne32(FRA_FWMASK, mark.mask)
-                .put_ne32(FRA_TABLE, table)
-                .put(FRA_PROTOCOL, &[PROTOCOL]);
-            message
-        }
+        } => rule(family, mark, table),
         Entry::Route { cidr, table } => {
             let family = cidr.family();
             let scope = match family {

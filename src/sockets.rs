@@ -56,8 +56,15 @@ impl Sockets {
     /// # Errors
     /// What the kernel answers to a new netlink socket.
     pub fn new(cidrs: &[Cidr], ports: &[PortRange]) -> Result<Sockets, Error> {
-        let socket = Socket::open(libc::NETLINK_SOCK_DIAG)
-            .map_err(|error| Error::new("open a netlink socket", error))?;
+        let socket = Socket::open(libc::NETLINK_SOCK_DIAG).map_err(|error| {
+            let error = Error::new("open a netlink socket", error);
+            match error.errno() {
+                libc::EPROTONOSUPPORT => {
+                    error.hint("the kernel lacks sock_diag: module tcp_diag, CONFIG_INET_DIAG")
+                }
+                _ => error,
+            }
+        })?;
         Ok(Sockets {
             socket,
             families: capture::families(cidrs).collect(),

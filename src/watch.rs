@@ -25,8 +25,8 @@ const GROUPS: [u32; 7] = [
 pub struct Changes {
     /// Something that the routing wants may have gone.
     pub loss: bool,
-    /// Bridges may have other ports, or other addresses.
-    pub ports: bool,
+    /// A device or an address of one is another.
+    pub devices: bool,
 }
 
 /// Notices changes of rules, routes and devices.
@@ -55,12 +55,12 @@ impl Watch {
         let mut changes = Changes::default();
         let read = self.socket.notifications(|message| {
             changes.loss |= concerns(routing, message);
-            changes.ports |= concerns_ports(message);
+            changes.devices |= concerns_devices(message);
         });
         // Notifications that were lost (ENOBUFS) may have been about ours.
         Changes {
             loss: changes.loss || read.is_err(),
-            ports: changes.ports || read.is_err(),
+            devices: changes.devices || read.is_err(),
         }
     }
 }
@@ -72,7 +72,7 @@ impl AsFd for Watch {
 }
 
 /// Whether a device or an address of one has changed, other than of `lo`.
-pub fn concerns_ports(message: Received<'_>) -> bool {
+pub fn concerns_devices(message: Received<'_>) -> bool {
     let is_device = matches!(
         message.kind,
         libc::RTM_NEWLINK | libc::RTM_DELLINK | libc::RTM_NEWADDR | libc::RTM_DELADDR

@@ -181,17 +181,20 @@ fn a_thousand_blocks_are_captured() {
     );
 }
 
+/// By our mark a client within the captured block would have a local address.
 #[test]
-fn the_node_with_source_validation_works() {
-    let lab = Lab::new();
-    for scope in ["all", "default", "client"] {
-        lab.node
-            .sysctl(&format!("net.ipv4.conf.{scope}.src_valid_mark"), "1");
-        lab.node
-            .sysctl(&format!("net.ipv4.conf.{scope}.rp_filter"), "1");
+fn a_node_that_validates_sources_by_mark_captures_all_clients() {
+    for reverse_path in ["0", "1", "2"] {
+        let lab = Lab::new();
+        for scope in ["all", "default", "client", "pod"] {
+            let name = |sysctl| format!("net.ipv4.conf.{scope}.{sysctl}");
+            lab.node.sysctl(&name("src_valid_mark"), "1");
+            lab.node.sysctl(&name("rp_filter"), reverse_path);
+        }
+        let _daemon = lab.start(&[]);
+        assert!(echoed(&lab.client.get(POD, "/")));
+        assert!(echoed(&lab.pod.get("10.244.7.9:8180", "/")));
     }
-    let _daemon = lab.start(&[]);
-    assert!(echoed(&lab.client.get(POD, "/")));
 }
 
 #[test]

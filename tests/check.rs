@@ -58,6 +58,7 @@ fn a_node_that_can_do_it_all_is_told_so() {
         "nf_tables",
         "the rules, with TPROXY",
         "Pods of one bridge are captured",
+        "filters of system calls",
         "mark rule and AnyIP routes",
         "transparent listener at 127.0.0.1:1",
         "transparent listener at [::1]:1",
@@ -147,11 +148,6 @@ fn sysctls_that_limit_it_are_named_with_what_would_do() {
     let lab = Lab::new();
     let all_well = Checked::run(&lab.node, &format!("{PROGRAM} --check"));
     for (sysctl, value, line) in [
-        (
-            "net.ipv4.conf.all.src_valid_mark",
-            "1",
-            "net.ipv4.conf.all.src_valid_mark is 1: Pods inside",
-        ),
         (
             "net.ipv4.tcp_syncookies",
             "2",

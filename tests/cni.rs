@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use lab::Namespace;
 use lab::cluster::{Cluster, Node};
-use lab::kernel::{has_device, has_ipvs};
+use lab::kernel::{has_all, has_device, has_ipvs};
 use matrix::ask::Outcome::{self, Captured, Pod, TimeOut, Unreachable};
 use matrix::networks::{CALICO, DOCKER, FLANNEL, IPVLAN, Network, PTP, VXLAN};
 use matrix::services::{self, client_by, cluster_ip, node_port};
@@ -229,6 +229,7 @@ fn all_are_as_expected(rows: &[Row]) {
     for row in rows {
         let (name, expected) = (row.name, &row.expected);
         match &row.measured {
+            None if has_all() => differences += &format!("{name}: was not measured\n"),
             None => eprintln!("this kernel has no {name}"),
             Some(measured) if measured == expected => {}
             Some(measured) => {

@@ -50,6 +50,7 @@ fn a_start_says_what_is_captured_where_the_listeners_are_and_who_owns_the_table(
         "INFO  Binding TCP TProxy listener to 127.0.0.1:7",
         "INFO  Binding TCP TProxy listener to [::1]:7",
         "INFO  Capturing TCP to 10.244.0.0/16,fd00:10:244::/56 port 8180,9000:9010",
+        "INFO  Added rule iif lo fwmark 0x1/0x1 lookup main",
         "INFO  Added rule fwmark 0x1/0x1 lookup 100",
         "INFO  Added IPv6 rule fwmark 0x1/0x1 lookup 100",
         "INFO  Added route local 10.244.0.0/16 dev lo table 100",
@@ -134,7 +135,7 @@ fn what_an_earlier_start_with_other_options_left_is_removed() {
     lab.start(&["--cidr", "10.99.0.0/16"]).kill();
     let mut daemon = lab.start(&[]);
     let lines = lab.remains();
-    assert_eq!(lines_with(&lines, "fwmark").len(), 1, "{lines:?}");
+    assert_eq!(lines_with(&lines, "fwmark").len(), 2, "{lines:?}");
     assert_eq!(lines_with(&lines, "dev lo").len(), 1, "{lines:?}");
     assert_eq!(lab.node.run("ip route show table 77"), "");
     assert_eq!(daemon.stop(), Some(0));

@@ -305,12 +305,13 @@ fn what_docker_drops_in_raw_is_not_captured() {
 }
 
 #[test]
-fn pods_are_no_ipv6_clients_where_firewalld_tests_the_way_back_by_mark() {
+fn pods_are_clients_where_firewalld_tests_the_way_back_by_mark() {
     let lab = lab();
     let _daemon = lab.start(&["--cidr", CIDRS]);
     load(&lab, "nft -f -", OPEN_FIREWALLD);
-    is_captured(&lab, "[fd00:10:244:7::9]:8180");
-    assert!(is_dropped(&lab.pod, "[fd00:10:244:7::9]:8180"));
-    let answer = lab.pod.get("10.244.7.9:8180", "/");
-    assert!(answer.contains("Request received from "), "{answer}");
+    for address in ["10.244.7.9:8180", "[fd00:10:244:7::9]:8180"] {
+        is_captured(&lab, address);
+        let answer = lab.pod.get(address, "/");
+        assert!(answer.contains("Request received from "), "{answer}");
+    }
 }

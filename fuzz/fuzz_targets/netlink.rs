@@ -11,11 +11,11 @@ use libfuzzer_sys::fuzz_target;
 use tproxy_pod::capture::{Cidr, Family, Mark, PortRange};
 use tproxy_pod::netlink::{Message, Received, attributes, messages, refused};
 use tproxy_pod::nftables::read_owner;
-use tproxy_pod::ports::{read_address, read_port};
+use tproxy_pod::ports::{read_address, read_bridge, read_port};
 use tproxy_pod::routing::found::{Found, read_route, read_rule};
 use tproxy_pod::routing::{Entry, Routing, entry_message};
 use tproxy_pod::sockets::read_ended;
-use tproxy_pod::watch::{concerns, concerns_ports};
+use tproxy_pod::watch::{concerns, concerns_devices};
 
 const TABLE: u32 = 100;
 
@@ -63,10 +63,13 @@ fn read(message: Received<'_>) {
     if let Some(port) = read_port(message.payload) {
         assert_eq!(index, Some(&port.index.to_ne_bytes()[..]));
     }
-    if let Some(device) = read_address(message.payload) {
+    if let Some((device, _)) = read_address(message.payload) {
         assert_eq!(index, Some(&device.to_ne_bytes()[..]));
     }
-    let _ = concerns_ports(message);
+    if let Some(bridge) = read_bridge(message.payload) {
+        assert_eq!(index, Some(&bridge.to_ne_bytes()[..]));
+    }
+    let _ = concerns_devices(message);
     for family in Family::ALL {
         if let Some(found) = read_rule(family, message.payload) {
             is_found_again(family, found);
@@ -93,7 +96,7 @@ fn is_found_again(family: Family, found: Found) {
         panic!("one message");
     };
     let again = match found.entry {
-        Entry::Rule { .. } => read_rule(family, message.payload),
+        Entry::Return { .. } | Entry::Rule { .. } => read_rule(family, message.payload),
         Entry::Route { .. } => read_route(family, TABLE, message.payload),
     };
     assert_eq!(again, Some(ours));

@@ -9,12 +9,13 @@ use libc::c_int;
 use super::TABLE;
 use crate::compile::{CompiledRule, Kind, LIFTED, Named, Ruleset, Set, key};
 use crate::error::Error;
-use crate::expression::{ANONYMOUS_SET, NFTA_DATA_VALUE, NFTA_EXPR_NAME, NFTA_LIST_ELEM};
+use crate::expression::{ANONYMOUS_SET, NFTA_EXPR_NAME, NFTA_LIST_ELEM, value};
 use crate::netlink::{Message, Refusal, Socket, attributes};
 use crate::ports::Port;
 use crate::script::PREROUTING;
 
-const NFTA_TABLE_NAME: u16 = 1;
+/// A table: its name
+pub const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_FLAGS: u16 = 2;
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
@@ -106,8 +107,8 @@ pub fn message(layer: Layer, kind: c_int, flags: c_int) -> Message {
 pub enum Effect {
     /// It is done.
     Lasting,
-    /// It is only tried.
-    None,
+    /// Nothing: it is only tried.
+    Tried,
 }
 
 /// A transaction that is being written: each message with its table, and the words for what it asks.
@@ -115,6 +116,8 @@ pub enum Effect {
 pub struct Batch {
     messages: Vec<Message>,
     attempts: Vec<(Layer, String)>,
+    /// How many anonymous sets there are so far.
+    sets: u32,
 }
 
 /// Why a transaction was refused, and which table's part of it.
@@ -163,11 +166,13 @@ impl Batch {
         for named in &ruleset.named {
             self.named(layer, named);
         }
-        for (id, set) in (ruleset.first_set..).zip(&ruleset.sets) {
+        let first_set = self.sets;
+        for (id, set) in (first_set..).zip(&ruleset.sets) {
             self.set(layer, id, set);
         }
+        self.sets += ruleset.sets.len() as u32;
         for rule in &ruleset.rules {
-            self.rule(layer, rule);
+            self.rule(layer, rule, first_set);
         }
     }
 
@@ -288,7 +293,7 @@ impl Batch {
         }
     }
 
-    fn rule(&mut self, layer: Layer, rule: &CompiledRule) {
+    fn rule(&mut self, layer: Layer, rule: &CompiledRule, first_set: u32) {
         let flags = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
         let mut new = message(layer, libc::NFT_MSG_NEWRULE, flags);
         new.put_text(NFTA_RULE_TABLE, TABLE)
@@ -296,7 +301,7 @@ impl Batch {
             .nest(NFTA_RULE_EXPRESSIONS, |list| {
                 rule.expressions
                     .iter()
-                    .for_each(|expression| expression.write(list))
+                    .for_each(|expression| expression.write(list, first_set))
             });
         let chain = &rule.chain;
         self.add(
@@ -375,12 +380,6 @@ fn new_set(layer: Layer, name: &str, flags: c_int, key_type: u32, width: usize) 
         .put_be32(NFTA_SET_KEY_TYPE, key_type)
         .put_be32(NFTA_SET_KEY_LEN, width as u32);
     new
-}
-
-fn value(element: &mut Message, kind: u16, bytes: &[u8]) {
-    element.nest(kind, |data| {
-        data.put(NFTA_DATA_VALUE, bytes);
-    });
 }
 
 fn element(list: &mut Message, key: &[u8], flags: c_int) {

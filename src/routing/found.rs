@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::{
-    Entry, FR_ACT_TO_TBL, FRA_FWMARK, FRA_FWMASK, FRA_PRIORITY, FRA_PROTOCOL, FRA_TABLE, LOOPBACK,
-    PRIORITY, PROTOCOL,
+    Entry, FR_ACT_TO_TBL, FRA_FWMARK, FRA_FWMASK, FRA_IIFNAME, FRA_PRIORITY, FRA_PROTOCOL,
+    FRA_TABLE, LOOPBACK, PROTOCOL,
 };
 use crate::capture::{Cidr, Family, Mark};
 use crate::netlink::{attributes, u32_at};
@@ -31,7 +31,7 @@ pub struct Found {
 impl Found {
     /// Whether it does the work of one of ours, and no later.
     pub fn serves(&self, wanted: Entry) -> bool {
-        self.plain && self.entry == wanted && self.priority <= PRIORITY
+        self.plain && self.entry == wanted && self.priority <= wanted.priority()
     }
 
     /// Why one of ours and this one cannot both do their work.
@@ -94,6 +94,7 @@ pub fn read_rule(family: Family, payload: &[u8]) -> Option<Found> {
         mask: u32::MAX,
     };
     let (mut table, mut priority, mut protocol) = (u32::from(header[4]), 0, 0);
+    let mut of_node = false;
     for (kind, value) in attributes(&payload[12..]) {
         match (kind, u32_at(value, 0)) {
             (FRA_FWMARK, Some(number)) => mark.value = number,
@@ -101,16 +102,21 @@ pub fn read_rule(family: Family, payload: &[u8]) -> Option<Found> {
             (FRA_TABLE, Some(number)) => table = number,
             (FRA_PRIORITY, Some(number)) => priority = number,
             (FRA_PROTOCOL, _) => protocol = *value.first()?,
+            (FRA_IIFNAME, _) if value == b"lo\0" => of_node = true,
             (FRA_SUPPRESS_PREFIXLEN | FRA_SUPPRESS_IFGROUP, Some(u32::MAX)) => {}
             (FRA_DST.., _) => plain = false,
             _ => {}
         }
     }
-    let entry = Entry::Rule {
-        family,
-        mark,
-        table,
+    let entry = match of_node {
+        true if table == libc::RT_TABLE_MAIN.into() => Entry::Return { family, mark },
+        _ => Entry::Rule {
+            family,
+            mark,
+            table,
+        },
     };
+    plain &= !of_node || matches!(entry, Entry::Return { .. });
     (mark.value != 0 && flags & FIB_RULE_INVERT == 0).then_some(Found {
         entry,
         priority,

@@ -10,12 +10,23 @@
 use std::net::TcpListener;
 use std::thread;
 
-use super::{Daemon, Namespace, PROGRAM};
+use super::{Daemon, Namespace, PROGRAM, wait_until};
 
 /// The peer's addresses, and the captured port.
 pub const PEER: &str = "10.244.0.6:8180";
 /// The same, over IPv6.
 pub const PEER6: &str = "[fd00:10:244::6]:8180";
+
+/// A frame with a SYN-ACK (RFC 9293, 3.1), without its checksums, which nobody looks at on a bridge.
+const FORGERY: &str = "
+import socket, struct
+port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+port.bind(('eth0', 0))
+addresses = socket.inet_aton('10.244.0.6') + socket.inet_aton('10.244.0.5')
+ip = struct.pack('!BBHHHBBH', 0x45, 0, 40, 1, 0, 64, 6, 0) + addresses
+tcp = struct.pack('!HHIIBBHHH', 8180, PORT, 1, 2, 0x50, 0x12, 1000, 0, 0)
+port.send(bytes.fromhex('ffffffffffff020000000001') + b'\\x08\\x00' + ip + tcp)
+";
 
 /// The namespaces.
 pub struct Bridge {
@@ -92,6 +103,28 @@ impl Bridge {
                 std::io::copy(&mut stream.unwrap(), &mut std::io::sink()).unwrap();
             }
         });
+    }
+
+    /// Sends the Pod a SYN-ACK as from the peer and its captured port, out of a Pod on a bridge of its own.
+    pub fn forge_answer(&self, client: &str) {
+        let forger = Namespace::new();
+        let node = &self.node;
+        node.run(&format!(
+            "ip link add forger type veth peer name eth0 netns {}",
+            forger.path()
+        ));
+        node.run("ip link add other type bridge");
+        node.run("ip link set other up");
+        node.run("ip link set forger master other up");
+        forger.run("ip link set eth0 up");
+        wait_until("the port forwards", || {
+            node.run("bridge link show dev forger")
+                .contains("state forwarding")
+        });
+        let (_, port) = client.rsplit_once(':').unwrap();
+        let sent = forger.feed("python3 -", &FORGERY.replace("PORT", port));
+        let complaint = String::from_utf8_lossy(&sent.stderr);
+        assert!(sent.status.success(), "{complaint}");
     }
 
     /// What a captured address answers the Pod at once; nothing if it does not.

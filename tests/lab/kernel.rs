@@ -18,6 +18,11 @@ pub fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
 }
 
+/// Whether the kernel should have all that tests ask for: scripts/kernels.sh says so.
+pub fn has_all() -> bool {
+    std::env::var_os("HAS_ALL").is_some()
+}
+
 /// Whether devices of a kind, such as `ipvlan`, can be made on another.
 pub fn has_device(kind: &str) -> bool {
     let namespace = Namespace::new();
