@@ -22,9 +22,12 @@ fail() {
     exit 1
 }
 
-# What runs on each kernel, on each with --all too, and on one without IPv6: files of tests/; what comes
-# behind a name are arguments. The first one needs a kernel that has loaded no module yet.
-tests=("lacking --ignored --test-threads 1 module" bridge cni capture lifecycle)
+# What runs on each kernel, on those whose tables have owners (Linux 5.12), or have none, on each with
+# --all too, and on one without IPv6: files of tests/; what comes behind a name are arguments. The first one needs a kernel that has loaded no module yet.
+tests=("lacking --ignored --test-threads 1 module" cni capture lifecycle)
+# The test that is left out sends a frame by python3, which is not there; scripts/test.sh runs it.
+tests_with_owners=("bridge --skip nobody_takes_an_open_connection_away")
+tests_without_owners=("lacking --ignored without_an_owner")
 more_tests=(shared_routing neighbours)
 tests_without_ipv6=("lacking --ignored an_ipv6_block"
     "capture --exact a_captured_port_of_a_pod_is_answered
@@ -224,8 +227,11 @@ trap 'exit 143' TERM
 for version in "${versions[@]}"; do
     has_kernel "$version"
 done
-build "${tests[@]%% *}" "${tests_without_ipv6[@]%% *}"
+build "${tests[@]%% *}" "${tests_with_owners[@]%% *}" "${tests_without_ipv6[@]%% *}"
 for version in "${versions[@]}"; do
-    boot "$version" "" "${tests[@]}"
+    case $version in
+        5.10) boot "$version" "" "${tests[@]}" "${tests_without_owners[@]}" ;;
+        *) boot "$version" "" "${tests[@]}" "${tests_with_owners[@]}" ;;
+    esac
 done
 [[ -z $all ]] || boot 6.1 ipv6.disable=1 "${tests_without_ipv6[@]}"

@@ -5,7 +5,7 @@ mod lab;
 
 use lab::bridge::{Bridge, PEER, PEER6};
 use lab::conversation::{Conversation, REQUEST};
-use lab::kernel::{has_all, owns_tables};
+use lab::kernel::has_all;
 use lab::script::ScriptFile;
 use lab::{CIDRS, Namespace, wait_until};
 
@@ -193,31 +193,6 @@ fn sigkill_leaves_no_rule_on_the_bridge() {
         for address in [PEER, PEER6] {
             is_the_pods(&bridge.pod, address);
         }
-    }
-}
-
-/// Before Linux 5.12 SIGKILL would leave rules that lift frames, and nobody who answers them.
-#[test]
-fn without_an_owner_no_frame_is_lifted() {
-    if owns_tables() {
-        return;
-    }
-    let bridge = Bridge::new(false);
-    bridge.peer.serve(8180);
-    let mut daemon = bridge.start(&["--cidr", CIDRS]);
-    daemon
-        .wait_for("WARN  Not capturing between Pods of one bridge: create table bridge tproxy-pod");
-    for address in [PEER, PEER6] {
-        is_the_pods(&bridge.pod, address);
-    }
-    for address in BEYOND {
-        is_captured(&bridge.pod, address);
-    }
-    daemon.kill();
-    bridge.node.run("iptables -P FORWARD DROP");
-    bridge.node.run("ip6tables -P FORWARD DROP");
-    for address in [PEER, PEER6] {
-        is_the_pods(&bridge.pod, address);
     }
 }
 

@@ -6,6 +6,7 @@ mod lab;
 use std::fs;
 use std::process::Command;
 
+use lab::bridge::{Bridge, PEER, PEER6};
 use lab::{CIDRS, Daemon, Lab, Namespace, PROGRAM, wait_until};
 
 /// Each module that is needed, in the order in which they are missed, and how the start's one line ends.
@@ -93,4 +94,32 @@ fn an_ipv6_block_is_refused_where_there_is_no_ipv6() {
     assert_eq!(errors.len(), 1, "{log}");
     assert!(errors[0].ends_with(NO_IPV6), "{log}");
     assert_eq!(lab.remains(), [""; 0]);
+}
+
+/// SIGKILL would leave rules that lift frames, and nobody who answers them.
+#[test]
+#[ignore = "needs a kernel before Linux 5.12: scripts/kernels.sh boots it"]
+fn without_an_owner_no_frame_is_lifted_from_a_bridge() {
+    let bridge = Bridge::new(false);
+    bridge.peer.serve(8180);
+    let mut daemon = bridge.start(&["--cidr", CIDRS]);
+    daemon.wait_for(
+        "WARN  Not capturing between Pods of one bridge: create table bridge tproxy-pod: Not supported",
+    );
+    assert_eq!(bridge.node.tables(), ["table inet tproxy-pod"]);
+    let pod_answers = || {
+        for address in [PEER, PEER6] {
+            assert!(bridge.pod.get(address, "/").ends_with("pod"), "{address}");
+        }
+    };
+    pod_answers();
+    for beyond in ["10.244.7.9:8180", "[fd00:10:244:7::9]:8180"] {
+        let answer = bridge.pod.get(beyond, "/");
+        assert!(answer.contains("Request received from "), "{answer}");
+    }
+    daemon.kill();
+    for iptables in ["iptables", "ip6tables"] {
+        bridge.node.run(&format!("{iptables} -P FORWARD DROP"));
+    }
+    pod_answers();
 }
