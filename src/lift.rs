@@ -23,13 +23,15 @@ const ASKED: u32 = 10;
 const OPEN: u32 = 120;
 const CLOSED: u32 = 15;
 
-/// If the Pod itself sends the SYN-ACK: how long what was asked stays, and how long it does not count.
+/// How long what was asked stays when it is known who answers, and how long it does not count if the
+/// Pod itself has sent the SYN-ACK.
 const PASSED: u32 = 1;
 const ANSWERED: u32 = 2;
 
-/// So many connections are remembered of each family; more are left on their bridge. Each takes 96 or
-/// 128 bytes of the kernel.
-const CONNECTIONS: u32 = 262_144;
+/// So many connections are remembered in each set; more are left on their bridge. Each takes about 100
+/// bytes of the kernel.
+const MOST_ASKED: u32 = 65_536;
+const MOST_OPEN: u32 = 262_144;
 
 /// Flags of byte 13 of the TCP header (RFC 9293, 3.1).
 const FIN: u8 = 1;
@@ -203,12 +205,16 @@ fn add_sets(ruleset: &mut Ruleset, family: Family) {
     };
     let types = [kind, kind, TYPE_INET_SERVICE, TYPE_INET_SERVICE];
     let pack = |packed, kind| (packed << TYPE_BITS) | kind;
-    let connections = [asked(family), answered(family), open(family)];
-    ruleset.named.extend(connections.map(|name| Named {
+    let connections = [
+        (asked(family), MOST_ASKED),
+        (answered(family), MOST_ASKED),
+        (open(family), MOST_OPEN),
+    ];
+    ruleset.named.extend(connections.map(|(name, most)| Named {
         name,
         key_type: types.into_iter().fold(0, pack),
         width: 2 * (width + 4),
-        kind: Kind::Connections(CONNECTIONS),
+        kind: Kind::Connections(most),
     }));
     ruleset.named.push(Named {
         name: ports(family),
@@ -236,11 +242,15 @@ fn add_rules(ruleset: &mut Ruleset, family: Family) {
     let (open, asked) = (open(family), asked(family));
     let jump = vec![Expression::Jump(new.clone())];
     let is_open = [&loads[..], &[known(open)]].concat();
-    let is_asked = [&loads[..], &[known(asked), unknown(answered(family))]].concat();
+    let is_asked = [
+        known(asked),
+        unknown(answered(family)),
+        Expression::Remember(asked, PASSED),
+    ];
     ruleset.append(&lift, [begins, jump].concat());
     ruleset.append(&lift, [&ends, &is_open[..], &away(open, CLOSED)].concat());
     ruleset.append(&lift, [&is_open[..], &away(open, OPEN)].concat());
-    ruleset.append(&lift, [&is_asked[..], &away(open, OPEN)].concat());
+    ruleset.append(&lift, [&loads[..], &is_asked, &away(open, OPEN)].concat());
     ruleset.append(&new, [&loads[..], &away(asked, ASKED)].concat());
 }
 

@@ -95,10 +95,13 @@ impl Scene {
         let mut remains = self.lab.remains();
         remains.sort();
         let parts = [
+            "fwmark 0x1/0x1 iif lo lookup main",
+            "fwmark 0x1/0x1 iif lo lookup main",
             "fwmark 0x1/0x1 lookup 100",
             "fwmark 0x1/0x1 lookup 100",
             "local 10.244.0.0/16 dev lo",
             "local fd00:10:244::/56 dev lo",
+            "table bridge tproxy-pod",
             "table inet tproxy-pod",
         ];
         assert_eq!(remains.len(), parts.len(), "{remains:?}");
@@ -311,7 +314,7 @@ fn pause(paused: Paused) {
     scene.others_go_on();
     thread::sleep(PAUSE.saturating_sub(start.elapsed()));
     scene.others_go_on();
-    scene.lab.node.run("ip rule del fwmark 0x1/0x1");
+    scene.lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
     send(guard, Signal::SIGCONT);
     wait_until("the loss is mended", || scene.lab.remains() == complete);
     // Not before: without the rule, what the client says to an answer goes to the Pod, which refuses it.

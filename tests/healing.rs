@@ -16,6 +16,8 @@ use nix::unistd::Pid;
 
 const V4_RULE: &str = "rule fwmark 0x1/0x1 lookup 100";
 const V6_RULE: &str = "IPv6 rule fwmark 0x1/0x1 lookup 100";
+const V4_RETURN: &str = "rule iif lo fwmark 0x1/0x1 lookup main";
+const V6_RETURN: &str = "IPv6 rule iif lo fwmark 0x1/0x1 lookup main";
 const V4_ROUTE: &str = "route local 10.244.0.0/16 dev lo table 100";
 const V6_ROUTE: &str = "route local fd00:10:244::/56 dev lo table 100";
 
@@ -71,8 +73,10 @@ fn each_loss_is_put_back_and_logged_once() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
     for (loss, entries) in [
-        ("ip rule del fwmark 0x1/0x1", &[V4_RULE][..]),
-        ("ip -6 rule del fwmark 0x1/0x1", &[V6_RULE]),
+        ("ip rule del fwmark 0x1/0x1 lookup 100", &[V4_RULE][..]),
+        ("ip -6 rule del fwmark 0x1/0x1 lookup 100", &[V6_RULE]),
+        ("ip rule del iif lo lookup main", &[V4_RETURN]),
+        ("ip -6 rule del iif lo lookup main", &[V6_RETURN]),
         (
             "ip route del local 10.244.0.0/16 dev lo table 100",
             &[V4_ROUTE],
@@ -81,8 +85,8 @@ fn each_loss_is_put_back_and_logged_once() {
             "ip -6 route del local fd00:10:244::/56 dev lo table 100",
             &[V6_ROUTE],
         ),
-        ("ip rule flush", &[V4_RULE]),
-        ("ip -6 rule flush", &[V6_RULE]),
+        ("ip rule flush", &[V4_RETURN, V4_RULE]),
+        ("ip -6 rule flush", &[V6_RETURN, V6_RULE]),
     ] {
         let logged = |entry: &&str| count(&daemon, &put_back(entry));
         let lines: Vec<usize> = entries.iter().map(logged).collect();
@@ -99,7 +103,7 @@ fn each_loss_is_put_back_and_logged_once() {
     }
     both_families_are_answered(&lab);
     assert_eq!(daemon.stop(), Some(0));
-    assert_eq!(count(&daemon, "Put back"), 6, "{}", daemon.log());
+    assert_eq!(count(&daemon, "Put back"), 10, "{}", daemon.log());
 }
 
 #[test]
@@ -111,8 +115,8 @@ fn a_loss_lasts_less_than_a_tenth_of_a_second() {
         (libc::RTM_DELROUTE, libc::RTM_NEWROUTE),
     );
     let losses = [
-        ("ip rule del fwmark 0x1/0x1", rule),
-        ("ip -6 rule del fwmark 0x1/0x1", rule),
+        ("ip rule del fwmark 0x1/0x1 lookup 100", rule),
+        ("ip -6 rule del fwmark 0x1/0x1 lookup 100", rule),
         ("ip route flush table 100", route),
         ("ip -6 route flush table 100", route),
     ];
@@ -139,7 +143,7 @@ fn routes_that_vanish_with_the_loopback_device_come_back_with_it() {
     lab.node.run("ip link set lo down");
     let trouble = "Cannot put back what somebody removed: add routes to dev lo: Network is down";
     daemon.wait_for(trouble);
-    lab.node.run("ip rule del fwmark 0x1/0x1");
+    lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
     daemon.wait_for(&put_back(V4_RULE));
     lab.node.run("ip link set lo up");
     is_whole_again(&lab, &before);
@@ -168,7 +172,7 @@ fn ipv6_goes_and_comes(device: &str, restore: impl Fn(&Lab)) {
     daemon.wait_for(trouble);
     for _ in 0..2 {
         let lines = count(&daemon, &put_back(V4_RULE));
-        lab.node.run("ip rule del fwmark 0x1/0x1");
+        lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
         wait_until("the rule is back", || {
             count(&daemon, &put_back(V4_RULE)) == lines + 1
         });
@@ -215,7 +219,7 @@ fn a_route_that_replaced_ours_is_named_once_and_ours_returns_when_it_goes() {
             "(the table has another route to {block}; see --table)"
         ));
         // Another chance to say so.
-        lab.node.run("ip rule del fwmark 0x1/0x1");
+        lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
         daemon.wait_for(&put_back(V4_RULE));
         lab.node.run(&format!("{ip} route del {theirs}"));
         daemon.wait_for(&put_back(entry));
@@ -266,7 +270,7 @@ fn ours_is_found_and_removed_among_thousands_of_rules_that_come_and_go() {
     repeat(come_and_go, || {
         for _ in 0..5 {
             let ours = lab.node.run("ip -6 rule show priority 8");
-            lab.node.run("ip -6 rule del fwmark 0x1/0x1");
+            lab.node.run("ip -6 rule del fwmark 0x1/0x1 lookup 100");
             wait_until("it is back", || {
                 lab.node.run("ip -6 rule show priority 8") == ours
             });
@@ -288,7 +292,7 @@ fn a_loss_is_put_back_however_slow_the_guard_is() {
     let lab = Lab::new();
     let (daemon, before) = start(&lab);
     let _slow = Strace::slow(daemon.guard(), "recvfrom", 12_000);
-    lab.node.run("ip rule del fwmark 0x1/0x1");
+    lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
     is_whole_again(&lab, &before);
 }
 
@@ -297,7 +301,7 @@ fn what_could_not_be_put_back_for_want_of_memory_is_soon() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
     let without_memory = Strace::failing(daemon.guard(), "sendto", "ENOBUFS");
-    lab.node.run("ip rule del fwmark 0x1/0x1");
+    lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
     let trouble = "Cannot put back what somebody removed: ";
     daemon.wait_for(trouble);
     drop(without_memory);
@@ -318,7 +322,7 @@ fn a_rule_of_somebody_else_serves_until_it_goes() {
     lab.node.run("ip -6 rule del priority 8");
     daemon.wait_for(&put_back(V6_RULE));
     let rules = lab.node.run("ip rule show");
-    assert_eq!(rules.matches("fwmark").count(), 1, "{rules}");
+    assert_eq!(rules.matches("fwmark").count(), 2, "{rules}");
     lab.node.run(&format!("ip rule del {theirs}"));
     daemon.wait_for(&put_back(V4_RULE));
     is_whole_again(&lab, &before);
@@ -329,7 +333,7 @@ fn a_rule_of_somebody_else_serves_until_it_goes() {
 fn fight<T>(lab: &Lab, meanwhile: impl FnOnce() -> T) -> T {
     let mut batch = Batch::new(&lab.node, "-4");
     repeat(
-        || batch.say("rule del fwmark 0x1/0x1\nroute flush table 100"),
+        || batch.say("rule del fwmark 0x1/0x1 lookup 100\nroute flush table 100"),
         meanwhile,
     )
 }
@@ -370,7 +374,7 @@ fn against_a_rival_it_slows_down_says_so_once_and_wins_in_the_end() {
     while count(&daemon, PEACE) == 0 && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(20));
     }
-    lab.node.run("ip rule del fwmark 0x1/0x1");
+    lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
     is_whole_again(&lab, &before);
     assert_eq!(daemon.stop(), Some(0));
     let log = daemon.log();
@@ -421,7 +425,7 @@ fn what_is_lost_during_a_stop_is_put_back() {
     });
     daemon.signal(Signal::SIGTERM);
     daemon.wait_for("Stopping");
-    lab.node.run("ip rule del fwmark 0x1/0x1");
+    lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
     daemon.wait_for(&put_back(V4_RULE));
     client.send("lf");
     assert!(client.answer().text().ends_with("half"));
@@ -449,7 +453,7 @@ fn a_loss_among_more_changes_than_the_kernel_keeps_is_put_back() {
     let (daemon, before) = start(&lab);
     daemon.signal(Signal::SIGSTOP);
     flood(&lab);
-    lab.node.run("ip rule del fwmark 0x1/0x1");
+    lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
     daemon.signal(Signal::SIGCONT);
     is_whole_again(&lab, &before);
     daemon.wait_for(&put_back(V4_RULE));
@@ -464,7 +468,7 @@ fn a_flood_of_foreign_changes_costs_little_and_hides_no_loss() {
     flood(&lab);
     let (length, used) = (begin.elapsed(), processor_time(daemon.guard()) - used);
     println!("{used:?} of {length:?} for 20,000 changes");
-    lab.node.run("ip rule del fwmark 0x1/0x1");
+    lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
     daemon.wait_for(&put_back(V4_RULE));
     is_whole_again(&lab, &before);
     let calm = processor_time(daemon.guard());
@@ -510,6 +514,7 @@ fn thousand_losses(lab: &Lab) {
     let flush = format!("rule flush\n{}", STANDARD_RULES.join("\n"));
     let losses = [
         "rule del fwmark 0x1/0x1",
+        "rule del priority 7",
         "rule del priority 8",
         "route flush table 100",
         &flush,

@@ -144,8 +144,8 @@ fn fill(reader: &PipeReader) {
 fn heals(lab: &Lab) {
     let before = lab.remains();
     for loss in [
-        "ip rule del fwmark 0x1/0x1",
-        "ip -6 rule del fwmark 0x1/0x1",
+        "ip rule del fwmark 0x1/0x1 lookup 100",
+        "ip -6 rule del fwmark 0x1/0x1 lookup 100",
         "ip route flush table 100",
     ] {
         lab.node.run(loss);

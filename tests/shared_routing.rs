@@ -23,10 +23,12 @@ fn is_lost(lab: &Lab, address: &str) -> bool {
 }
 
 /// All that a start adds where nothing is there.
-const OURS: [&str; 4] = [
+const OURS: [&str; 6] = [
     "route local 10.244.0.0/16 dev lo table 100",
     "route local fd00:10:244::/56 dev lo table 100",
+    "rule iif lo fwmark 0x1/0x1 lookup main",
     "rule fwmark 0x1/0x1 lookup 100",
+    "IPv6 rule iif lo fwmark 0x1/0x1 lookup main",
     "IPv6 rule fwmark 0x1/0x1 lookup 100",
 ];
 
@@ -150,7 +152,7 @@ fn a_rule_like_ours_serves_and_stays() {
         "ip rule add fwmark 0x1/0x1 lookup 100 priority 5",
         "ip -6 rule add fwmark 0x1/0x1 lookup 100 priority 8",
     ];
-    lives_beside(&theirs, &OURS[..2]);
+    lives_beside(&theirs, &[OURS[0], OURS[1], OURS[2], OURS[4]]);
 }
 
 #[test]
