@@ -153,7 +153,8 @@ impl Guard {
         loop {
             self.keeper.tend();
             self.follow_bridges();
-            let deadlines = [until, self.keeper.deadline(), self.bridges.deadline()];
+            let bridges = self.bridges.deadline().filter(|_| self.table.lifts());
+            let deadlines = [until, self.keeper.deadline(), bridges];
             let deadline = deadlines.into_iter().flatten().min();
             let heard = self.wait(self.keeper.notifications(), deadline)?;
             if heard.server {
@@ -181,7 +182,10 @@ impl Guard {
         match followed {
             Ok(Some(())) => self.bridges.are_followed(),
             Ok(None) => {}
-            Err(error) => log::warn!("Cannot follow the bridges, and try again: {error}"),
+            Err(error) if self.bridges.is_news() => {
+                log::warn!("Cannot follow the bridges: {error}");
+            }
+            Err(_) => {}
         }
     }
 

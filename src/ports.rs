@@ -62,6 +62,8 @@ pub struct Bridges {
     due: Option<Instant>,
     /// The rules have not followed them yet.
     are_ahead: bool,
+    /// It is known that they cannot.
+    is_known: bool,
 }
 
 impl Bridges {
@@ -81,6 +83,7 @@ impl Bridges {
             followed: now,
             due: None,
             are_ahead: true,
+            is_known: false,
         })
     }
 
@@ -128,7 +131,13 @@ impl Bridges {
     pub fn are_followed(&mut self) {
         self.followed = Instant::now();
         self.are_ahead = false;
+        self.is_known = false;
         self.rest();
+    }
+
+    /// Whether it is the first time since then that the rules cannot follow.
+    pub fn is_news(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_known, true)
     }
 
     fn rest(&mut self) {
