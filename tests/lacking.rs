@@ -1,4 +1,4 @@
-//! What a kernel may lack: the start names it, and changes nothing. None of it can be shown on the kernel
+//! What a kernel may lack, and what the start says of it. None of it can be shown on the kernel
 //! that other tests run on; scripts/kernels.sh boots one for each.
 
 mod lab;
