@@ -197,6 +197,17 @@ impl Ruleset {
         steps
     }
 
+    /// The steps for a frame to one of these hardware addresses.
+    pub fn to_hardware(&mut self, addresses: &Ranges) -> [Expression; 2] {
+        let base = libc::NFT_PAYLOAD_LL_HEADER;
+        let load = Expression::Payload {
+            base,
+            offset: 0,
+            length: 6,
+        };
+        [load, self.within(addresses, 6, TYPE_ETHERADDR, false)]
+    }
+
     /// Appends a rule to a chain.
     pub fn append(&mut self, chain: &str, expressions: Vec<Expression>) {
         self.rules.push(CompiledRule {
@@ -334,6 +345,8 @@ impl Ruleset {
 pub const TYPE_IPADDR: u32 = 7;
 /// An IPv6 address
 pub const TYPE_IP6ADDR: u32 = 8;
+/// A hardware address
+pub const TYPE_ETHERADDR: u32 = 9;
 /// A port
 pub const TYPE_INET_SERVICE: u32 = 13;
 

@@ -17,11 +17,11 @@ use crate::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Test, merge};
 use crate::script::PREROUTING;
 
 /// How long a connection is remembered, in seconds: after a SYN; once the client has answered the
-/// SYN-ACK, after each of its frames, of which an open connection has one in each deadline; and after its
-/// FIN or RST, behind which are acknowledgements and what was lost.
+/// SYN-ACK, after each frame that pushes data, of which there is one in each deadline; and after the
+/// client's FIN or RST, behind which are acknowledgements and what was lost.
 const ASKED: u32 = 10;
 const OPEN: u32 = 120;
-const CLOSED: u32 = 15;
+const CLOSED: u32 = 20;
 
 /// How long what was asked stays when it is known who answers, and how long it does not count if the
 /// Pod itself has sent the SYN-ACK.
@@ -37,6 +37,7 @@ const MOST_OPEN: u32 = 262_144;
 const FIN: u8 = 1;
 const SYN: u8 = 2;
 const RST: u8 = 4;
+const PSH: u8 = 8;
 const ACK: u8 = 16;
 
 /// `PACKET_HOST` (linux/if_packet.h): the frame is for this host, whatever address it has
@@ -102,13 +103,8 @@ fn open(family: Family) -> &'static str {
     }
 }
 
-/// The map of the ports of bridges that can hand frames to IP.
-pub fn ports(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "ports-v4",
-        Family::V6 => "ports-v6",
-    }
-}
+/// The map of the ports of bridges.
+pub const PORTS: &str = "ports";
 
 impl Lift {
     /// The rules for these destinations.
@@ -133,6 +129,12 @@ impl Lift {
     pub fn base(&self) -> Ruleset {
         let mut ruleset = Ruleset::default();
         ruleset.chains.push(PREROUTING.to_owned());
+        ruleset.named.push(Named {
+            name: PORTS,
+            key_type: TYPE_IFINDEX,
+            width: 4,
+            kind: Kind::Hardware,
+        });
         for family in self.families() {
             add_sets(&mut ruleset, family);
             add_rules(&mut ruleset, family);
@@ -140,62 +142,66 @@ impl Lift {
         ruleset
     }
 
-    /// The rules that every frame passes: they choose what comes from the neighbours of these bridges.
+    /// The rules that every frame passes: they choose what these bridges' neighbours send, and what is
+    /// sent to the bridges themselves, which is for IP in any case.
     pub fn choice(&self, bridges: &Bridges) -> Ruleset {
         let mut ruleset = Ruleset::default();
         for (family, blocks) in &self.blocks {
-            let neighbours = &bridges.of(*family).neighbours;
+            let neighbours = bridges.neighbours(*family);
+            let to_captured = [
+                Test::Protocol(Protocol::Tcp),
+                Test::Ports(PortOf::Destination, self.ports.clone()),
+                Test::Address(AddressOf::Destination, blocks.clone()),
+            ];
+            let of_neighbour = Test::Address(AddressOf::Source, neighbours.clone());
+            let jump = [Expression::Jump(name("lift", *family))];
             if !neighbours.is_empty() {
-                choose(&mut ruleset, *family, neighbours, blocks, &self.ports);
+                let tests = [&to_captured[..], &[of_neighbour]].concat();
+                choose(&mut ruleset, *family, tests, &jump);
             }
+            if !bridges.own().is_empty() {
+                let to_bridge = ruleset.to_hardware(bridges.own());
+                let then = [&to_bridge[..], &jump].concat();
+                choose(&mut ruleset, *family, to_captured.into(), &then);
+            }
+            let accepted = vec![
+                Test::Protocol(Protocol::Tcp),
+                flags(SYN | ACK, SYN | ACK),
+                Test::Ports(PortOf::Source, self.ports.clone()),
+                Test::Address(AddressOf::Source, blocks.clone()),
+            ];
+            choose(&mut ruleset, *family, accepted, &pass(*family));
         }
         ruleset
     }
 }
 
-fn choose(
-    ruleset: &mut Ruleset,
-    family: Family,
-    neighbours: &Ranges,
-    blocks: &Ranges,
-    ports: &Ranges,
-) {
-    let to_captured = [
-        Test::Protocol(Protocol::Tcp),
-        Test::Ports(PortOf::Destination, ports.clone()),
-        Test::Address(AddressOf::Destination, blocks.clone()),
-        Test::Address(AddressOf::Source, neighbours.clone()),
+/// A rule for frames of a family that pass these tests.
+fn choose(ruleset: &mut Ruleset, family: Family, tests: Vec<Test>, then: &[Expression]) {
+    let (base, offset, length) = (libc::NFT_PAYLOAD_LL_HEADER, ETHER_TYPE, 2);
+    let mut steps = vec![
+        Expression::Payload {
+            base,
+            offset,
+            length,
+        },
+        equals(ether_type(family).to_be_bytes().into()),
     ];
-    let jump = vec![Expression::Jump(name("lift", family))];
-    // The Pod has answered in place of the listener.
-    let accepted = [
-        Test::Protocol(Protocol::Tcp),
-        flags(SYN | ACK, SYN | ACK),
-        Test::Ports(PortOf::Source, ports.clone()),
-        Test::Address(AddressOf::Source, blocks.clone()),
-    ];
+    let tests: Vec<Match> = tests.into_iter().map(plain).collect();
+    steps.extend(ruleset.steps(&tests, family));
+    steps.extend_from_slice(then);
+    ruleset.append(PREROUTING, steps);
+}
+
+/// The Pod has answered in place of the listener.
+fn pass(family: Family) -> [Expression; 4] {
     let is_answer = true;
-    let pass = vec![
+    [
         Expression::Connection { family, is_answer },
         known(asked(family)),
         Expression::Remember(asked(family), PASSED),
         Expression::Remember(answered(family), ANSWERED),
-    ];
-    for (tests, then) in [(&to_captured[..], jump), (&accepted[..], pass)] {
-        let (base, offset, length) = (libc::NFT_PAYLOAD_LL_HEADER, ETHER_TYPE, 2);
-        let mut steps = vec![
-            Expression::Payload {
-                base,
-                offset,
-                length,
-            },
-            equals(ether_type(family).to_be_bytes().into()),
-        ];
-        let tests: Vec<Match> = tests.iter().cloned().map(plain).collect();
-        steps.extend(ruleset.steps(&tests, family));
-        steps.extend(then);
-        ruleset.append(PREROUTING, steps);
-    }
+    ]
 }
 
 fn add_sets(ruleset: &mut Ruleset, family: Family) {
@@ -216,12 +222,6 @@ fn add_sets(ruleset: &mut Ruleset, family: Family) {
         width: 2 * (width + 4),
         kind: Kind::Connections(most),
     }));
-    ruleset.named.push(Named {
-        name: ports(family),
-        key_type: TYPE_IFINDEX,
-        width: 4,
-        kind: Kind::Hardware,
-    });
 }
 
 fn add_rules(ruleset: &mut Ruleset, family: Family) {
@@ -229,36 +229,45 @@ fn add_rules(ruleset: &mut Ruleset, family: Family) {
     ruleset.chains.extend([lift.clone(), new.clone()]);
     let is_answer = false;
     let loads = [
-        Expression::Hardware(ports(family)),
+        Expression::Hardware(PORTS),
         Expression::Connection { family, is_answer },
     ];
-    let is_new = plain(flags(FIN | SYN | RST | ACK, SYN));
-    let is_last = Match {
+    let some = |mask| Match {
         negated: true,
-        test: flags(FIN | RST, 0),
+        test: flags(mask, 0),
     };
-    let begins = ruleset.steps(&[is_new], family);
-    let ends = ruleset.steps(&[is_last], family);
-    let (open, asked) = (open(family), asked(family));
-    let jump = vec![Expression::Jump(new.clone())];
+    let begins = ruleset.steps(&[plain(flags(FIN | SYN | RST | ACK, SYN))], family);
+    let ends = ruleset.steps(&[some(FIN | RST)], family);
+    let pushes = ruleset.steps(&[some(PSH)], family);
+    let (asked, answered, open) = (asked(family), answered(family), open(family));
+    let jump = [Expression::Jump(new.clone())];
     let is_open = [&loads[..], &[known(open)]].concat();
-    let is_asked = [
-        known(asked),
-        unknown(answered(family)),
+    let is_asked = [&loads[..], &[known(asked), unknown(answered)]].concat();
+    let stays = |seconds| [Expression::Remember(open, seconds)];
+    let opens = [
+        Expression::Remember(open, OPEN),
         Expression::Remember(asked, PASSED),
     ];
-    ruleset.append(&lift, [begins, jump].concat());
-    ruleset.append(&lift, [&ends, &is_open[..], &away(open, CLOSED)].concat());
-    ruleset.append(&lift, [&is_open[..], &away(open, OPEN)].concat());
-    ruleset.append(&lift, [&loads[..], &is_asked, &away(open, OPEN)].concat());
-    ruleset.append(&new, [&loads[..], &away(asked, ASKED)].concat());
+    let remembers = |seconds| [Expression::Remember(asked, seconds)];
+    let away = away();
+    for rule in [
+        [&begins[..], &jump].concat(),
+        [&ends[..], &is_open, &stays(CLOSED), &away].concat(),
+        [&pushes[..], &is_open, &stays(OPEN), &away].concat(),
+        [&is_open[..], &away].concat(),
+        [&is_asked[..], &opens, &away].concat(),
+        // There is no room among those that are open.
+        [&is_asked[..], &remembers(OPEN), &away].concat(),
+    ] {
+        ruleset.append(&lift, rule);
+    }
+    ruleset.append(&new, [&loads[..], &remembers(ASKED), &away].concat());
 }
 
-/// Remembers the connection that is loaded, and sends the frame to the address that is loaded.
-fn away(set: &'static str, seconds: u32) -> [Expression; 5] {
+/// Sends the frame to the address that is loaded, with our sign.
+fn away() -> [Expression; 4] {
     let sign = LIFTED_PRIORITY.to_ne_bytes();
     [
-        Expression::Remember(set, seconds),
         Expression::SendThere,
         Expression::Set(libc::NFT_META_PKTTYPE, vec![PACKET_HOST]),
         Expression::Set(libc::NFT_META_PRIORITY, sign.into()),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::capture::Family;
 use crate::compile::{Ruleset, compile};
 use crate::error::Error;
-use crate::lift::{self, Lift, new_chain};
+use crate::lift::{Lift, PORTS, new_chain};
 use crate::netlink::{Refusal, Socket, attributes};
 use crate::ports::Bridges;
 use crate::script::{PREROUTING, Script};
@@ -289,10 +289,7 @@ fn present(layer: Layer) -> Result<UnixDatagram, Error> {
 /// The rules and ports of these bridges.
 fn follow(batch: &mut Batch, lift: &Lift, bridges: &Bridges) {
     batch.fill(Layer::Bridge, &lift.choice(bridges));
-    for family in lift.families() {
-        let ports = &bridges.of(family).ports;
-        batch.fill_map(Layer::Bridge, lift::ports(family), ports);
-    }
+    batch.fill_map(Layer::Bridge, PORTS, bridges.ports());
 }
 
 /// How long to wait for a table that this is the owner of: without one, it can be had now.

@@ -1,5 +1,5 @@
-//! The ports of bridges that can hand what is for them to IP, and whose Pods IP finds again: those of
-//! bridges with an address, and without VLANs. From rtnetlink(7) and linux/if_link.h.
+//! The bridges of a node: their ports, which hand what is for them to IP, and the neighbours to whom IP
+//! finds the way back. From rtnetlink(7) and linux/if_link.h.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -37,26 +37,26 @@ pub struct Port {
     pub index: u32,
     /// Its hardware address.
     pub hardware: [u8; 6],
-    /// The index of the bridge.
-    bridge: u32,
 }
 
-/// The ports of a family's bridges, and the addresses of their neighbours.
+/// What there is of bridges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ports {
+struct Seen {
     /// The ports, by their indices.
-    pub ports: Vec<Port>,
-    /// The addresses that are on the links of those bridges.
-    pub neighbours: Ranges,
+    ports: Vec<Port>,
+    /// The hardware addresses of the bridges themselves, as numbers.
+    own: Ranges,
+    /// The addresses that are on the links of bridges, of each family.
+    v4: Ranges,
+    v6: Ranges,
 }
 
 /// The bridges of this network namespace, as they were when they were looked at.
 #[derive(Debug)]
 pub struct Bridges {
     socket: Socket,
-    v4: Ports,
-    v6: Ports,
-    seen: Instant,
+    seen: Seen,
+    looked: Instant,
     followed: Instant,
     /// When to look at them; never, if nothing changes.
     due: Option<Instant>,
@@ -77,9 +77,8 @@ impl Bridges {
         let now = Instant::now();
         Ok(Bridges {
             socket,
-            v4: Ports::default(),
-            v6: Ports::default(),
-            seen: now,
+            seen: Seen::default(),
+            looked: now,
             followed: now,
             due: None,
             are_ahead: true,
@@ -87,11 +86,21 @@ impl Bridges {
         })
     }
 
-    /// The ports whose bridge has an address of this family.
-    pub fn of(&self, family: Family) -> &Ports {
+    /// Their ports.
+    pub fn ports(&self) -> &[Port] {
+        &self.seen.ports
+    }
+
+    /// Their own hardware addresses, as numbers: what is sent there is for IP.
+    pub fn own(&self) -> &Ranges {
+        &self.seen.own
+    }
+
+    /// The addresses of their neighbours: IP finds the way back to them.
+    pub fn neighbours(&self, family: Family) -> &Ranges {
         match family {
-            Family::V4 => &self.v4,
-            Family::V6 => &self.v6,
+            Family::V4 => &self.seen.v4,
+            Family::V6 => &self.seen.v6,
         }
     }
 
@@ -103,7 +112,7 @@ impl Bridges {
     /// Whether they have to be looked at now; `have_changed` if the kernel tells of devices.
     pub fn are_due(&mut self, have_changed: bool) -> bool {
         if have_changed {
-            let soon = self.seen + PAUSE;
+            let soon = self.looked + PAUSE;
             self.due = Some(self.due.map_or(soon, |due| due.min(soon)));
         }
         self.due.is_some_and(|due| Instant::now() >= due)
@@ -114,13 +123,12 @@ impl Bridges {
     /// # Errors
     /// What the kernel answers; they are looked at again.
     pub fn look(&mut self) -> Result<bool, Error> {
-        self.seen = Instant::now();
-        self.due = Some(self.seen + RETRY);
-        let (v4, v6) = self.list()?;
-        let are_others = v4 != self.v4 || v6 != self.v6;
-        let is_time = self.seen >= self.followed + REGULAR;
-        self.are_ahead |= are_others || is_time;
-        (self.v4, self.v6) = (v4, v6);
+        self.looked = Instant::now();
+        self.due = Some(self.looked + RETRY);
+        let seen = self.list()?;
+        let is_time = self.looked >= self.followed + REGULAR;
+        self.are_ahead |= seen != self.seen || is_time;
+        self.seen = seen;
         if !self.are_ahead {
             self.rest();
         }
@@ -131,7 +139,6 @@ impl Bridges {
     pub fn are_followed(&mut self) {
         self.followed = Instant::now();
         self.are_ahead = false;
-        self.is_known = false;
         self.rest();
     }
 
@@ -141,11 +148,12 @@ impl Bridges {
     }
 
     fn rest(&mut self) {
-        let there_are = !(self.v4.ports.is_empty() && self.v6.ports.is_empty());
-        self.due = there_are.then(|| self.followed + REGULAR);
+        self.is_known = false;
+        let regular = self.followed + REGULAR;
+        self.due = (!self.seen.ports.is_empty()).then_some(regular);
     }
 
-    fn list(&mut self) -> Result<(Ports, Ports), Error> {
+    fn list(&mut self) -> Result<Seen, Error> {
         let fault = |refusal| explain("list the ports of bridges".to_owned(), refusal);
         let (mut ports, mut bridges, mut addresses) = (Vec::new(), Vec::new(), Vec::new());
         let links = Message::new(libc::RTM_GETLINK, libc::NLM_F_DUMP, &[0; IFINFOMSG]);
@@ -160,27 +168,47 @@ impl Bridges {
         self.socket
             .ask(question, |it| addresses.extend(read_address(it.payload)))
             .map_err(fault)?;
-        let of = |family| {
-            let mut addresses = addresses.clone();
-            addresses
-                .retain(|(device, block)| bridges.contains(device) && block.family() == family);
-            let mut ports = ports.clone();
-            ports.retain(|port| addresses.iter().any(|(device, _)| *device == port.bridge));
-            let neighbours = addresses.iter().map(|(_, block)| block.range());
-            let neighbours = merge(neighbours.collect());
-            Ports { ports, neighbours }
+        let own = bridges.iter().map(|it: &Bridge| number(it.hardware));
+        let plain = bridges.iter().filter(|it| !it.has_vlans);
+        let plain: Vec<u32> = plain.map(|it| it.index).collect();
+        let neighbours = |family| {
+            let here =
+                |(device, block): &&(u32, Cidr)| plain.contains(device) && block.family() == family;
+            let blocks = addresses.iter().filter(here);
+            merge(blocks.map(|(_, block)| block.range()).collect())
         };
-        Ok((of(Family::V4), of(Family::V6)))
+        Ok(Seen {
+            own: merge(own.map(|number| number..=number).collect()),
+            v4: neighbours(Family::V4),
+            v6: neighbours(Family::V6),
+            ports,
+        })
     }
+}
+
+/// A hardware address as a number.
+fn number(hardware: [u8; 6]) -> u128 {
+    let add = |number: u128, byte| number << 8 | u128::from(byte);
+    hardware.into_iter().fold(0, add)
+}
+
+/// A bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bridge {
+    /// The index of the device.
+    pub index: u32,
+    hardware: [u8; 6],
+    /// It may drop what its ports send to each other, if it is for itself: what is of a VLAN that it
+    /// is not in (`br_pass_frame_up`, net/bridge/br_input.c).
+    has_vlans: bool,
 }
 
 /// A device that is the port of a bridge, behind `struct ifinfomsg`.
 pub fn read_port(payload: &[u8]) -> Option<Port> {
     let index = u32_at(payload, IFI_INDEX)?;
-    let (mut bridge, mut hardware, mut is_port) = (None, None, false);
+    let (mut hardware, mut is_port) = (None, false);
     for (kind, value) in attributes(payload.get(IFINFOMSG..)?) {
         match kind {
-            libc::IFLA_MASTER => bridge = u32_at(value, 0),
             libc::IFLA_ADDRESS => hardware = value.try_into().ok(),
             libc::IFLA_LINKINFO => {
                 is_port = attributes(value)
@@ -189,24 +217,26 @@ pub fn read_port(payload: &[u8]) -> Option<Port> {
             _ => {}
         }
     }
-    is_port.then_some(Port {
-        index,
-        hardware: hardware?,
-        bridge: bridge?,
-    })
+    let hardware = hardware?;
+    is_port.then_some(Port { index, hardware })
 }
 
-/// The index of a device that is a bridge, and takes frames of all its ports for itself: one with VLANs
-/// drops those of a VLAN that it is not in (`br_pass_frame_up`, net/bridge/br_input.c).
-pub fn read_bridge(payload: &[u8]) -> Option<u32> {
-    let mut links = attributes(payload.get(IFINFOMSG..)?);
-    let (_, link) = links.find(|(kind, _)| *kind == libc::IFLA_LINKINFO)?;
-    let part = |wanted| attributes(link).find(|(kind, _)| *kind == wanted);
-    let (_, name) = part(IFLA_INFO_KIND)?;
-    let (_, data) = part(IFLA_INFO_DATA)?;
+/// A device that is a bridge, behind `struct ifinfomsg`.
+pub fn read_bridge(payload: &[u8]) -> Option<Bridge> {
+    let of_link = || attributes(payload.get(IFINFOMSG..).unwrap_or_default());
+    let part = |wanted| of_link().find(|(kind, _)| *kind == wanted);
+    let (_, link) = part(libc::IFLA_LINKINFO)?;
+    let info = |wanted| attributes(link).find(|(kind, _)| *kind == wanted);
+    let (_, name) = info(IFLA_INFO_KIND)?;
+    let (_, data) = info(IFLA_INFO_DATA)?;
     let has_vlans = attributes(data).any(|(kind, on)| kind == IFLA_BR_VLAN_FILTERING && on != [0]);
-    let is_one = name.strip_suffix(&[0]).unwrap_or(name) == b"bridge" && !has_vlans;
-    is_one.then(|| u32_at(payload, IFI_INDEX))?
+    let (_, hardware) = part(libc::IFLA_ADDRESS)?;
+    let bridge = Bridge {
+        index: u32_at(payload, IFI_INDEX)?,
+        hardware: hardware.try_into().ok()?,
+        has_vlans,
+    };
+    (name.strip_suffix(&[0]).unwrap_or(name) == b"bridge").then_some(bridge)
 }
 
 /// A device, and a block of addresses that are on its link, if others may reach them by it.

@@ -233,23 +233,30 @@ fn what_is_not_captured_stays_on_the_bridge() {
     assert_eq!(counted, Some("0"), "{counters}");
 }
 
-/// They would be dropped, or not find the way back.
+/// They would be dropped, or not find the way back. What is sent to the bridge itself is for IP.
 #[test]
 fn frames_that_ip_could_not_answer_stay_on_the_bridge() {
     let elsewhere = "ip address flush dev cni0 scope global\n\
                      ip address add 172.16.9.1/24 dev cni0\n\
                      ip address add fd00:9::1/64 dev cni0 nodad";
     let vlans = "ip link set cni0 type bridge vlan_filtering 1";
-    for change in ["ip address flush dev cni0 scope global", elsewhere, vlans] {
-        let bridge = Bridge::new(false);
-        bridge.peer.serve(8180);
-        if change == vlans && !has_vlans(&bridge.node) {
-            continue;
-        }
-        change.lines().for_each(|line| drop(bridge.node.run(line)));
-        let _daemon = bridge.start(&["--cidr", CIDRS]);
-        for address in [PEER, PEER6] {
-            is_the_pods(&bridge.pod, address);
+    for filter in [false, true] {
+        for change in ["ip address flush dev cni0 scope global", elsewhere, vlans] {
+            let bridge = Bridge::new(filter);
+            bridge.peer.serve(8180);
+            if change == vlans && !has_vlans(&bridge.node) {
+                continue;
+            }
+            change.lines().for_each(|line| drop(bridge.node.run(line)));
+            let _daemon = bridge.start(&["--cidr", CIDRS]);
+            for address in [PEER, PEER6] {
+                is_the_pods(&bridge.pod, address);
+            }
+            if change == vlans {
+                for address in BEYOND {
+                    is_captured(&bridge.pod, address);
+                }
+            }
         }
     }
     let bridge = Bridge::new(false);
@@ -258,6 +265,22 @@ fn frames_that_ip_could_not_answer_stay_on_the_bridge() {
     let _daemon = bridge.start(&["--cidr", CIDRS]);
     is_captured(&bridge.pod, PEER);
     is_the_pods(&bridge.pod, PEER6);
+}
+
+/// As from a port of the bridge that leads out of the node.
+#[test]
+fn who_sends_to_the_bridge_itself_is_captured_wherever_he_is() {
+    for filter in [false, true] {
+        let bridge = Bridge::new(filter);
+        bridge.pod.run("ip address add 192.0.2.5/32 dev eth0");
+        bridge
+            .pod
+            .run("ip route change default via 10.244.0.1 src 192.0.2.5");
+        bridge.node.run("ip route add 192.0.2.5/32 via 10.244.0.5");
+        let daemon = bridge.start(&["--cidr", CIDRS]);
+        is_captured(&bridge.pod, BEYOND[0]);
+        daemon.wait_for("client=192.0.2.5:");
+    }
 }
 
 /// Whether bridges can have VLANs; the stock kernels' can.
@@ -277,10 +300,15 @@ fn nobody_takes_an_open_connection_away() {
     let bridge = Bridge::new(false);
     bridge.peer.serve(8180);
     let _daemon = bridge.start(&["--cidr", CIDRS]);
+    let mut forger = bridge.forger();
     let mut connection = bridge.pod.talk(PEER);
     let echoed = |answer: &str| answer.contains("Request received from ");
     assert!(echoed(connection.ask(REQUEST).text()));
-    bridge.forge_answer(&connection.client());
+    forger.forge(&connection.client());
+    let answered = bridge
+        .node
+        .run("nft list set bridge tproxy-pod answered-v4");
+    assert!(answered.contains("10.244.0.5 . 10.244.0.6"), "{answered}");
     assert!(echoed(connection.ask(REQUEST).text()));
 }
 

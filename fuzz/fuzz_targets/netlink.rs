@@ -67,7 +67,7 @@ fn read(message: Received<'_>) {
         assert_eq!(index, Some(&device.to_ne_bytes()[..]));
     }
     if let Some(bridge) = read_bridge(message.payload) {
-        assert_eq!(index, Some(&bridge.to_ne_bytes()[..]));
+        assert_eq!(index, Some(&bridge.index.to_ne_bytes()[..]));
     }
     let _ = concerns_devices(message);
     for family in Family::ALL {

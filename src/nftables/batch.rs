@@ -7,7 +7,7 @@ use std::fmt;
 use libc::c_int;
 
 use super::TABLE;
-use crate::compile::{CompiledRule, Kind, LIFTED, Named, Ruleset, Set, key};
+use crate::compile::{CompiledRule, Kind, LIFTED, Named, Ruleset, Set, TYPE_ETHERADDR, key};
 use crate::error::Error;
 use crate::expression::{ANONYMOUS_SET, NFTA_EXPR_NAME, NFTA_LIST_ELEM, value};
 use crate::netlink::{Message, Refusal, Socket, attributes};
@@ -44,9 +44,6 @@ const NFTA_SET_ELEM_LIST_SET_ID: u16 = 4;
 const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_FLAGS: u16 = 3;
-
-/// `nft`'s number for the type of a hardware address (its include/datatype.h)
-const TYPE_ETHERADDR: u32 = 9;
 
 /// `NF_IP_PRI_MANGLE` (linux/netfilter_ipv4.h)
 const PRIORITY_MANGLE: c_int = -150;

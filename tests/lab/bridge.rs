@@ -7,7 +7,9 @@
 //!     fd00:…::6
 //! ```
 
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::process::{Child, Stdio};
 use std::thread;
 
 use super::{Daemon, Namespace, PROGRAM, wait_until};
@@ -17,16 +19,47 @@ pub const PEER: &str = "10.244.0.6:8180";
 /// The same, over IPv6.
 pub const PEER6: &str = "[fd00:10:244::6]:8180";
 
-/// A frame with a SYN-ACK (RFC 9293, 3.1), without its checksums, which nobody looks at on a bridge.
+/// Sends a frame with a SYN-ACK (RFC 9293, 3.1) to each port that it reads, without its checksums, which
+/// nobody looks at on a bridge.
 const FORGERY: &str = "
-import socket, struct
+import socket, struct, sys
 port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 port.bind(('eth0', 0))
 addresses = socket.inet_aton('10.244.0.6') + socket.inet_aton('10.244.0.5')
 ip = struct.pack('!BBHHHBBH', 0x45, 0, 40, 1, 0, 64, 6, 0) + addresses
-tcp = struct.pack('!HHIIBBHHH', 8180, PORT, 1, 2, 0x50, 0x12, 1000, 0, 0)
-port.send(bytes.fromhex('ffffffffffff020000000001') + b'\\x08\\x00' + ip + tcp)
+print('ready')
+for line in sys.stdin:
+    tcp = struct.pack('!HHIIBBHHH', 8180, int(line), 1, 2, 0x50, 0x12, 1000, 0, 0)
+    port.send(bytes.fromhex('ffffffffffff0200000000010800') + ip + tcp)
+    print('sent')
 ";
+
+/// Who forges frames.
+pub struct Forger(Child);
+
+impl Forger {
+    /// Sends the Pod a SYN-ACK as from the peer and its captured port.
+    pub fn forge(&mut self, client: &str) {
+        let (_, port) = client.rsplit_once(':').unwrap();
+        let input = self.0.stdin.as_mut().unwrap();
+        writeln!(input, "{port}").unwrap();
+        assert_eq!(self.says(), "sent\n");
+    }
+
+    fn says(&mut self) -> String {
+        let mut line = String::new();
+        let mut output = BufReader::with_capacity(1, self.0.stdout.as_mut().unwrap());
+        output.read_line(&mut line).unwrap();
+        line
+    }
+}
+
+impl Drop for Forger {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// The namespaces.
 pub struct Bridge {
@@ -105,10 +138,9 @@ impl Bridge {
         });
     }
 
-    /// Sends the Pod a SYN-ACK as from the peer and its captured port, out of a Pod on a bridge of its own.
-    pub fn forge_answer(&self, client: &str) {
-        let forger = Namespace::new();
-        let node = &self.node;
+    /// A Pod on a bridge of its own that can send frames as from the peer.
+    pub fn forger(&self) -> Forger {
+        let (forger, node) = (Namespace::new(), &self.node);
         node.run(&format!(
             "ip link add forger type veth peer name eth0 netns {}",
             forger.path()
@@ -118,13 +150,15 @@ impl Bridge {
         node.run("ip link set forger master other up");
         forger.run("ip link set eth0 up");
         wait_until("the port forwards", || {
-            node.run("bridge link show dev forger")
-                .contains("state forwarding")
+            let port = node.run("bridge link show dev forger");
+            port.contains("state forwarding")
         });
-        let (_, port) = client.rsplit_once(':').unwrap();
-        let sent = forger.feed("python3 -", &FORGERY.replace("PORT", port));
-        let complaint = String::from_utf8_lossy(&sent.stderr);
-        assert!(sent.status.success(), "{complaint}");
+        let mut command = forger.command("python3");
+        command.args(["-u", "-c", FORGERY]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut forger = Forger(command.spawn().unwrap());
+        assert_eq!(forger.says(), "ready\n");
+        forger
     }
 
     /// What a captured address answers the Pod at once; nothing if it does not.
