@@ -73,6 +73,11 @@ pub fn new_chain(family: Family) -> String {
     name("new", family)
 }
 
+/// The chain whose rules know the bridges.
+pub fn from_chain(family: Family) -> String {
+    name("from", family)
+}
+
 fn name(chain: &str, family: Family) -> String {
     match family {
         Family::V4 => format!("{chain}-v4"),
@@ -135,42 +140,48 @@ impl Lift {
             width: 4,
             kind: Kind::Hardware,
         });
-        for family in self.families() {
-            add_sets(&mut ruleset, family);
-            add_rules(&mut ruleset, family);
+        for (family, blocks) in &self.blocks {
+            add_sets(&mut ruleset, *family);
+            add_rules(&mut ruleset, *family);
+            self.choose(&mut ruleset, *family, blocks);
         }
         ruleset
     }
 
-    /// The rules that every frame passes: they choose what these bridges' neighbours send, and what is
-    /// sent to the bridges themselves, which is for IP in any case.
-    pub fn choice(&self, bridges: &Bridges) -> Ruleset {
+    /// The rules that every frame passes: as few as can be.
+    fn choose(&self, ruleset: &mut Ruleset, family: Family, blocks: &Ranges) {
+        let to_captured = vec![
+            Test::Protocol(Protocol::Tcp),
+            Test::Ports(PortOf::Destination, self.ports.clone()),
+            Test::Address(AddressOf::Destination, blocks.clone()),
+        ];
+        let accepted = vec![
+            Test::Protocol(Protocol::Tcp),
+            flags(SYN | ACK, SYN | ACK),
+            Test::Ports(PortOf::Source, self.ports.clone()),
+            Test::Address(AddressOf::Source, blocks.clone()),
+        ];
+        let jump = [Expression::Jump(from_chain(family))];
+        choose(ruleset, family, to_captured, &jump);
+        choose(ruleset, family, accepted, &pass(family));
+    }
+
+    /// The rules that know these bridges: they lift what their neighbours send, and what is sent to the
+    /// bridges themselves, which is for IP in any case.
+    pub fn follow(&self, bridges: &Bridges) -> Ruleset {
         let mut ruleset = Ruleset::default();
-        for (family, blocks) in &self.blocks {
-            let neighbours = bridges.neighbours(*family);
-            let to_captured = [
-                Test::Protocol(Protocol::Tcp),
-                Test::Ports(PortOf::Destination, self.ports.clone()),
-                Test::Address(AddressOf::Destination, blocks.clone()),
-            ];
-            let of_neighbour = Test::Address(AddressOf::Source, neighbours.clone());
-            let jump = [Expression::Jump(name("lift", *family))];
+        for family in self.families() {
+            let (from, neighbours) = (from_chain(family), bridges.neighbours(family));
+            let jump = vec![Expression::Jump(name("lift", family))];
             if !neighbours.is_empty() {
-                let tests = [&to_captured[..], &[of_neighbour]].concat();
-                choose(&mut ruleset, *family, tests, &jump);
+                let of_neighbour = Test::Address(AddressOf::Source, neighbours.clone());
+                let steps = ruleset.steps(&[plain(of_neighbour)], family);
+                ruleset.append(&from, [&steps[..], &jump].concat());
             }
             if !bridges.own().is_empty() {
-                let to_bridge = ruleset.to_hardware(bridges.own());
-                let then = [&to_bridge[..], &jump].concat();
-                choose(&mut ruleset, *family, to_captured.into(), &then);
+                let steps = ruleset.to_hardware(bridges.own());
+                ruleset.append(&from, [&steps[..], &jump].concat());
             }
-            let accepted = vec![
-                Test::Protocol(Protocol::Tcp),
-                flags(SYN | ACK, SYN | ACK),
-                Test::Ports(PortOf::Source, self.ports.clone()),
-                Test::Address(AddressOf::Source, blocks.clone()),
-            ];
-            choose(&mut ruleset, *family, accepted, &pass(*family));
         }
         ruleset
     }
@@ -226,7 +237,8 @@ fn add_sets(ruleset: &mut Ruleset, family: Family) {
 
 fn add_rules(ruleset: &mut Ruleset, family: Family) {
     let (lift, new) = (name("lift", family), new_chain(family));
-    ruleset.chains.extend([lift.clone(), new.clone()]);
+    let chains = [from_chain(family), lift.clone(), new.clone()];
+    ruleset.chains.extend(chains);
     let is_answer = false;
     let loads = [
         Expression::Hardware(PORTS),

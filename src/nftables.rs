@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use crate::capture::Family;
 use crate::compile::{Ruleset, compile};
 use crate::error::Error;
-use crate::lift::{Lift, PORTS, new_chain};
+use crate::lift::{Lift, PORTS, from_chain, new_chain};
 use crate::netlink::{Refusal, Socket, attributes};
 use crate::ports::Bridges;
-use crate::script::{PREROUTING, Script};
+use crate::script::Script;
 use batch::{Batch, NFTA_TABLE_NAME, Refused, message};
 
 pub use batch::{Effect, Layer};
@@ -196,7 +196,9 @@ impl Table {
     /// The part of the tables that the kernel refuses; nothing is changed then.
     pub fn follow(&mut self, lift: &Lift, bridges: &Bridges) -> Result<(), Error> {
         let mut batch = self.replacing();
-        batch.flush(Layer::Bridge, PREROUTING);
+        for family in lift.families() {
+            batch.flush(Layer::Bridge, &from_chain(family));
+        }
         follow(&mut batch, lift, bridges);
         Ok(batch.commit(&mut self.socket, self.effect)?)
     }
@@ -288,7 +290,7 @@ fn present(layer: Layer) -> Result<UnixDatagram, Error> {
 
 /// The rules and ports of these bridges.
 fn follow(batch: &mut Batch, lift: &Lift, bridges: &Bridges) {
-    batch.fill(Layer::Bridge, &lift.choice(bridges));
+    batch.fill(Layer::Bridge, &lift.follow(bridges));
     batch.fill_map(Layer::Bridge, PORTS, bridges.ports());
 }
 
