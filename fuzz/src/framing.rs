@@ -57,11 +57,11 @@ fn values<'a>(lines: &[&'a [u8]], name: &[u8]) -> Vec<&'a [u8]> {
     lines.iter().skip(1).filter_map(field).collect()
 }
 
-/// A list of one coding; its empty items do not count (RFC 9110, 5.6.1.2).
+/// `chunked`, alone. A recipient ignores empty members of a list (RFC 9110, 5.6.1.2), and this is
+/// stricter: where one reader takes `,chunked` for chunked and another does not, a request ends in two
+/// places.
 fn is_chunked(codings: &[u8]) -> bool {
-    let mut items: Vec<&[u8]> = codings.split(|byte| *byte == b',').collect();
-    items.retain(|item| !item.trim_ascii().is_empty());
-    matches!(items[..], [only] if only.trim_ascii().eq_ignore_ascii_case(b"chunked"))
+    codings.eq_ignore_ascii_case(b"chunked")
 }
 
 /// A body of that length (RFC 9112, 6.2).
