@@ -1,6 +1,7 @@
 //! The parts of tproxy-pod. `main.rs` tells how they work together; tests and fuzzers reach them
 //! here.
 
+pub mod acceptor;
 pub mod answer;
 pub mod body;
 pub mod buffer;
@@ -19,6 +20,7 @@ pub mod http;
 pub mod idle;
 pub mod keeper;
 pub mod lift;
+pub mod limit;
 pub mod listener;
 pub mod log_queue;
 pub mod logging;
@@ -27,7 +29,6 @@ pub mod nftables;
 pub mod options;
 pub mod pace;
 pub mod ports;
-pub mod room;
 pub mod routing;
 pub mod rule;
 pub mod rule_line;
@@ -42,3 +43,4 @@ pub mod template;
 pub mod text;
 pub mod watch;
 pub mod wire;
+pub mod workers;

@@ -36,7 +36,7 @@ const LATER: Duration = Duration::from_secs(1);
 /// What a single call waits for at most.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// For something to read, or for a connection.
+    /// For something to read.
     pub receive: Duration,
     /// For room to write, and for the client to take what was written.
     pub send: Duration,

@@ -55,6 +55,12 @@ const BOTH: &[Allowed<'_>] = &[
 
 /// What only the server needs: connections, their time-outs, and what became of what was sent.
 const SERVER: &[Allowed<'_>] = &[
+    any(libc::SYS_epoll_pwait),
+    // Listeners that were added before are armed again.
+    only(
+        libc::SYS_epoll_ctl,
+        &[Condition::is(1, libc::EPOLL_CTL_MOD as u64)],
+    ),
     any(libc::SYS_accept4),
     any(libc::SYS_getsockname),
     only(libc::SYS_setsockopt, &socket_option(libc::SO_RCVTIMEO)),

@@ -1,30 +1,33 @@
 //! The server: threads that accept a connection, serve it to its end, and accept the next.
 //!
-//! A thread waits at every listener: the last one that waits starts another before it serves. At the
-//! limit, it waits for room for the connection that it has accepted, and idle connections give way to
-//! that; the next clients wait in the kernel's queue. Of the threads that wait for clients in vain for a
-//! while, one stays at each listener. What the node itself asks has listeners and threads of its own,
-//! beyond the limit: the answer says that this process lives, not that a client finds room.
+//! All wait for clients at one [`Acceptor`]: the last one that waits starts another before it serves. At
+//! the limit, the thread whose turn it is waits until a connection ends, and has an idle one evicted; so
+//! it does where files have run out. The next clients wait in the kernel's queue. Threads that wait in
+//! vain for a while end, but for one. What the node itself asks has listeners and threads of its own,
+//! beyond the limit: the answer says that this process lives, not that a client is served at once.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::epoll::EpollTimeout;
 use nix::unistd::Pid;
 
+use crate::acceptor::{Accepted, Acceptor, Turn};
 use crate::closing::Closing;
 use crate::connection::{
     Buffers, Connection, Context, DEADLINES, DIRECT_DEADLINES, Deadlines, PROMPT,
 };
 use crate::error::{Error, words};
 use crate::idle::{Seat, Seats};
-use crate::room::Room;
+use crate::limit::ConnectionLimit;
 use crate::shortage::Shortage;
+use crate::workers::Workers;
 use crate::{logging, sandbox, sys};
 
 /// How long the server takes at most to finish what it has.
@@ -34,20 +37,20 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// a request are ended: a client that is busy hears of the end with its next answer.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// Threads that answer the node itself, at each listener for it.
-const ATTENDANTS: usize = 4;
+/// Threads that answer probes, for each listener.
+const PROBE_WORKERS: usize = 4;
 
 /// A thread's stack, in bytes; the buffers are elsewhere.
 const STACK: usize = 64 * 1024;
 
-/// How long a thread waits when the kernel has no means for another connection.
-const RECOVERY: Duration = Duration::from_millis(100);
+/// How long a thread waits for a client until it ends, if others wait too, in ms.
+const SPARE: u16 = 1000;
 
-/// How often the first thread looks whether the listeners lack a thread.
+/// How often the first thread looks whether a thread waits for clients.
 const ROUND: Duration = Duration::from_secs(1);
 
-/// Descriptors that are open beside those of the connections, or set aside by an accept4(2) that
-/// waits, at most: 20 of ours, and some that whoever started us left open.
+/// Descriptors that are open beside those of the clients' connections, at most: a dozen of ours, those of
+/// the probes that are answered, and some that whatever started us left open.
 const OTHER_FILES: u64 = 32;
 
 /// What the server says when it can serve.
@@ -75,26 +78,23 @@ pub fn run(
     let fault = |attempt: &'static str| move |error: io::Error| Error::new(attempt, error);
     let allowed = sys::allow_open_files(files_for(max_connections))
         .map_err(fault("raise the limit of open files"))?;
+    let clients = Acceptor::new(listeners.transparent).map_err(fault("listen"))?;
+    let probes = Acceptor::new(listeners.direct).map_err(fault("listen"))?;
     sandbox::enter_server(guard)?;
-    let Listeners {
-        transparent,
-        direct,
-    } = listeners;
     // Nothing is logged before: it would wait for the log's reader, and outlive the guard meanwhile.
     logging::gather().map_err(fault("start a thread"))?;
     let connections = with_files(allowed, max_connections);
-    let server = Arc::new(Server::new(transparent, connections).map_err(fault("listen"))?);
-    server.staff().map_err(fault("start a thread"))?;
-    for listener in direct {
-        let listener = Listener::new(listener, DIRECT_DEADLINES).map_err(fault("listen"))?;
-        server.attend(listener).map_err(fault("start a thread"))?;
-    }
+    let server = Arc::new(Server::new(clients, probes, connections));
+    server
+        .ensure_worker()
+        .and_then(|()| server.start_probe_workers())
+        .map_err(fault("start a thread"))?;
     control.write_all(READY).map_err(fault("tell the guard"))?;
     control
         .set_read_timeout(Some(ROUND))
         .map_err(fault("listen to the guard"))?;
     while !has_ended(&mut control).map_err(fault("listen to the guard"))? {
-        server.tend();
+        server.maintain();
     }
     server.drain();
     // It is closed by this process's end: the last log lines come before.
@@ -133,13 +133,15 @@ fn has_ended(control: &mut UnixStream) -> io::Result<bool> {
 #[derive(Debug)]
 struct Server {
     context: Context,
-    listeners: Vec<Listener>,
-    room: Room,
+    clients: Acceptor,
+    probes: Acceptor,
+    workers: Workers,
+    limit: ConnectionLimit,
     /// Connections that were accepted, probes excluded.
     accepted: AtomicU64,
     seats: Seats,
     closing: Closing,
-    /// Of room.
+    /// Of connections below the limit.
     full: Shortage,
     /// Of what the kernel needs for another connection.
     means: Shortage,
@@ -147,38 +149,8 @@ struct Server {
     threads: Shortage,
 }
 
-#[derive(Debug)]
-struct Listener {
-    socket: TcpListener,
-    /// Where it is bound: what a direct connection has as its destination.
-    address: SocketAddr,
-    /// How long things may take on its connections.
-    deadlines: Deadlines,
-    /// Threads that wait here for a connection, or for room for the one that came.
-    waiting: AtomicUsize,
-}
-
-impl Listener {
-    fn new(socket: TcpListener, deadlines: Deadlines) -> io::Result<Listener> {
-        Ok(Listener {
-            address: socket.local_addr()?,
-            socket,
-            deadlines,
-            waiting: AtomicUsize::new(0),
-        })
-    }
-
-    /// A thread stops waiting here, unless it is the only one.
-    fn spare(&self) -> bool {
-        let fewer = |waiting: usize| (waiting > 1).then(|| waiting - 1);
-        self.waiting
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer)
-            .is_ok()
-    }
-}
-
 impl Server {
-    fn new(listeners: Vec<TcpListener>, max_connections: usize) -> io::Result<Server> {
+    fn new(clients: Acceptor, probes: Acceptor, max_connections: usize) -> Server {
         let context = Context {
             node: std::env::var("NODE_NAME")
                 .ok()
@@ -187,187 +159,163 @@ impl Server {
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
         };
-        let listeners = listeners
-            .into_iter()
-            .map(|socket| Listener::new(socket, DEADLINES))
-            .collect::<io::Result<Vec<_>>>()?;
-        Ok(Server {
+        Server {
             context,
-            listeners,
-            room: Room::new(max_connections),
+            clients,
+            probes,
+            workers: Workers::default(),
+            limit: ConnectionLimit::new(max_connections),
             accepted: AtomicU64::new(0),
             seats: Seats::default(),
             closing: Closing::new(Closing::beside(max_connections)),
             full: Shortage::default(),
             means: Shortage::default(),
             threads: Shortage::default(),
-        })
+        }
     }
 
     /// Starts the threads that answer the node itself, each one connection after the other.
-    fn attend(self: &Arc<Server>, listener: Listener) -> io::Result<()> {
-        let listener = Arc::new(listener);
-        for _ in 0..ATTENDANTS {
-            let (server, listener) = (Arc::clone(self), Arc::clone(&listener));
-            start(move || {
-                let seat = server.seats.add();
-                let mut buffers = Buffers::default();
-                loop {
-                    let accepted = listener.socket.accept().and_then(|(stream, client)| {
-                        stream.set_read_timeout(Some(PROMPT))?;
-                        stream.set_write_timeout(Some(listener.deadlines.answer))?;
-                        Ok((stream, client))
-                    });
-                    match accepted {
-                        Ok((stream, client)) => {
-                            server.serve(&listener, stream, client, &seat, &mut buffers);
-                        }
-                        Err(error) => server.wait_after(&error),
-                    }
-                }
-            })?;
+    fn start_probe_workers(self: &Arc<Server>) -> io::Result<()> {
+        for _ in 0..PROBE_WORKERS * self.probes.listeners() {
+            let server = Arc::clone(self);
+            start(move || server.serve_probes())?;
         }
         Ok(())
     }
 
-    /// Has a thread wait at each listener.
-    fn staff(self: &Arc<Server>) -> io::Result<()> {
-        for (number, listener) in self.listeners.iter().enumerate() {
-            let first = |waiting| (waiting == 0).then_some(1);
-            let waiting = &listener.waiting;
-            let order = Ordering::SeqCst;
-            if waiting.fetch_update(order, order, first).is_ok() {
-                self.spawn(number).inspect_err(|_| {
-                    waiting.fetch_sub(1, order);
-                })?;
+    /// The life of a thread that answers probes.
+    fn serve_probes(&self) {
+        let seat = self.seats.add();
+        let mut buffers = Buffers::default();
+        loop {
+            let turn = self.probes.wait(EpollTimeout::NONE);
+            let Some(accepted) = turn.and_then(|turn| self.accept(turn)) else {
+                continue;
+            };
+            let stream = &accepted.stream;
+            let timed = stream
+                .set_read_timeout(Some(PROMPT))
+                .and_then(|()| stream.set_write_timeout(Some(DIRECT_DEADLINES.answer)));
+            match timed {
+                Ok(()) => self.serve(accepted, &DIRECT_DEADLINES, &seat, &mut buffers),
+                Err(error) => lost(accepted.client, &error),
             }
         }
-        Ok(())
     }
 
-    /// Staffs the listeners after a thread has moved; returns whether each has a thread. What fails is
-    /// tried again when the next moves, or in the next round.
-    fn staff_again(self: &Arc<Server>) -> bool {
-        let staffed = self.staff();
-        if let Err(error) = &staffed
-            && self.threads.is_news()
-        {
+    /// Starts a thread if none waits for clients.
+    fn ensure_worker(self: &Arc<Server>) -> io::Result<()> {
+        self.workers.ensure_one(|| self.spawn_worker())
+    }
+
+    fn spawn_worker(self: &Arc<Server>) -> io::Result<()> {
+        let server = Arc::clone(self);
+        start(move || server.work())
+    }
+
+    /// Where a thread could not be started when it was needed, tries again; if it still cannot and clients
+    /// wait, has an idle connection evicted. Closes what may be closed.
+    fn maintain(self: &Arc<Server>) {
+        self.closing.sweep();
+        if let Err(error) = self.ensure_worker() {
+            self.report_threads(&error);
+            if self.clients.has_clients() {
+                self.seats.clear_longest_idle();
+            }
+        }
+    }
+
+    fn report_threads(&self, error: &io::Error) {
+        if self.threads.is_news() {
             log::warn!("Cannot start a thread, clients wait: {}", words(error));
         }
-        staffed.is_ok()
     }
 
-    /// Has a thread wait at each listener, where one could not be started when it was needed: if it still
-    /// cannot, that of an idle connection. Closes what may be closed.
-    fn tend(self: &Arc<Server>) {
-        self.closing.sweep();
-        if !self.staff_again() {
-            self.seats.clear_longest_idle();
-        }
-    }
-
-    /// Starts a thread that waits at a listener.
-    fn spawn(self: &Arc<Server>, number: usize) -> io::Result<()> {
-        let server = Arc::clone(self);
-        start(move || server.work(number))
-    }
-
-    /// The life of a thread, which waits at a listener first, and then where it is needed most.
-    fn work(self: &Arc<Server>, number: usize) {
+    /// The life of a thread that serves clients, and counts as waiting at first.
+    fn work(self: &Arc<Server>) {
         logging::wait_for_readers();
         let seat = self.seats.add();
         let mut buffers = Buffers::default();
-        let mut at = self.listeners.get(number);
-        while let Some(listener) = at {
-            match listener.socket.accept() {
-                Ok((stream, client)) => {
-                    self.accepted.fetch_add(1, Ordering::Relaxed);
-                    // In this order: while it waits for room, no other thread is needed here.
-                    self.room.take(|| self.make_room());
-                    listener.waiting.fetch_sub(1, Ordering::SeqCst);
-                    self.staff_again();
-                    self.serve(listener, stream, client, &seat, &mut buffers);
-                    self.room.leave();
-                    at = self.queue();
+        loop {
+            let Some(turn) = self.clients.wait(EpollTimeout::from(SPARE)) else {
+                match self.workers.retire() {
+                    true => break,
+                    false => continue,
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if listener.spare() {
-                        break;
-                    }
-                    self.staff_again();
+            };
+            // Before it is accepted, so that every connection counts; the others that wait to be accepted
+            // do so in the kernel's queue, in their order.
+            self.limit.acquire(|| self.evict());
+            if let Some(accepted) = self.accept(turn) {
+                self.accepted.fetch_add(1, Ordering::Relaxed);
+                if let Err(error) = self.workers.leave(|| self.spawn_worker()) {
+                    self.report_threads(&error);
                 }
-                Err(error) => self.wait_after(&error),
+                self.serve(accepted, &DEADLINES, &seat, &mut buffers);
+                // Before the next connection counts, whose thread would start another.
+                self.workers.join();
             }
+            self.limit.release();
         }
         self.seats.remove(&seat);
     }
 
-    /// Has an idle connection give way to one that waits for room.
-    fn make_room(&self) -> bool {
+    /// Accepts a client, and waits for the means where the kernel has none; `None` if the client has gone.
+    fn accept(&self, turn: Turn<'_>) -> Option<Accepted> {
+        loop {
+            match turn.accept() {
+                Ok(accepted) => return accepted,
+                Err(error) => self.wait_for_means(&error),
+            }
+        }
+    }
+
+    /// Evicts an idle connection for one that waits at the limit.
+    fn evict(&self) -> bool {
         if self.full.is_news() {
-            let size = self.room.size();
+            let size = self.limit.size();
             log::warn!("There are {size} connections, as many as may be: clients wait");
         }
         self.seats.clear_longest_idle()
     }
 
-    /// Where the kernel has no means for another connection, says so once, and waits until some could
-    /// be closed, or a moment.
-    fn wait_after(&self, error: &io::Error) {
-        if error.kind() == ErrorKind::Interrupted {
-            return;
-        }
+    /// Where the kernel has no means for another connection, says so once, closes what may be closed, and
+    /// waits for another to end, which may be an idle one that is evicted.
+    fn wait_for_means(&self, error: &io::Error) {
         if self.means.is_news() {
             log::warn!("Cannot accept a connection, clients wait: {}", words(error));
         }
-        for _ in 0..10 {
-            thread::sleep(RECOVERY / 10);
-            if self.closing.sweep() > 0 {
-                return;
-            }
+        if self.closing.sweep() == 0 {
+            self.limit.wait_for_end(|| self.seats.clear_longest_idle());
         }
     }
 
-    /// Chooses the listener at which the fewest threads wait; none if those that wait are enough for
-    /// all the room: each takes a descriptor while it waits. At the limit, one more may wait than has
-    /// to: the other is about to take the room that was left now, and would start a thread.
-    fn queue(self: &Arc<Server>) -> Option<&Listener> {
-        let waiting = |listener: &&Listener| listener.waiting.load(Ordering::SeqCst);
-        let all: usize = self.listeners.iter().map(|it| waiting(&it)).sum();
-        let listener = self.listeners.iter().min_by_key(waiting)?;
-        if waiting(&listener) > 1 && self.room.is_full_with(all) {
-            return None;
-        }
-        listener.waiting.fetch_add(1, Ordering::SeqCst);
-        self.staff_again();
-        Some(listener)
-    }
-
-    fn serve(
-        &self,
-        listener: &Listener,
-        stream: TcpStream,
-        client: SocketAddr,
-        seat: &Seat,
-        buffers: &mut Buffers,
-    ) {
-        let Listener {
-            address, deadlines, ..
-        } = listener;
-        match Connection::new(stream, client, *address, deadlines, &self.context, seat) {
+    fn serve(&self, accepted: Accepted, deadlines: &Deadlines, seat: &Seat, buffers: &mut Buffers) {
+        let Accepted {
+            stream,
+            client,
+            listener,
+        } = accepted;
+        match Connection::new(stream, client, listener, deadlines, &self.context, seat) {
             Ok(connection) => {
                 if let Some(wire) = connection.serve(buffers) {
                     self.closing.add(wire);
                 }
             }
-            Err(error) => log::info!("Connection from {client} was lost: {}", words(&error)),
+            Err(error) => lost(client, &error),
         }
     }
 
-    /// Connections that have not ended, or are not closed yet. A thread may be on its way from the one to
-    /// the other.
+    /// Whether a client waits, or a connection has not ended or is not closed yet. A client counts before
+    /// it leaves the kernel's queue, and a connection is closing before it counts no more: in this order
+    /// nothing is missed.
+    fn is_busy(&self) -> bool {
+        self.clients.has_clients() || self.open() > 0
+    }
+
+    /// Connections that have not ended, or are not closed yet.
     fn open(&self) -> usize {
-        self.room.present() + self.closing.left()
+        self.limit.present() + self.closing.left()
     }
 
     /// Ends connections after their next answer, and waits until none is left and none comes.
@@ -376,8 +324,6 @@ impl Server {
         let deadline = Instant::now() + GRACE;
         let mut accepted = self.accepted.load(Ordering::Relaxed);
         let mut quiet_since = Instant::now();
-        // A thread may be on its way from one connection to the next that waits.
-        let mut was_empty = false;
         while Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
             let now = self.accepted.load(Ordering::Relaxed);
@@ -387,11 +333,9 @@ impl Server {
             }
             if quiet_since.elapsed() >= QUIET {
                 self.closing.sweep();
-                let is_empty = self.open() == 0;
-                if is_empty && was_empty {
+                if !self.is_busy() {
                     break;
                 }
-                was_empty = is_empty;
                 self.seats.clear();
             }
         }
@@ -414,4 +358,8 @@ impl Server {
 fn start(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let thread = thread::Builder::new().stack_size(STACK);
     thread.spawn(work).map(drop)
+}
+
+fn lost(client: SocketAddr, error: &io::Error) {
+    log::info!("Connection from {client} was lost: {}", words(error));
 }

@@ -3,11 +3,14 @@
 mod lab;
 
 use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use lab::conversation::REQUEST;
 use lab::manifest::Pod;
-use lab::{CIDRS, Daemon, Lab, POD, POD6, peak_memory, resident_memory, wait_until};
+use lab::{CIDRS, Daemon, Lab, Namespace, POD, POD6, peak_memory, resident_memory, wait_until};
+use nix::sys::epoll::EpollTimeout;
+use tproxy_pod::acceptor::{Acceptor, Turn};
 use tproxy_pod::closing::Closing;
 
 #[test]
@@ -40,28 +43,61 @@ fn where_nothing_can_be_bound_to_lo_probes_are_answered_among_clients() {
     assert!(lab.client.get(POD, "/").contains("Request received"));
 }
 
+fn threads(daemon: &Daemon) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.server())).unwrap();
+    tasks.count()
+}
+
 #[test]
-fn idle_threads_of_one_family_leave_room_for_the_other() {
+fn threads_that_served_one_family_serve_the_other() {
     let lab = Lab::new();
-    let _daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "8"]);
-    drop(lab.open(POD, 7));
-    lab.open(POD6, 8);
-    lab.open(POD, 8);
+    let daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "8"]);
+    let at_first = threads(&daemon);
+    for address in [POD, POD6, POD] {
+        let connections = lab.open(address, 8);
+        let now = threads(&daemon);
+        assert!(now <= at_first + 8, "{at_first} threads, and then {now}");
+        drop(connections);
+    }
+}
+
+#[test]
+fn a_listener_has_one_turn_at_a_time_however_many_clients_wait() {
+    let here = Namespace::new();
+    here.enter(|| {
+        let sockets = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [first, second] = [0, 1].map(|at: usize| sockets[at].local_addr().unwrap());
+        let acceptor = Acceptor::new(sockets.into()).unwrap();
+        let connect = |to| TcpStream::connect(to).unwrap();
+        let wait = || acceptor.wait(EpollTimeout::NONE).unwrap();
+        let is_idle = || acceptor.wait(EpollTimeout::ZERO).is_none();
+        let accept = |turn: &Turn<'_>| turn.accept().unwrap().map(|it| it.listener);
+        assert!(is_idle() && !acceptor.has_clients());
+        let _clients = [connect(first), connect(first)];
+        assert!(acceptor.has_clients());
+        let turn = wait();
+        assert!(is_idle(), "the second client of the first listener waits");
+        let _other = connect(second);
+        assert_eq!(accept(&wait()), Some(second), "the other listener's turn");
+        assert_eq!(accept(&turn), Some(first));
+        drop(turn);
+        let turn = wait();
+        assert_eq!(accept(&turn), Some(first));
+        assert_eq!(accept(&turn), None);
+        drop(turn);
+        assert!(is_idle() && !acceptor.has_clients());
+    });
 }
 
 #[test]
 fn threads_that_nobody_needs_any_more_end() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
-    let threads = || {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.server())).unwrap();
-        tasks.count()
-    };
-    let at_first = threads();
+    let at_first = threads(&daemon);
     let connections = lab.open(POD, 100);
-    assert!(threads() >= at_first + 100, "one for each connection");
+    assert_eq!(threads(&daemon), at_first + 100, "one for each connection");
     drop(connections);
-    wait_until("a few are left", || threads() <= at_first);
+    wait_until("one is left", || threads(&daemon) == at_first);
     lab.open(POD, 100);
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use lab::conversation::{Conversation, REQUEST};
 use lab::strace::Strace;
 use lab::{CIDRS, Daemon, Lab, PATIENCE, POD, POD6, PROGRAM, wait_until};
+use nix::sys::signal::Signal;
 use tproxy_pod::closing::Closing;
 
 /// A connection that is served, and waits for the client.
@@ -28,9 +29,9 @@ fn uploads(lab: &Lab, address: &str, count: usize) -> Vec<TcpStream> {
 }
 
 /// Clients that have asked, all at once.
-fn asking(lab: &Lab, count: usize) -> Vec<Conversation> {
+fn asking(lab: &Lab, address: &str, count: usize) -> Vec<Conversation> {
     let ask = |_| {
-        let mut client = lab.client.talk(POD);
+        let mut client = lab.client.talk(address);
         client.send("GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n");
         client
     };
@@ -162,7 +163,7 @@ fn with_64_files_fewer_connections_are_served_at_once_and_probes_are_answered() 
     daemon.wait_for("WARN  At most 30 connections at once, not 1024: 64 files may be open");
     daemon.wait_for("Created table");
     let busy = uploads(&lab, POD, 30);
-    let clients = asking(&lab, 200);
+    let clients = asking(&lab, POD, 200);
     for _ in 0..20 {
         for address in ["127.0.0.1:1", "[::1]:1"] {
             assert!(lab.node.get(address, "/healthz").ends_with("ok\n"));
@@ -183,10 +184,79 @@ fn allow_files(daemon: &Daemon, soft_limit: &str) {
     assert!(status.unwrap().success());
 }
 
+/// Has the server have one file more than it has open now.
+fn allow_one_file(daemon: &Daemon) {
+    let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.server())).unwrap();
+    let open: Vec<u32> = open
+        .map(|entry| {
+            entry
+                .unwrap()
+                .file_name()
+                .to_str()
+                .unwrap()
+                .parse()
+                .unwrap()
+        })
+        .collect();
+    let next = (0..).find(|number| !open.contains(number)).unwrap();
+    // Below the limit are the numbers of the others, and the next that the kernel gives (open(2)).
+    allow_files(daemon, &(next + 1).to_string());
+}
+
+#[test]
+fn with_one_file_left_clients_of_both_families_are_served_one_after_the_other() {
+    let lab = Lab::new();
+    let daemon = lab.start(&["--cidr", CIDRS]);
+    allow_one_file(&daemon);
+    let clients = [POD, POD6, POD, POD6].map(|address| asking(&lab, address, 20));
+    clients.into_iter().for_each(are_answered);
+}
+
+#[test]
+fn with_one_file_left_an_idle_connection_gives_way_to_the_next_client() {
+    for (first, next) in [(POD, POD), (POD, POD6), (POD6, POD), (POD6, POD6)] {
+        let lab = Lab::new();
+        let daemon = lab.start(&["--cidr", CIDRS]);
+        allow_one_file(&daemon);
+        let mut idle = lab.open(first, 1);
+        assert!(lab.client.get(next, "/").contains("Request received"));
+        idle[0].ends();
+    }
+}
+
+/// Linux hands on what happened to a connection before it was accepted (accept(2)).
+#[test]
+fn a_connection_that_is_aborted_before_it_is_accepted_is_no_want_of_files() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    let aborted = Strace::failing(daemon.server(), "accept4", "ECONNABORTED:when=1..5");
+    for address in [POD, POD6] {
+        are_answered(asking(&lab, address, 20));
+    }
+    drop(aborted);
+    assert_eq!(lines_in_the_end(&mut daemon, "Cannot accept"), 0);
+}
+
+#[test]
+fn a_stop_waits_for_clients_that_no_file_is_left_for() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    allow_one_file(&daemon);
+    let busy = upload(&lab, POD);
+    let clients = [POD, POD6].map(|address| asking(&lab, address, 5));
+    daemon.wait_for("WARN  Cannot accept a connection, clients wait: ");
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("Stopping");
+    drop(busy);
+    clients.into_iter().for_each(are_answered);
+    assert_eq!(daemon.wait().code(), Some(0));
+    daemon.wait_for("Served 10 requests on 11 connections");
+}
+
 /// Clients that wait, because the server may not open another file.
 fn starve(lab: &Lab, daemon: &Daemon) -> Vec<Conversation> {
     allow_files(daemon, "16");
-    let clients = asking(lab, 20);
+    let clients = asking(lab, POD, 20);
     daemon
         .wait_for("WARN  Cannot accept a connection, clients wait: No file descriptors available");
     clients
@@ -200,7 +270,7 @@ fn without_files_clients_wait_until_connections_end() {
     let clients = starve(&lab, &daemon);
     drop(busy);
     are_answered(clients);
-    are_answered(asking(&lab, 20));
+    are_answered(asking(&lab, POD, 20));
     assert_eq!(lines_in_the_end(&mut daemon, "Cannot accept"), 1);
 }
 
@@ -258,7 +328,7 @@ fn without_new_threads_clients_wait_for_those_there_are_until_some_can_be_starte
     let without_threads = forbid_threads(&daemon);
     let busy = upload(&lab, POD);
     daemon.wait_for("WARN  Cannot start a thread, clients wait: Resource temporarily unavailable");
-    let mut clients = asking(&lab, 50);
+    let mut clients = asking(&lab, POD, 50);
     clients[0].has_no_answer_yet();
     drop(busy);
     are_answered(clients);
@@ -270,12 +340,14 @@ fn without_new_threads_clients_wait_for_those_there_are_until_some_can_be_starte
 
 #[test]
 fn without_new_threads_an_idle_connection_gives_way_to_the_next_client() {
-    let lab = Lab::new();
-    let daemon = lab.start(&["--cidr", CIDRS]);
-    let _without_threads = forbid_threads(&daemon);
-    let mut idle = lab.open(POD, 1);
-    assert!(lab.client.get(POD, "/").contains("Request received"));
-    idle[0].ends();
+    for (first, next) in [(POD, POD), (POD, POD6), (POD6, POD), (POD6, POD6)] {
+        let lab = Lab::new();
+        let daemon = lab.start(&["--cidr", CIDRS]);
+        let _without_threads = forbid_threads(&daemon);
+        let mut idle = lab.open(first, 1);
+        assert!(lab.client.get(next, "/").contains("Request received"));
+        idle[0].ends();
+    }
 }
 
 #[test]

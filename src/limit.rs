@@ -1,0 +1,213 @@
+//! A limit on connections: a counting semaphore that is first in, first out.
+//!
+//! At the limit `acquire` waits its turn; if no connection ends within [`PATIENCE`], it has an idle one
+//! evicted.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long connections have to end by themselves: where they are short, one does in this time, and no
+/// idle one has to.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// How long one that is evicted has to end.
+const FAREWELL: Duration = Duration::from_millis(300);
+
+/// A limit on connections.
+#[derive(Debug)]
+pub struct ConnectionLimit {
+    size: usize,
+    state: Mutex<State>,
+    /// A connection has ended, or it is the turn of another thread.
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Connections that count.
+    acquired: usize,
+    /// Connections that have counted and ended so far.
+    ended: usize,
+    /// Tickets that were drawn so far: threads acquire in their order.
+    drawn: usize,
+    /// The ticket of the thread whose turn it is.
+    turn: usize,
+    /// Threads that wait for a change.
+    waiting: usize,
+}
+
+impl ConnectionLimit {
+    /// A limit of `size` connections.
+    pub fn new(size: usize) -> ConnectionLimit {
+        ConnectionLimit {
+            size,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// The limit.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Connections that count, and those that wait to.
+    pub fn present(&self) -> usize {
+        let state = self.state();
+        state.acquired + (state.drawn - state.turn)
+    }
+
+    /// Counts one connection more, and waits at the limit, or where other threads wait, until it may.
+    /// `evict` ends an idle connection, and returns whether there is one.
+    pub fn acquire(&self, evict: impl Fn() -> bool) {
+        let mut state = self.state();
+        let ticket = state.drawn;
+        state.drawn += 1;
+        let is_early = |state: &State| state.turn != ticket;
+        while is_early(&state) {
+            state = self.wait(state, Duration::MAX, is_early);
+        }
+        let is_full = |state: &State| state.acquired >= self.size;
+        let mut patience = PATIENCE;
+        loop {
+            state = self.wait(state, patience, is_full);
+            if !is_full(&state) {
+                break;
+            }
+            drop(state);
+            patience = if evict() { FAREWELL } else { PATIENCE };
+            state = self.state();
+        }
+        state.acquired += 1;
+        state.turn += 1;
+        self.tell(&state);
+    }
+
+    /// Counts one connection less.
+    pub fn release(&self) {
+        let mut state = self.state();
+        state.acquired -= 1;
+        state.ended += 1;
+        self.tell(&state);
+    }
+
+    /// Waits for a moment until a connection ends; then, if none does, until one that `evict` ends has.
+    pub fn wait_for_end(&self, evict: impl Fn() -> bool) {
+        let state = self.state();
+        let ended = state.ended;
+        let has_not = |state: &State| state.ended == ended;
+        let state = self.wait(state, PATIENCE, has_not);
+        if has_not(&state) {
+            drop(state);
+            if evict() {
+                drop(self.wait(self.state(), FAREWELL, has_not));
+            }
+        }
+    }
+
+    /// Waits for as long as `is_blocked`, up to a time-out.
+    fn wait<'s>(
+        &self,
+        mut state: MutexGuard<'s, State>,
+        timeout: Duration,
+        is_blocked: impl Fn(&State) -> bool,
+    ) -> MutexGuard<'s, State> {
+        state.waiting += 1;
+        let waited = self
+            .changed
+            .wait_timeout_while(state, timeout, |state| is_blocked(state));
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        state
+    }
+
+    /// A system call only where a thread waits.
+    fn tell(&self, state: &State) {
+        if state.waiting > 0 {
+            self.changed.notify_all();
+        }
+    }
+
+    /// The state is whole at any moment, also after a panic.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Waits until so many connections count or wait to.
+    fn wait_until_present(limit: &ConnectionLimit, count: usize) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while limit.present() != count {
+            assert!(Instant::now() < deadline, "{limit:?}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn never_more_count_than_the_limit_and_all_do_in_the_end() {
+        let limit = ConnectionLimit::new(3);
+        let (inside, visits) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..10_000 {
+                        limit.acquire(|| false);
+                        assert!(inside.fetch_add(1, Ordering::SeqCst) < 3);
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        limit.release();
+                        visits.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert_eq!((visits.into_inner(), limit.present()), (80_000, 0));
+    }
+
+    #[test]
+    fn threads_that_wait_acquire_in_the_order_in_which_they_came() {
+        let limit = ConnectionLimit::new(1);
+        limit.acquire(|| false);
+        let order = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for number in 0..20 {
+                let (limit, order) = (&limit, &order);
+                scope.spawn(move || {
+                    limit.acquire(|| false);
+                    order.lock().unwrap().push(number);
+                    limit.release();
+                });
+                wait_until_present(limit, number + 2);
+            }
+            limit.release();
+        });
+        let expected: Vec<_> = (0..20).collect();
+        assert_eq!(order.into_inner().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_thread_that_has_a_connection_evicted_acquires_in_its_place() {
+        let limit = ConnectionLimit::new(2);
+        (0..2).for_each(|_| limit.acquire(|| false));
+        let come = || {
+            let evicted = AtomicUsize::new(0);
+            limit.acquire(|| {
+                evicted.fetch_add(1, Ordering::SeqCst);
+                limit.release();
+                true
+            });
+            evicted.into_inner()
+        };
+        let evicted = std::thread::scope(|scope| {
+            let threads = [(); 2].map(|()| scope.spawn(come));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        assert_eq!(evicted, [1, 1]);
+    }
+}
