@@ -10,7 +10,8 @@ scripts/test.sh: installs what the tests need, then checks and tests everything.
   of the release binary, the image, the manifest and the demo, a little fuzzing,
   and a quick run of the benchmark, whatever it measures, in network namespaces of
   their own; on Debian and x86_64, end-to-end tests on a stock kernel, too. Debian
-  or Ubuntu, x86_64 or arm64.
+  or Ubuntu, x86_64 or arm64. What fails does not keep the rest from being run, and
+  is listed in the end.
 
 As root it installs missing packages; otherwise it says what is missing.
 TEXT
@@ -66,70 +67,103 @@ if ! unshare --user --map-root-user --net --mount --pid --fork --mount-proc true
 fi
 
 target="$(uname -m)-unknown-linux-musl"
-echo "== format"
-cargo fmt --check
-cargo fmt --check --manifest-path fuzz/Cargo.toml
-echo "== clippy"
-cargo clippy --all-targets --target "$target" -- -D warnings
-cargo clippy --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
-echo "== shellcheck"
-shellcheck scripts/*.sh tests/*.sh tests/kernels/*.sh tests/stage/*.sh .ci/run
+stage="$(mktemp -d)"
+trap 'rm -rf "$stage"' EXIT
+
+# A step that fails is listed in the end; the others still run.
+failed=() failed_tests=()
+step() {
+    echo "== $1"
+    if ! "${@:2}"; then
+        failed+=("$1")
+    fi
+}
+
+check_format() {
+    cargo fmt --check && cargo fmt --check --manifest-path fuzz/Cargo.toml
+}
+
+check_lints() {
+    cargo clippy --all-targets --target "$target" -- -D warnings &&
+        cargo clippy --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
+}
+
+# Every test, also where one fails.
+run_tests() {
+    cargo test --no-fail-fast --target "$target" "$@" 2>&1 | tee "$stage/tests" && return
+    mapfile -t -O "${#failed_tests[@]}" failed_tests \
+        < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$stage/tests")
+    return 1
+}
+
+run_arm64() {
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static \
+        cargo test --no-fail-fast --target aarch64-unknown-linux-musl --lib --test reading
+}
+
+# What has been found is tried again, then new inputs: the same each time, and not kept.
+fuzz() {
+    mkdir "$stage/$1"
+    if ! cargo fuzz run --sanitizer none "$1" "$stage/$1" "fuzz/corpus/$1" -- \
+        -runs="$2" -seed=1 -timeout=10 -max_len=4096 >"$stage/log" 2>&1; then
+        cat "$stage/log"
+        return 1
+    fi
+    echo "$1: $(tail -n 1 "$stage/log")"
+}
+
+run_demo() {
+    BINARY=$1 "${@:2}" netns >"$stage/story" || { cat "$stage/story"; return 1; }
+}
+
+run_benchmark() {
+    BINARY=$binary scripts/bench.sh --quick >/dev/null
+}
+
+step "format" check_format
+step "lints" check_lints
+step "shellcheck" shellcheck scripts/*.sh tests/*.sh tests/kernels/*.sh tests/stage/*.sh .ci/run
 echo "== static binaries"
 scripts/build.sh
 binary="target/$(dpkg --print-architecture)/tproxy-pod"
 export PROGRAM="$PWD/$binary"
-echo "== tests of $binary"
-cargo test --target "$target"
+step "tests of $binary" run_tests
 if [[ $stock_kernel ]]; then
-    echo "== tests on a stock kernel, emulated"
-    scripts/kernels.sh
+    step "tests on a stock kernel, emulated" scripts/kernels.sh
 else
     echo "== NOT on a stock kernel: scripts/kernels.sh needs Debian on x86_64"
 fi
-echo "== unit and HTTP tests for arm64, emulated"
-CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static \
-    cargo test --target aarch64-unknown-linux-musl --lib --test reading
-stage="$(mktemp -d)"
-trap 'rm -rf "$stage"' EXIT
-# What has been found is tried again, then new inputs: the same each time, and not kept.
-fuzz() {
-    mkdir "$stage/new"
-    cargo fuzz run --sanitizer none "$1" "$stage/new" "fuzz/corpus/$1" -- \
-        -runs="$2" -seed=1 -timeout=10 -max_len=4096 >"$stage/log" 2>&1 || { cat "$stage/log"; exit 1; }
-    echo "$1: $(tail -n 1 "$stage/log")"
-    rm -r "$stage/new"
-}
-echo "== fuzzing"
+step "unit and HTTP tests for arm64, emulated" run_arm64
 cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz --version 0.13.2
-fuzz request 40000
-fuzz script 40000
-fuzz options 40000
-fuzz netlink 200000
+step "fuzzing of requests" fuzz request 40000
+step "fuzzing of scripts" fuzz script 40000
+step "fuzzing of options" fuzz options 40000
+step "fuzzing of netlink messages" fuzz netlink 200000
 if ((EUID == 0)); then
-    echo "== both stages of the Containerfile"
-    unshare --net --mount --pid --fork --kill-child --mount-proc tests/containerfile.sh
+    step "both stages of the Containerfile" \
+        unshare --net --mount --pid --fork --kill-child --mount-proc tests/containerfile.sh
 else
     echo "== not the first stage of the Containerfile: only root may run it here"
 fi
 if ((EUID == 0)) && [[ -w /sys/fs/cgroup/cgroup.procs || -w /sys/fs/cgroup/memory/cgroup.procs ]]; then
-    echo "== death by want of memory"
-    cargo test --target "$target" --test death -- --ignored
+    step "death by want of memory" run_tests --test death -- --ignored
 else
     echo "== not death by want of memory: only root may make control groups, where they can be changed"
 fi
-echo "== demo"
 install -m 755 "$binary" scripts/demo.sh "$stage"
 chmod 755 "$stage"
-BINARY="$binary" scripts/demo.sh netns >"$stage/story" || { cat "$stage/story"; exit 1; }
+step "demo" run_demo "$binary" scripts/demo.sh
 if ((EUID == 0)); then
     user=(setpriv --reuid 65534 --regid 65534 --clear-groups)
     if "${user[@]}" unshare --user --map-root-user true; then
-        echo "== demo as an ordinary user"
-        BINARY="$stage/tproxy-pod" "${user[@]}" "$stage/demo.sh" netns >"$stage/story" ||
-            { cat "$stage/story"; exit 1; }
+        step "demo as an ordinary user" run_demo "$stage/tproxy-pod" "${user[@]}" "$stage/demo.sh"
     else
         echo "== no demo as an ordinary user: only root may make namespaces here"
     fi
 fi
-echo "== benchmark, quick"
-BINARY="$binary" scripts/bench.sh --quick >/dev/null
+step "benchmark, quick" run_benchmark
+if ((${#failed[@]})); then
+    echo "== failed"
+    printf '%s\n' "${failed[@]}" "${failed_tests[@]/#/test }"
+    exit 1
+fi
