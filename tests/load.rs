@@ -127,13 +127,28 @@ fn idle_connections_cost_little_memory() {
     }
 }
 
+/// The system call in which a connection waits that has given its buffers back (`Wire::wait_until`).
+#[cfg(target_arch = "x86_64")]
+const POLL: libc::c_long = libc::SYS_poll;
+#[cfg(not(target_arch = "x86_64"))]
+const POLL: libc::c_long = libc::SYS_ppoll;
+
+/// How many threads of the server are in that call (proc_pid_syscall(5)).
+fn in_poll(daemon: &Daemon) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.server())).unwrap();
+    tasks
+        .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("syscall")).ok())
+        .filter(|call| call.starts_with(&format!("{POLL} ")))
+        .count()
+}
+
 #[test]
 fn a_client_that_says_nothing_at_first_is_served_when_it_speaks() {
     let lab = Lab::new();
     let daemon = lab.start(&["--cidr", CIDRS]);
+    assert_eq!(in_poll(&daemon), 0);
     let mut clients = [POD, POD6].map(|address| lab.client.talk(address));
-    // Longer than the kernel waits for first bytes, and than a thread waits with its buffers.
-    std::thread::sleep(Duration::from_millis(2500));
+    wait_until("both are idle", || in_poll(&daemon) == 2);
     for client in &mut clients {
         assert_eq!(client.ask(REQUEST).status, "200 OK");
         assert_eq!(client.ask(REQUEST).status, "200 OK");
