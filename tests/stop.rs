@@ -3,7 +3,7 @@
 mod lab;
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
@@ -139,17 +139,29 @@ fn after_a_stop_a_client_that_uses_a_port_again_reaches_the_pod() {
 #[test]
 fn a_stop_leaves_the_nodes_own_connections_alone() {
     let lab = Lab::new();
-    let listener = lab
-        .node
-        .enter(|| TcpListener::bind("10.244.0.1:8180").unwrap());
-    let mut client = lab.client.connect("10.244.0.1:8180").unwrap();
-    let (mut server, _) = listener.accept().unwrap();
-    let mut daemon = lab.start(&[]);
+    let accept = |address: &str| {
+        let listener = lab.node.enter(|| TcpListener::bind(address).unwrap());
+        let client = lab.client.connect(address).unwrap();
+        (client, listener.accept().unwrap().0)
+    };
+    // In the states that a stop destroys: at a captured port, but held by a process that still reads;
+    // and held by no process, but at another port.
+    let mut held = ["10.244.0.1:8180", "[fd00:10:244::1]:8180"].map(accept);
+    let orphans = ["10.244.0.1:9000", "[fd00:10:244::1]:9000"].map(|it| accept(it).0);
+    for (client, server) in &mut held {
+        server.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    }
+    let half_closed = || lab.node.run("ss -Htn state fin-wait-2").lines().count();
+    let all = held.len() + orphans.len();
+    wait_until("the node has closed its side", || half_closed() == all);
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
     assert_eq!(daemon.stop(), Some(0));
-    client.write_all(b"ping").unwrap();
-    server.read_exact(&mut [0; 4]).unwrap();
-    server.write_all(b"pong").unwrap();
-    client.read_exact(&mut [0; 4]).unwrap();
+    assert_eq!(half_closed(), all);
+    for (client, server) in &mut held {
+        client.write_all(b"ping").unwrap();
+        server.read_exact(&mut [0; 4]).unwrap();
+    }
 }
 
 #[test]
