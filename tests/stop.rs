@@ -7,7 +7,8 @@ use std::net::{Shutdown, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use lab::{CIDRS, Lab, PATIENCE, POD, POD6, connect_from, wait_until};
+use lab::strace::stopped_at;
+use lab::{CIDRS, Daemon, Lab, PATIENCE, POD, POD6, connect_from, wait_until};
 use nix::sys::signal::{Signal, kill};
 use tproxy_pod::guard::LONGEST_STOP;
 
@@ -267,19 +268,31 @@ fn a_client_that_says_nothing_does_not_hold_the_stop() {
 #[test]
 fn a_signal_at_any_moment_of_the_start_leaves_nothing() {
     let lab = Lab::new();
-    for step in 0..25 {
-        let mut daemon = lab.spawn(&["--cidr", CIDRS]);
-        std::thread::sleep(step * Duration::from_micros(200));
+    // Before signals are blocked, before and behind the fork, and behind each request to the kernel.
+    let early = ["set_tid_address", "signalfd4", "socketpair", "seccomp"].map(|call| (call, 1));
+    let requests = (1..).map(|count| ("sendto", count));
+    let mut installed = Vec::new();
+    for (call, count) in early.into_iter().chain(requests) {
+        let mut daemon = Daemon::spawn(stopped_at(call, count, &lab.node));
+        let is_stopped = || daemon.log().contains("--- stopped by SIGSTOP ---");
+        wait_until("it has stopped, or started", || {
+            is_stopped() || daemon.log().contains("Created table")
+        });
+        if !is_stopped() {
+            break;
+        }
+        installed.push(lab.remains().len());
         daemon.signal(Signal::SIGTERM);
+        daemon.signal(Signal::SIGCONT);
         let status = daemon.wait();
+        let case = format!("{call} {count}: {status}: {}", daemon.log());
         let at_once = status.signal() == Some(Signal::SIGTERM as i32);
-        assert!(
-            at_once || status.code() == Some(0),
-            "{status}: {}",
-            daemon.log()
-        );
-        assert_eq!(lab.remains(), [""; 0], "{}", daemon.log());
+        assert!(at_once || status.code() == Some(0), "{case}");
+        assert_eq!(lab.remains(), [""; 0], "{case}");
     }
+    // A route, two rules, and the tables of IP and of bridges, which old kernels do not have.
+    installed.dedup();
+    assert!(installed.starts_with(&[0, 1, 2, 3, 4]), "{installed:?}");
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! System calls of a process that fail, or take long: strace(1) sees to it.
+//! System calls of a process that fail, take long, or stop it: strace(1) sees to it.
 
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::wait_until;
+use super::{Namespace, PROGRAM, wait_until};
 
 /// It tampers with a process until it is dropped.
 pub struct Strace(Child);
@@ -46,4 +46,14 @@ impl Drop for Strace {
         kill(strace, Signal::SIGTERM).unwrap();
         self.0.wait().unwrap();
     }
+}
+
+/// The program on a node, whose guard stops, as by SIGSTOP, at so many calls of this name, and logs so.
+pub fn stopped_at(call: &str, count: usize, node: &Namespace) -> Command {
+    let trace = format!("trace={call}");
+    let inject = format!("inject={call}:signal=SIGSTOP:when={count}");
+    let mut command = node.command("strace");
+    // The tracer is no ancestor of the program, which keeps its process id; it does not follow forks.
+    command.args(["-D", "-qq", "-e", &trace, "-e", &inject, PROGRAM]);
+    command
 }
