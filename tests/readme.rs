@@ -6,21 +6,38 @@ use tproxy_pod::template::BUNDLED;
 const README: &str = include_str!("../README.md");
 const SECURITY: &str = include_str!("../SECURITY.md");
 
-#[test]
-fn every_option_of_the_help_text_has_its_row() {
-    let options = HELP
-        .lines()
-        .filter(|line| line.starts_with("  ") && line.contains("--") && !line.contains("--help"));
-    for line in options {
-        let mut cells = line.split("  ").map(str::trim).filter(|it| !it.is_empty());
-        let option = cells.next().unwrap().replace('|', "\\|");
-        let meaning = cells.next().unwrap();
-        let default = cells.next().map_or(String::new(), |default| {
-            format!("`{}` ", default.trim_matches(['[', ']']))
-        });
-        let row = format!("| `{option}` | {meaning} | {default}|\n");
-        assert!(README.contains(&row), "{row}");
+/// The row that a line of the help text's options has; the last line has two, and no meanings.
+fn rows(line: &str) -> Vec<String> {
+    let cells = line.split("  ").map(str::trim).filter(|it| !it.is_empty());
+    let row = |option: &str, meaning, default: &str| {
+        let option = option.replace('|', "\\|");
+        format!("| `{option}` | {meaning} | {default}|")
+    };
+    match *cells.collect::<Vec<_>>() {
+        [help @ "-h, --help", version @ "-V, --version"] => vec![
+            row(help, "print the options, and exit", ""),
+            row(version, "print the version, and exit", ""),
+        ],
+        [option, meaning] => vec![row(option, meaning, "")],
+        [option, meaning, default] => {
+            let default = default.trim_matches(['[', ']']);
+            vec![row(option, meaning, &format!("`{default}` "))]
+        }
+        _ => panic!("{line:?}"),
     }
+}
+
+#[test]
+fn the_options_are_those_of_the_help_text() {
+    let (_, table) = README
+        .split_once("| option | meaning | default |\n|---|---|---|\n")
+        .unwrap();
+    let table = table.lines().take_while(|line| line.starts_with('|'));
+    let expected = HELP.lines().filter(|line| line.starts_with("  "));
+    assert_eq!(
+        table.collect::<Vec<_>>(),
+        expected.flat_map(rows).collect::<Vec<_>>()
+    );
 }
 
 #[test]
