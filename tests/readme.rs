@@ -42,9 +42,9 @@ fn the_options_are_those_of_the_help_text() {
 
 #[test]
 fn the_bundled_script_is_shown_as_it_is() {
-    for line in BUNDLED.lines().filter(|line| !line.starts_with('#')) {
-        assert!(README.contains(&format!("    {line}\n")), "{line}");
-    }
+    let lines = BUNDLED.lines().filter(|line| !line.starts_with('#'));
+    let shown: String = lines.map(|line| format!("    {line}\n")).collect();
+    assert!(README.contains(&format!("\n\n{shown}\n")), "{shown}");
 }
 
 #[test]
