@@ -307,13 +307,14 @@ fn a_byte_more_in_a_coding_is_a_blank_or_refused() {
 
 #[test]
 fn a_control_character_is_refused_wherever_it_stands_in_a_field() {
-    for length in 0..70 {
-        for at in 0..=length {
-            for byte in (0..b' ').chain([0x7f]).filter(|byte| *byte != b'\t') {
-                for name in ["X: ", ""] {
-                    let mut field = format!("{name}{}", "a".repeat(length)).into_bytes();
+    for length in 1..70 {
+        for name in ["X: ", ""] {
+            let field = format!("{name}{}: b", "a".repeat(length)).into_bytes();
+            assert_eq!(framing(&field), Some(Framing::None));
+            for at in 0..=length {
+                for byte in (0..b' ').chain([0x7f]).filter(|byte| *byte != b'\t') {
+                    let mut field = field.clone();
                     field.insert(name.len() + at, byte);
-                    field.extend_from_slice(b": b");
                     assert_eq!(framing(&field), None, "{}", field.escape_ascii());
                 }
             }
