@@ -136,6 +136,7 @@ impl Conversation {
 
     /// Nothing has arrived, and nothing does for a moment.
     pub fn has_no_answer_yet(&mut self) {
+        assert_eq!(self.0.buffer().escape_ascii().to_string(), "");
         let stream = self.0.get_ref();
         let patience = stream.read_timeout().unwrap();
         stream
