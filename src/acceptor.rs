@@ -62,18 +62,20 @@ impl Acceptor {
         self.listeners.len()
     }
 
-    /// Waits for a client, and returns the turn to accept it; `None` after the time-out, or when a signal
-    /// interrupts it.
+    /// Waits for a client, and returns the turn to accept it; `None` after the time-out.
     pub fn wait(&self, timeout: EpollTimeout) -> Option<Turn<'_>> {
         let mut events = [EpollEvent::empty()];
-        match self.epoll.wait(&mut events, timeout) {
-            Ok(0) | Err(Errno::EINTR) => None,
-            Ok(_) => Some(Turn {
-                acceptor: self,
-                number: events[0].data() as usize,
-            }),
-            Err(_) => {
-                unreachable!("epoll_wait(2) finds an epoll instance, and nothing else can fail")
+        loop {
+            match self.epoll.wait(&mut events, timeout) {
+                Ok(0) => return None,
+                Ok(_) => {
+                    return Some(Turn {
+                        acceptor: self,
+                        number: events[0].data() as usize,
+                    });
+                }
+                Err(Errno::EINTR) => {}
+                Err(_) => unreachable!("epoll_wait(2) has no other error with a valid descriptor"),
             }
         }
     }
@@ -84,7 +86,7 @@ impl Acceptor {
         let mut fds: Vec<_> = sockets
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
             .collect();
-        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
+        !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
     }
 }
 
@@ -108,7 +110,7 @@ impl Turn<'_> {
                 client,
                 listener: listener.address,
             })),
-            Err(error) if has_gone(&error) => Ok(None),
+            Err(error) if is_aborted(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -118,14 +120,13 @@ impl Turn<'_> {
     }
 }
 
-/// Whether an error means that there is no client, or none any more: Linux hands on what has happened to
-/// a connection before it was accepted (accept(2), "Error handling").
-fn has_gone(error: &io::Error) -> bool {
+/// Whether there is no client, or none any more: Linux hands on what has happened to a connection before
+/// it was accepted (accept(2), "Error handling").
+fn is_aborted(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(
             libc::EAGAIN
-                | libc::EINTR
                 | libc::ECONNABORTED
                 | libc::ENETDOWN
                 | libc::EPROTO

@@ -1,24 +1,23 @@
-//! A limit on connections: a counting semaphore that is first in, first out.
+//! A limit on connections: a counting semaphore that threads acquire in the order in which they ask.
 //!
-//! At the limit `acquire` waits its turn; if no connection ends within [`PATIENCE`], it has an idle one
-//! evicted.
+//! At the limit `acquire` waits; if no connection ends within [`PATIENCE`], it has an idle one evicted.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long connections have to end by themselves: where they are short, one does in this time, and no
-/// idle one has to.
-const PATIENCE: Duration = Duration::from_millis(10);
+/// The time that connections have to end by themselves: where they are short, one does, and no idle one
+/// is evicted.
+pub const PATIENCE: Duration = Duration::from_millis(10);
 
-/// How long one that is evicted has to end.
-const FAREWELL: Duration = Duration::from_millis(300);
+/// The time that an evicted connection has to end.
+pub const EVICTION_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A limit on connections.
 #[derive(Debug)]
 pub struct ConnectionLimit {
     size: usize,
     state: Mutex<State>,
-    /// A connection has ended, or it is the turn of another thread.
+    /// A connection has ended, or another ticket is served.
     changed: Condvar,
 }
 
@@ -28,10 +27,10 @@ struct State {
     acquired: usize,
     /// Connections that have counted and ended so far.
     ended: usize,
-    /// Tickets that were drawn so far: threads acquire in their order.
-    drawn: usize,
-    /// The ticket of the thread whose turn it is.
-    turn: usize,
+    /// The next ticket to be drawn: threads acquire in the order of their tickets.
+    next_ticket: usize,
+    /// The ticket of the thread that acquires next.
+    now_serving: usize,
     /// Threads that wait for a change.
     waiting: usize,
 }
@@ -54,19 +53,17 @@ impl ConnectionLimit {
     /// Connections that count, and those that wait to.
     pub fn present(&self) -> usize {
         let state = self.state();
-        state.acquired + (state.drawn - state.turn)
+        state.acquired + (state.next_ticket - state.now_serving)
     }
 
     /// Counts one connection more, and waits at the limit, or where other threads wait, until it may.
     /// `evict` ends an idle connection, and returns whether there is one.
     pub fn acquire(&self, evict: impl Fn() -> bool) {
         let mut state = self.state();
-        let ticket = state.drawn;
-        state.drawn += 1;
-        let is_early = |state: &State| state.turn != ticket;
-        while is_early(&state) {
-            state = self.wait(state, Duration::MAX, is_early);
-        }
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        let is_behind = |state: &State| state.now_serving != ticket;
+        state = self.wait(state, Duration::MAX, is_behind);
         let is_full = |state: &State| state.acquired >= self.size;
         let mut patience = PATIENCE;
         loop {
@@ -75,12 +72,12 @@ impl ConnectionLimit {
                 break;
             }
             drop(state);
-            patience = if evict() { FAREWELL } else { PATIENCE };
+            patience = if evict() { EVICTION_TIMEOUT } else { PATIENCE };
             state = self.state();
         }
         state.acquired += 1;
-        state.turn += 1;
-        self.tell(&state);
+        state.now_serving += 1;
+        self.notify(&state);
     }
 
     /// Counts one connection less.
@@ -88,21 +85,18 @@ impl ConnectionLimit {
         let mut state = self.state();
         state.acquired -= 1;
         state.ended += 1;
-        self.tell(&state);
+        self.notify(&state);
     }
 
-    /// Waits for a moment until a connection ends; then, if none does, until one that `evict` ends has.
-    pub fn wait_for_end(&self, evict: impl Fn() -> bool) {
-        let state = self.state();
-        let ended = state.ended;
-        let has_not = |state: &State| state.ended == ended;
-        let state = self.wait(state, PATIENCE, has_not);
-        if has_not(&state) {
-            drop(state);
-            if evict() {
-                drop(self.wait(self.state(), FAREWELL, has_not));
-            }
-        }
+    /// How many connections have ended so far.
+    pub fn ended(&self) -> usize {
+        self.state().ended
+    }
+
+    /// Waits until more connections have ended than `ended`, up to a time-out.
+    pub fn wait_for_end(&self, ended: usize, timeout: Duration) {
+        let has_none = |state: &State| state.ended == ended;
+        drop(self.wait(self.state(), timeout, has_none));
     }
 
     /// Waits for as long as `is_blocked`, up to a time-out.
@@ -122,7 +116,7 @@ impl ConnectionLimit {
     }
 
     /// A system call only where a thread waits.
-    fn tell(&self, state: &State) {
+    fn notify(&self, state: &State) {
         if state.waiting > 0 {
             self.changed.notify_all();
         }

@@ -1,10 +1,10 @@
 //! The server: threads that accept a connection, serve it to its end, and accept the next.
 //!
 //! All wait for clients at one [`Acceptor`]: the last one that waits starts another before it serves. At
-//! the limit, the thread whose turn it is waits until a connection ends, and has an idle one evicted; so
-//! it does where files have run out. The next clients wait in the kernel's queue. Threads that wait in
-//! vain for a while end, but for one. What the node itself asks has listeners and threads of its own,
-//! beyond the limit: the answer says that this process lives, not that a client is served at once.
+//! the limit, and where files have run out, the thread that is to accept waits until a connection ends, or
+//! has an idle one evicted; the next clients wait in the kernel's queue. Threads that wait in vain for a
+//! while end, but for one. What the node itself asks has listeners and threads of its own, beyond the
+//! limit: the answer says that this process lives, not that a client is served at once.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
@@ -25,7 +25,7 @@ use crate::connection::{
 };
 use crate::error::{Error, words};
 use crate::idle::{Seat, Seats};
-use crate::limit::ConnectionLimit;
+use crate::limit::{ConnectionLimit, EVICTION_TIMEOUT, PATIENCE};
 use crate::shortage::Shortage;
 use crate::workers::Workers;
 use crate::{logging, sandbox, sys};
@@ -43,8 +43,8 @@ const PROBE_WORKERS: usize = 4;
 /// A thread's stack, in bytes; the buffers are elsewhere.
 const STACK: usize = 64 * 1024;
 
-/// How long a thread waits for a client until it ends, if others wait too, in ms.
-const SPARE: u16 = 1000;
+/// The time after which a thread that waits for a client ends, if others wait too, in ms.
+const IDLE_TIMEOUT: u16 = 1000;
 
 /// How often the first thread looks whether a thread waits for clients.
 const ROUND: Duration = Duration::from_secs(1);
@@ -144,7 +144,7 @@ struct Server {
     /// Of connections below the limit.
     full: Shortage,
     /// Of what the kernel needs for another connection.
-    means: Shortage,
+    shortage: Shortage,
     /// Of threads that can be started.
     threads: Shortage,
 }
@@ -169,7 +169,7 @@ impl Server {
             seats: Seats::default(),
             closing: Closing::new(Closing::beside(max_connections)),
             full: Shortage::default(),
-            means: Shortage::default(),
+            shortage: Shortage::default(),
             threads: Shortage::default(),
         }
     }
@@ -210,7 +210,7 @@ impl Server {
 
     fn spawn_worker(self: &Arc<Server>) -> io::Result<()> {
         let server = Arc::clone(self);
-        start(move || server.work())
+        start(move || server.worker())
     }
 
     /// Where a thread could not be started when it was needed, tries again; if it still cannot and clients
@@ -232,19 +232,19 @@ impl Server {
     }
 
     /// The life of a thread that serves clients, and counts as waiting at first.
-    fn work(self: &Arc<Server>) {
+    fn worker(self: &Arc<Server>) {
         logging::wait_for_readers();
         let seat = self.seats.add();
         let mut buffers = Buffers::default();
         loop {
-            let Some(turn) = self.clients.wait(EpollTimeout::from(SPARE)) else {
+            let Some(turn) = self.clients.wait(EpollTimeout::from(IDLE_TIMEOUT)) else {
                 match self.workers.retire() {
                     true => break,
                     false => continue,
                 }
             };
-            // Before it is accepted, so that every connection counts; the others that wait to be accepted
-            // do so in the kernel's queue, in their order.
+            // Before it is accepted, so that every connection counts. The next ones wait in the kernel's
+            // queue meanwhile, in their order.
             self.limit.acquire(|| self.evict());
             if let Some(accepted) = self.accept(turn) {
                 self.accepted.fetch_add(1, Ordering::Relaxed);
@@ -252,7 +252,7 @@ impl Server {
                     self.report_threads(&error);
                 }
                 self.serve(accepted, &DEADLINES, &seat, &mut buffers);
-                // Before the next connection counts, whose thread would start another.
+                // Before it counts no more: the thread that acquires next would start another.
                 self.workers.join();
             }
             self.limit.release();
@@ -260,13 +260,33 @@ impl Server {
         self.seats.remove(&seat);
     }
 
-    /// Accepts a client, and waits for the means where the kernel has none; `None` if the client has gone.
+    /// Accepts a client; `None` if it has gone. Where the kernel lacks what that takes, waits until
+    /// connections end, and tries again. Of files alone an eviction surely frees one: an idle connection is
+    /// evicted after every other failure for want of one.
     fn accept(&self, turn: Turn<'_>) -> Option<Accepted> {
+        let mut may_evict = false;
         loop {
-            match turn.accept() {
+            let ended = self.limit.ended();
+            let error = match turn.accept() {
                 Ok(accepted) => return accepted,
-                Err(error) => self.wait_for_means(&error),
+                Err(error) => error,
+            };
+            if self.shortage.is_news() {
+                let reason = words(&error);
+                log::warn!("Cannot accept a connection, clients wait: {reason}");
             }
+            if self.closing.sweep() > 0 {
+                continue;
+            }
+            may_evict &= error.raw_os_error() == Some(libc::EMFILE);
+            let has_evicted = may_evict && self.seats.clear_longest_idle();
+            let timeout = if has_evicted {
+                EVICTION_TIMEOUT
+            } else {
+                PATIENCE
+            };
+            self.limit.wait_for_end(ended, timeout);
+            may_evict = !has_evicted;
         }
     }
 
@@ -277,17 +297,6 @@ impl Server {
             log::warn!("There are {size} connections, as many as may be: clients wait");
         }
         self.seats.clear_longest_idle()
-    }
-
-    /// Where the kernel has no means for another connection, says so once, closes what may be closed, and
-    /// waits for another to end, which may be an idle one that is evicted.
-    fn wait_for_means(&self, error: &io::Error) {
-        if self.means.is_news() {
-            log::warn!("Cannot accept a connection, clients wait: {}", words(error));
-        }
-        if self.closing.sweep() == 0 {
-            self.limit.wait_for_end(|| self.seats.clear_longest_idle());
-        }
     }
 
     fn serve(&self, accepted: Accepted, deadlines: &Deadlines, seat: &Seat, buffers: &mut Buffers) {
@@ -319,20 +328,20 @@ impl Server {
     }
 
     /// Ends connections after their next answer, and waits until none is left and none comes.
-    fn drain(&self) {
+    fn drain(self: &Arc<Server>) {
         self.context.draining.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + GRACE;
         let mut accepted = self.accepted.load(Ordering::Relaxed);
         let mut quiet_since = Instant::now();
         while Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
+            self.maintain();
             let now = self.accepted.load(Ordering::Relaxed);
             if now != accepted {
                 accepted = now;
                 quiet_since = Instant::now();
             }
             if quiet_since.elapsed() >= QUIET {
-                self.closing.sweep();
                 if !self.is_busy() {
                     break;
                 }
@@ -345,6 +354,9 @@ impl Server {
                 "Cut off {open} connections that did not end within {} s",
                 GRACE.as_secs()
             );
+        }
+        if self.clients.has_clients() {
+            log::warn!("Cut off clients that waited to be accepted");
         }
         log::info!(
             "Served {} requests on {} connections",

@@ -26,8 +26,8 @@ impl Workers {
         ensure_one(&mut waiting, spawn)
     }
 
-    /// Has `spawn` start a thread if none waits. The lock is held meanwhile: a thread that may yet fail
-    /// to start is never taken for one that waits.
+    /// Has `spawn` start a thread if none waits. The lock is held meanwhile, and no thread that has served
+    /// can join: a thread that may yet fail to start is never taken for one that waits.
     ///
     /// # Errors
     /// The error of `spawn`: no thread waits then.
@@ -59,30 +59,20 @@ fn ensure_one(waiting: &mut usize, spawn: impl FnOnce() -> io::Result<()>) -> io
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-    use std::thread;
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
     fn a_thread_that_may_yet_fail_to_start_is_not_taken_for_one_that_waits() {
         let workers = Workers::default();
-        let fail = || Err(io::Error::from_raw_os_error(libc::EAGAIN));
-        let (begin, begun) = mpsc::channel();
-        thread::scope(|scope| {
-            let first = scope.spawn(|| {
-                workers.ensure_one(|| {
-                    begin.send(()).unwrap();
-                    // The second asks meanwhile; on a machine too busy for that, both fail in turn.
-                    thread::sleep(Duration::from_millis(100));
-                    fail()
-                })
-            });
-            begun.recv().unwrap();
-            assert!(workers.ensure_one(fail).is_err());
-            assert!(first.join().unwrap().is_err());
-        });
+        let fail = || {
+            assert!(workers.waiting.try_lock().is_err(), "others cannot look");
+            Err(io::Error::from_raw_os_error(libc::EAGAIN))
+        };
+        assert!(workers.ensure_one(fail).is_err());
+        assert!(workers.ensure_one(fail).is_err());
+        workers.join();
+        assert!(workers.leave(fail).is_err());
+        assert!(workers.ensure_one(fail).is_err());
     }
 
     #[test]

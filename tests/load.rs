@@ -18,7 +18,10 @@ fn the_nodes_probes_do_not_wait_long_for_silent_programs_of_the_node() {
     let lab = Lab::new();
     let _daemon = lab.start(&["--cidr", CIDRS]);
     for address in ["127.0.0.1:1", "[::1]:1"] {
-        let silent: Vec<_> = (0..6).map(|_| lab.node.connect(address).unwrap()).collect();
+        // More than the threads that answer probes.
+        let silent: Vec<_> = (0..12)
+            .map(|_| lab.node.connect(address).unwrap())
+            .collect();
         let start = Instant::now();
         assert!(lab.node.get(address, "/healthz").ends_with("ok\n"));
         let took = start.elapsed();
@@ -55,8 +58,14 @@ fn threads_that_served_one_family_serve_the_other() {
     let at_first = threads(&daemon);
     for address in [POD, POD6, POD] {
         let connections = lab.open(address, 8);
-        let now = threads(&daemon);
-        assert!(now <= at_first + 8, "{at_first} threads, and then {now}");
+        // One for each and one that waits; threads that were about to end have, a moment later.
+        let are_few = || threads(&daemon) <= at_first + 8;
+        assert!(
+            are_few() || {
+                std::thread::sleep(Duration::from_millis(50));
+                are_few()
+            }
+        );
         drop(connections);
     }
 }
@@ -127,28 +136,13 @@ fn idle_connections_cost_little_memory() {
     }
 }
 
-/// The system call in which a connection waits that has given its buffers back (`Wire::wait_until`).
-#[cfg(target_arch = "x86_64")]
-const POLL: libc::c_long = libc::SYS_poll;
-#[cfg(not(target_arch = "x86_64"))]
-const POLL: libc::c_long = libc::SYS_ppoll;
-
-/// How many threads of the server are in that call (proc_pid_syscall(5)).
-fn in_poll(daemon: &Daemon) -> usize {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.server())).unwrap();
-    tasks
-        .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("syscall")).ok())
-        .filter(|call| call.starts_with(&format!("{POLL} ")))
-        .count()
-}
-
 #[test]
 fn a_client_that_says_nothing_at_first_is_served_when_it_speaks() {
     let lab = Lab::new();
     let daemon = lab.start(&["--cidr", CIDRS]);
-    assert_eq!(in_poll(&daemon), 0);
+    assert_eq!(daemon.idle_connections(), 0);
     let mut clients = [POD, POD6].map(|address| lab.client.talk(address));
-    wait_until("both are idle", || in_poll(&daemon) == 2);
+    wait_until("both are idle", || daemon.idle_connections() == 2);
     for client in &mut clients {
         assert_eq!(client.ask(REQUEST).status, "200 OK");
         assert_eq!(client.ask(REQUEST).status, "200 OK");

@@ -39,10 +39,13 @@ fn asking(lab: &Lab, address: &str, count: usize) -> Vec<Conversation> {
     (0..count).map(ask).collect()
 }
 
-fn are_answered(clients: Vec<Conversation>) {
-    for mut client in clients {
-        assert_eq!(client.answer().status, "200 OK");
-    }
+/// Each reads when its answer comes: until then, the server waits for one that has its last answer to close.
+fn are_answered(clients: impl IntoIterator<Item = Conversation>) {
+    std::thread::scope(|scope| {
+        for mut client in clients {
+            scope.spawn(move || assert_eq!(client.answer().status, "200 OK"));
+        }
+    });
 }
 
 fn threads(daemon: &Daemon) -> usize {
@@ -248,7 +251,7 @@ fn with_one_file_left_clients_of_both_families_are_served_one_after_the_other() 
     let daemon = lab.start(&["--cidr", CIDRS]);
     allow_one_file(&daemon);
     let clients = [POD, POD6, POD, POD6].map(|address| asking(&lab, address, 20));
-    clients.into_iter().for_each(are_answered);
+    are_answered(clients.into_iter().flatten());
 }
 
 #[test]
@@ -260,6 +263,41 @@ fn with_one_file_left_an_idle_connection_gives_way_to_the_next_client() {
         let mut idle = lab.open(first, 1);
         assert!(lab.client.get(next, "/").contains("Request received"));
         idle[0].ends();
+    }
+}
+
+/// Connections that give way to others.
+fn idle(lab: &Lab, daemon: &Daemon, count: usize) -> Vec<Conversation> {
+    let connections = lab.open(POD, count);
+    wait_until("all are idle", || daemon.idle_connections() == count);
+    connections
+}
+
+#[test]
+fn a_file_that_is_free_again_costs_no_idle_connection() {
+    let lab = Lab::new();
+    let daemon = lab.start(&["--cidr", CIDRS]);
+    let mut idle = idle(&lab, &daemon, 5);
+    // Once in each thread: then another connection has ended.
+    let full = Strace::failing(daemon.server(), "accept4", "EMFILE:when=1");
+    are_answered(asking(&lab, POD, 1));
+    daemon
+        .wait_for("WARN  Cannot accept a connection, clients wait: No file descriptors available");
+    drop(full);
+    assert!(idle.iter_mut().all(is_answered));
+}
+
+#[test]
+fn a_shortage_that_no_eviction_ends_costs_no_idle_connection() {
+    for error in ["ENFILE", "ENOMEM", "EPERM"] {
+        let lab = Lab::new();
+        let daemon = lab.start(&["--cidr", CIDRS]);
+        let mut idle = idle(&lab, &daemon, 5);
+        let short = Strace::failing(daemon.server(), "accept4", &format!("{error}:when=1..20"));
+        are_answered(asking(&lab, POD, 1));
+        daemon.wait_for("WARN  Cannot accept a connection, clients wait: ");
+        drop(short);
+        assert!(idle.iter_mut().all(is_answered), "{error}");
     }
 }
 
@@ -287,7 +325,7 @@ fn a_stop_waits_for_clients_that_no_file_is_left_for() {
     daemon.signal(Signal::SIGTERM);
     daemon.wait_for("Stopping");
     drop(busy);
-    clients.into_iter().for_each(are_answered);
+    are_answered(clients.into_iter().flatten());
     assert_eq!(daemon.wait().code(), Some(0));
     daemon.wait_for("Served 10 requests on 11 connections");
 }
@@ -375,6 +413,23 @@ fn without_new_threads_clients_wait_for_those_there_are_until_some_can_be_starte
     let busy = [uploads(&lab, POD, 5), uploads(&lab, POD6, 5)];
     drop(busy);
     assert_eq!(lines_in_the_end(&mut daemon, "Cannot start a thread"), 1);
+}
+
+#[test]
+fn a_stop_starts_the_thread_that_clients_wait_for_once_it_can() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    let without_threads = forbid_threads(&daemon);
+    let busy = upload(&lab, POD);
+    daemon.wait_for("WARN  Cannot start a thread, clients wait: ");
+    let clients = [POD, POD6].map(|address| asking(&lab, address, 3));
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("Stopping");
+    drop(without_threads);
+    are_answered(clients.into_iter().flatten());
+    drop(busy);
+    assert_eq!(daemon.wait().code(), Some(0));
+    daemon.wait_for("Served 6 requests on 7 connections");
 }
 
 #[test]

@@ -67,6 +67,12 @@ pub const POD6: &str = "[fd00:10:244::5]:8180";
 /// The blocks that hold the Pod's addresses.
 pub const CIDRS: &str = "10.244.0.0/16,fd00:10:244::/56";
 
+/// The system call in which an idle connection waits (`Wire::wait_until`): poll(2), as musl makes it.
+#[cfg(target_arch = "x86_64")]
+const POLL: libc::c_long = libc::SYS_poll;
+#[cfg(not(target_arch = "x86_64"))]
+const POLL: libc::c_long = libc::SYS_ppoll;
+
 /// A network namespace.
 #[derive(Clone)]
 pub struct Namespace(Arc<File>);
@@ -445,6 +451,16 @@ impl Daemon {
     /// The server's process id.
     pub fn server(&self) -> Pid {
         server_of(self.guard())
+    }
+
+    /// How many connections have waited for a request for so long that they give way to others: their threads
+    /// are in [`POLL`] (proc_pid_syscall(5)).
+    pub fn idle_connections(&self) -> usize {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.server())).unwrap();
+        tasks
+            .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("syscall")).ok())
+            .filter(|call| call.starts_with(&format!("{POLL} ")))
+            .count()
     }
 
     /// What it has logged so far.
