@@ -23,6 +23,7 @@ pub mod refusal;
 pub mod rtnetlink;
 pub mod script;
 pub mod stolen;
+pub mod stopwatch;
 pub mod strace;
 pub mod theirs;
 
@@ -45,6 +46,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 
 use kernel::has_ipv6;
+use stopwatch::Stopwatch;
 
 /// The program under test: the one that the environment names when the tests are built, such as that of
 /// scripts/build.sh, or one that is built as the tests are.
@@ -496,8 +498,8 @@ impl Daemon {
     }
 
     fn wait_for_guard(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + 2 * *PATIENCE;
-        while Instant::now() < deadline {
+        let watch = Stopwatch::start();
+        while watch.used() < 2 * *PATIENCE {
             if let Some(status) = self.child.try_wait().unwrap() {
                 self.ended = Some(status);
                 return status;
