@@ -15,6 +15,9 @@ use tproxy_pod::guard::LONGEST_STOP;
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 
+/// How long a stop waits for handshakes at most (src/guard.rs).
+const HANDSHAKES: Duration = Duration::from_secs(3);
+
 #[test]
 fn every_orderly_stop_leaves_nothing() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
@@ -190,24 +193,38 @@ fn a_stop_lets_a_slow_client_take_its_answer() {
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
+/// Has a stop begin while the last packet of a handshake is lost, and a client ask for the first time when the
+/// kernel has repeated the packet before. Whether that is in time; if it is, it is answered.
+fn asks_late_in_a_handshake(lab: &Lab) -> bool {
+    // The ACKs that carry no data.
+    let loss = "table ip lossy { chain output { type filter hook output priority 0; \
+                tcp flags & (syn | psh) == 0 drop; }; }";
+    assert!(lab.client.feed("nft -f -", loss).status.success());
+    let mut daemon = lab.start(&[]);
+    let repeated = lab.node.counter("TCPSynRetrans");
+    let begin = Instant::now();
+    let mut client = lab.client.talk(POD);
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("Stopping");
+    wait_until("the SYN-ACK is repeated", || {
+        lab.node.counter("TCPSynRetrans") > repeated
+    });
+    client.send(REQUEST);
+    let is_in_time = begin.elapsed() < HANDSHAKES;
+    if is_in_time {
+        assert!(client.answer().text().contains("Request received"));
+    }
+    lab.client.run("nft delete table ip lossy");
+    assert_eq!(daemon.wait().code(), Some(0));
+    is_in_time
+}
+
 #[test]
 fn a_stop_waits_for_a_handshake_that_has_begun() {
     let lab = Lab::new();
-    let mut daemon = lab.start(&[]);
-    // The client's ACK, and all that follows, is lost for a while.
-    lab.client.run("nft add table ip lossy");
-    lab.client
-        .run("nft add chain ip lossy output { type filter hook output priority 0 ; }");
-    lab.client
-        .run("nft add rule ip lossy output tcp flags & syn == 0 drop");
-    let mut client = lab.client.talk(POD);
-    client.send(REQUEST);
-    daemon.signal(Signal::SIGTERM);
-    daemon.wait_for("Stopping");
-    std::thread::sleep(Duration::from_millis(500));
-    lab.client.run("nft delete table ip lossy");
-    assert!(client.answer().text().contains("Request received"));
-    assert_eq!(daemon.wait().code(), Some(0));
+    // What a test that was late has seen says nothing.
+    let is_in_time = (0..5).any(|_| asks_late_in_a_handshake(&lab));
+    assert!(is_in_time, "the machine is too slow for this test");
 }
 
 #[test]
