@@ -10,11 +10,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::conversation::Conversation;
 use lab::stopwatch::Stopwatch;
-use lab::{CIDRS, Daemon, Lab, POD, PROGRAM, peak_memory, wait_until};
+use lab::{CIDRS, Lab, POD, PROGRAM, peak_memory, wait_until};
 use nix::libc::O_NONBLOCK;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -381,16 +381,23 @@ fn a_stop_in_order_loses_no_line() {
 }
 
 #[test]
-fn a_line_is_written_within_a_moment_and_outlives_the_program() {
+fn a_line_is_written_within_a_moment_and_waits_for_no_other() {
     let lab = Lab::new();
-    let mut daemon: Daemon = lab.start(&[]);
+    let daemon = lab.start(&[]);
     let mut connection = lab.client.talk(POD);
-    for _ in 0..100 {
-        assert_eq!(connection.ask(REQUEST).status, "200 OK");
-    }
-    // Long for the few milliseconds that lines are gathered, short for anything else.
-    thread::sleep(Duration::from_millis(100));
-    daemon.kill();
-    daemon.wait();
-    assert_eq!(received(&daemon.log()), 100);
+    let took = (1..=20).map(|round| {
+        for _ in 0..5 {
+            assert_eq!(connection.ask(REQUEST).status, "200 OK");
+        }
+        let start = Instant::now();
+        wait_until("the last line is written", || {
+            received(&daemon.log()) == 5 * round
+        });
+        start.elapsed()
+    });
+    let mut took: Vec<Duration> = took.collect();
+    took.sort();
+    // Long for the few milliseconds that lines are gathered, short for anything else. Where the machine is busy,
+    // some are later.
+    assert!(took[10] < Duration::from_millis(100), "{took:?}");
 }
