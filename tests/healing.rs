@@ -2,6 +2,7 @@
 
 mod lab;
 
+use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -509,7 +510,8 @@ fn a_thousand_random_losses_under_load_leave_one_of_everything() {
     assert_eq!(lab.remains(), [""; 0]);
 }
 
-/// A thousand random losses, 8 ms after each other.
+/// A thousand random losses, 8 ms after each other: others in each run, unless the environment has the `SEED`
+/// of an earlier one.
 fn thousand_losses(lab: &Lab) {
     let flush = format!("rule flush\n{}", STANDARD_RULES.join("\n"));
     let losses = [
@@ -520,8 +522,11 @@ fn thousand_losses(lab: &Lab) {
         &flush,
     ];
     let mut batches = ["-4", "-6"].map(|family| Batch::new(&lab.node, family));
-    let mut random = u64::from(std::process::id());
-    println!("the first random number is {random}");
+    let mut random = match std::env::var("SEED") {
+        Ok(seed) => seed.parse().unwrap(),
+        Err(_) => RandomState::new().hash_one(()),
+    };
+    println!("SEED={random} repeats these losses");
     let begin = Instant::now();
     for round in 0..1000 {
         // Knuth's MMIX generator: the upper bits are the good ones.
