@@ -358,15 +358,21 @@ fn repeat<T>(mut something: impl FnMut() + Send, meanwhile: impl FnOnce() -> T) 
 fn against_a_rival_it_slows_down_says_so_once_and_wins_in_the_end() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
-    let length = Duration::from_secs(3);
-    let used = fight(&lab, || {
+    let (times, used, length) = fight(&lab, || {
         daemon.wait_for(FIGHT);
-        let used = processor_time(daemon.guard());
-        // The length of the fight, not a wait for something.
-        thread::sleep(length);
-        processor_time(daemon.guard()) - used
+        let (begin, used) = (Instant::now(), processor_time(daemon.guard()));
+        let mut monitor = Monitor::new(&lab.node);
+        let mut times = 0;
+        while begin.elapsed() < Duration::from_secs(3) {
+            monitor.next(libc::RTM_NEWRULE);
+            times += 1;
+        }
+        let length = begin.elapsed();
+        (times, processor_time(daemon.guard()) - used, length)
     });
-    println!("{used:?} of {length:?}");
+    println!("put back {times} times, {used:?} of {length:?}");
+    // As the log says, 25 times a second.
+    assert!(times <= 1 + length.as_millis() / 40, "{times} times");
     assert!(used < length / 10, "{used:?} of {length:?}");
     is_whole_again(&lab, &before);
     both_families_are_answered(&lab);
