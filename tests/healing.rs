@@ -121,20 +121,22 @@ fn a_loss_lasts_less_than_a_tenth_of_a_second() {
         ("ip route flush table 100", route),
         ("ip -6 route flush table 100", route),
     ];
-    let mut gaps: Vec<Duration> = Vec::new();
+    let mut gaps = losses.map(|_| Vec::new());
     for _ in 0..10 {
-        for (loss, (gone, back)) in losses {
+        for ((loss, (gone, back)), gaps) in losses.iter().zip(&mut gaps) {
             let mut monitor = Monitor::new(&lab.node);
             lab.node.run(loss);
-            let lost = monitor.next(gone);
-            gaps.push(monitor.next(back) - lost);
+            let lost = monitor.next(*gone);
+            gaps.push(monitor.next(*back) - lost);
         }
     }
     is_whole_again(&lab, &before);
-    gaps.sort();
-    println!("median {:?}, longest {:?}", gaps[20], gaps[39]);
-    // A machine that is busy with other things may be late now and then.
-    assert!(gaps[35] < Duration::from_millis(100), "{gaps:?}");
+    for ((loss, _), gaps) in losses.iter().zip(&mut gaps) {
+        gaps.sort();
+        println!("{loss}: {gaps:?}");
+        // Some may be late: a machine that is busy with other things is, now and then.
+        assert!(gaps[5] < Duration::from_millis(100), "{loss}: {gaps:?}");
+    }
 }
 
 #[test]
