@@ -7,36 +7,31 @@ mod lab;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lab::conversation::Conversation;
+use lab::stopwatch::Stopwatch;
 use lab::{Daemon, Lab, PATIENCE, POD, between};
 
 /// How often a client that drips sends a byte.
 const DRIP: Duration = Duration::from_millis(250);
 
-/// How much later than its deadline a machine that is busy may act.
-const TOLERANCE: Duration = Duration::from_secs(3);
-
 /// Longer than every deadline.
 const LONG: Duration = Duration::from_secs(40);
 
-/// Whether something took so many seconds: not less, and not much more.
-fn check(what: &str, took: Duration, seconds: u64) {
-    let limit = Duration::from_secs(seconds);
-    assert!(
-        (limit..limit + TOLERANCE).contains(&took),
-        "{what}: {took:?} instead of {limit:?}"
-    );
+/// Checks that something has ended after so many seconds.
+fn check(watch: &Stopwatch, what: &str, seconds: u64) {
+    watch.check(what, watch.elapsed(), Duration::from_secs(seconds));
 }
 
 /// Sends `byte` again and again, until the server says something.
 fn drip(connection: &mut Conversation, byte: &str) {
     connection.0.get_ref().set_read_timeout(Some(DRIP)).unwrap();
-    let start = Instant::now();
-    while start.elapsed() < LONG {
+    let watch = Stopwatch::start();
+    while watch.used() < LONG {
         match connection.0.fill_buf() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => connection.send(byte),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             arrived => {
                 assert!(!arrived.unwrap().is_empty(), "an answer comes first");
                 return connection
@@ -53,10 +48,10 @@ fn drip(connection: &mut Conversation, byte: &str) {
 /// A request that does not end in time is answered, after so many seconds, with 408.
 fn times_out(lab: &Lab, daemon: &Daemon, [begin, byte, part]: [&str; 3], seconds: u64) {
     let mut connection = lab.client.talk(POD);
-    let start = Instant::now();
+    let watch = Stopwatch::start();
     connection.send(begin);
     drip(&mut connection, byte);
-    check(begin, start.elapsed(), seconds);
+    check(&watch, begin, seconds);
     let answer = connection.answer();
     assert_eq!(answer.status, "408 Request Timeout", "{begin}");
     assert_eq!(answer.other_fields(), ["Connection: close"], "{begin}");
@@ -73,15 +68,15 @@ fn times_out(lab: &Lab, daemon: &Daemon, [begin, byte, part]: [&str; 3], seconds
 
 /// A connection without a request ends, after so many seconds, without a word.
 fn idles(lab: &Lab, daemon: &Daemon, requests: usize) {
+    let mut watch = Stopwatch::start();
     let mut connection = lab.client.talk(POD);
-    let mut start = Instant::now();
     for _ in 0..requests {
-        start = Instant::now();
+        watch = Stopwatch::start();
         connection.ask("GET /first HTTP/1.1\r\nHost: a\r\n\r\n");
     }
     connection.0.get_ref().set_read_timeout(Some(LONG)).unwrap();
     connection.ends();
-    check("an idle connection", start.elapsed(), 15);
+    check(&watch, "an idle connection", 15);
     let line = daemon.wait_for(&format!("client={} ", connection.client()));
     assert_eq!(
         line.contains("Connection without a request : "),
@@ -100,6 +95,7 @@ fn takes_little(lab: &Lab, daemon: &Daemon, bytes: usize) {
         "POST /many HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
+    let watch = Stopwatch::start();
     let over = AtomicBool::new(false);
     let error = thread::scope(|scope| {
         scope.spawn(|| {
@@ -125,7 +121,8 @@ fn takes_little(lab: &Lab, daemon: &Daemon, bytes: usize) {
     let log = daemon.log();
     let mut taken = log.lines().rev().filter(|line| line.contains(&client));
     let last = taken.find(|line| line.contains("Received request"));
-    check("an answer", between(last.unwrap(), &lost), 15);
+    let took = between(last.unwrap(), &lost);
+    watch.check("an answer", took, Duration::from_secs(15));
 }
 
 /// An answer that fits into the kernel's buffer, but not into the client's.
@@ -143,7 +140,7 @@ fn leave_answer(lab: &Lab, daemon: &Daemon, persistence: &str, room: usize) -> C
 /// A client that takes some of such an answer each two seconds, if it takes any: the kernel does not
 /// keep the rest for longer.
 fn takes_little_of_the_last(lab: &Lab, daemon: &Daemon, persistence: &str, takes: bool) {
-    let start = Instant::now();
+    let watch = Stopwatch::start();
     let (room, bytes) = if takes { (8192, 1000) } else { (2048, 0) };
     let mut connection = leave_answer(lab, daemon, persistence, room);
     let client = connection.client();
@@ -151,13 +148,13 @@ fn takes_little_of_the_last(lab: &Lab, daemon: &Daemon, persistence: &str, takes
         if !lab.node.run("ss -tanH").contains(&client) {
             break;
         }
-        assert!(start.elapsed() < LONG, "the kernel still has it");
+        assert!(watch.used() < LONG, "the kernel still has it");
         if round % 8 == 0 {
             let _ = connection.0.get_mut().read(&mut vec![0; bytes]);
         }
         thread::sleep(DRIP);
     }
-    check("an answer in the kernel", start.elapsed(), 15);
+    check(&watch, "an answer in the kernel", 15);
 }
 
 /// A client that does not take an answer, and begins a body: that is not too late yet.
@@ -165,9 +162,9 @@ fn begins_a_body(lab: &Lab, daemon: &Daemon) {
     let mut connection = leave_answer(lab, daemon, "keep-alive", 2048);
     connection.send("POST /begun HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhello");
     let client = connection.client();
-    let start = Instant::now();
+    let watch = Stopwatch::start();
     while lab.node.run("ss -tanH").contains(&client) {
-        assert!(start.elapsed() < LONG, "the kernel still has it");
+        assert!(watch.used() < LONG, "the kernel still has it");
         thread::sleep(DRIP);
     }
     let line = daemon.wait_for(&format!("Lost request : client={client} "));
@@ -179,27 +176,27 @@ fn begins_a_body(lab: &Lab, daemon: &Daemon) {
 
 /// A client that lets an empty line drip in has no more time than one that is silent.
 fn drips_an_empty_line(lab: &Lab) {
+    let watch = Stopwatch::start();
     let mut connection = lab.client.talk(POD);
-    let start = Instant::now();
-    for byte in ["\r", "\n"] {
-        thread::sleep(Duration::from_secs(5));
+    for (byte, seconds) in [("\r", 5), ("\n", 10)] {
+        thread::sleep(Duration::from_secs(seconds).saturating_sub(watch.elapsed()));
         connection.send(byte);
     }
     connection.0.get_ref().set_read_timeout(Some(LONG)).unwrap();
     connection.ends();
-    check("an empty line", start.elapsed(), 15);
+    check(&watch, "an empty line", 15);
 }
 
 /// A client that is refused, and sends on, is listened to for another second.
 fn sends_on(lab: &Lab) {
     let mut connection = lab.client.talk(POD);
-    let start = Instant::now();
+    let watch = Stopwatch::start();
     connection.send("nonsense\r\n");
     assert_eq!(connection.answer().status, "400 Bad Request");
     while connection.0.get_mut().write_all(&[b'x'; 4096]).is_ok() {
-        assert!(start.elapsed() < LONG);
+        assert!(watch.used() < LONG);
     }
-    check("a client that sends on", start.elapsed(), 1);
+    check(&watch, "a client that sends on", 1);
 }
 
 #[test]
