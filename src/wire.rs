@@ -91,7 +91,7 @@ impl Wire {
         self.stream.as_raw_fd()
     }
 
-    /// Reads for as long as the first time-out allows.
+    /// Reads for as long as the inherited time-out allows, or until a signal comes.
     ///
     /// # Errors
     /// Why there is nothing to read.
@@ -100,7 +100,10 @@ impl Wire {
             self.stream.set_read_timeout(Some(self.inherited))?;
             self.changed = false;
         }
-        self.read_once(buffer)
+        match self.read_once(buffer)? {
+            Some(length) => Ok(length),
+            None => Err(Failure::TimedOut),
+        }
     }
 
     /// Reads until the deadline.
@@ -108,23 +111,27 @@ impl Wire {
     /// # Errors
     /// Why there is nothing to read.
     pub fn read_until(&mut self, deadline: Instant, buffer: &mut [u8]) -> Result<usize, Failure> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Failure::TimedOut);
-        }
-        self.stream.set_read_timeout(Some(left))?;
         self.changed = true;
-        self.read_once(buffer)
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Failure::TimedOut);
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            if let Some(length) = self.read_once(buffer)? {
+                return Ok(length);
+            }
+        }
     }
 
-    fn read_once(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
-        loop {
-            match self.stream.read(buffer) {
-                Ok(0) => return Err(Failure::Closed),
-                Ok(length) => return Ok(length),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
+    /// Reads once; `None` if a signal comes first. A call with a time-out is not begun again then, after
+    /// SIGCONT either (signal(7)): it would wait for the whole time once more.
+    fn read_once(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Failure> {
+        match self.stream.read(buffer) {
+            Ok(0) => Err(Failure::Closed),
+            Ok(length) => Ok(Some(length)),
+            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod lab;
 
+use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,7 +12,8 @@ use std::time::Duration;
 
 use lab::conversation::Conversation;
 use lab::stopwatch::Stopwatch;
-use lab::{Daemon, Lab, PATIENCE, POD, between};
+use lab::{Daemon, Lab, PATIENCE, POD, between, wait_until};
+use nix::sys::signal::{Signal, kill};
 
 /// How often a client that drips sends a byte.
 const DRIP: Duration = Duration::from_millis(250);
@@ -257,5 +259,39 @@ fn heads_bodies_answers_and_idle_connections_have_one_deadline_each() {
         scope.spawn(|| begins_a_body(lab, daemon));
         scope.spawn(|| drips_an_empty_line(lab));
         scope.spawn(|| sends_on(lab));
+    });
+}
+
+/// A read with a time-out is not begun again after SIGCONT (signal(7)).
+#[test]
+fn a_deadline_holds_however_often_the_server_is_stopped() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let server = daemon.server();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let watch = Stopwatch::start();
+            while !over.load(Ordering::Relaxed) && watch.used() < LONG {
+                kill(server, Signal::SIGSTOP).unwrap();
+                let status = || fs::read_to_string(format!("/proc/{server}/status")).unwrap();
+                wait_until("it is stopped", || status().contains("State:\tT"));
+                kill(server, Signal::SIGCONT).unwrap();
+                thread::sleep(DRIP);
+            }
+        });
+        let watch = Stopwatch::start();
+        let mut silent = lab.client.talk(POD);
+        let mut begun = lab.client.talk(POD);
+        begun.send("GET / HTTP/1.1\r\n");
+        for connection in [&begun, &silent] {
+            let stream = connection.0.get_ref();
+            stream.set_read_timeout(Some(LONG)).unwrap();
+        }
+        assert_eq!(begun.answer().status, "408 Request Timeout");
+        check(&watch, "a head", 10);
+        silent.ends();
+        check(&watch, "an idle connection", 15);
+        over.store(true, Ordering::Relaxed);
     });
 }

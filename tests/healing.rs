@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::rtnetlink::{Batch, Monitor, Rules};
+use lab::stopwatch::Stopwatch;
 use lab::strace::Strace;
 use lab::{CIDRS, Daemon, Lab, POD, POD6, wait_until};
 use nix::sys::signal::{Signal, kill};
@@ -125,17 +126,18 @@ fn a_loss_lasts_less_than_a_tenth_of_a_second() {
     for _ in 0..10 {
         for ((loss, (gone, back)), gaps) in losses.iter().zip(&mut gaps) {
             let mut monitor = Monitor::new(&lab.node);
+            let watch = Stopwatch::start();
             lab.node.run(loss);
             let lost = monitor.next(*gone);
-            gaps.push(monitor.next(*back) - lost);
+            gaps.push((monitor.next(*back) - lost).saturating_sub(watch.lost()));
         }
     }
     is_whole_again(&lab, &before);
     for ((loss, _), gaps) in losses.iter().zip(&mut gaps) {
         gaps.sort();
         println!("{loss}: {gaps:?}");
-        // Some may be late: a machine that is busy with other things is, now and then.
-        assert!(gaps[5] < Duration::from_millis(100), "{loss}: {gaps:?}");
+        // One of ten may be late: the machine may be busy for less than the stopwatch sees.
+        assert!(gaps[8] < Duration::from_millis(100), "{loss}: {gaps:?}");
     }
 }
 
