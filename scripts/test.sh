@@ -68,15 +68,26 @@ fi
 
 target="$(uname -m)-unknown-linux-musl"
 stage="$(mktemp -d)"
-trap 'rm -rf "$stage"' EXIT
 
-# A step that fails is listed in the end; the others still run.
-failed=() failed_tests=()
-step() {
-    echo "== $1"
-    if ! "${@:2}"; then
-        failed+=("$1")
+# What fails is listed in the end; the other steps still run.
+failed=()
+finish() {
+    local status=$?
+    rm -rf "$stage"
+    if ((${#failed[@]})); then
+        echo "== failed"
+        printf '%s\n' "${failed[@]}"
+        status=1
     fi
+    exit "$status"
+}
+trap finish EXIT
+
+step() {
+    local before=${#failed[@]}
+    echo "== $1"
+    # What the step adds itself comes behind its name.
+    "${@:2}" || failed=("${failed[@]:0:before}" "$1" "${failed[@]:before}")
 }
 
 check_format() {
@@ -88,21 +99,22 @@ check_lints() {
         cargo clippy --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
 }
 
-# Every test, also where one fails.
+# Every test, also where one fails: lists tests that failed, and crates that were not built or aborted.
 run_tests() {
-    cargo test --no-fail-fast --target "$target" "$@" 2>&1 | tee "$stage/tests" && return
-    mapfile -t -O "${#failed_tests[@]}" failed_tests \
-        < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$stage/tests")
+    cargo test --no-fail-fast "$@" 2>&1 | tee "$stage/tests" && return
+    mapfile -t -O "${#failed[@]}" failed < <(sed -n -e 's/^test \(.*\) \.\.\. FAILED$/    \1/p' \
+        -e 's/^error: could not compile.*/    &/p' -e 's/^    .\(--.*\).$/    \1/p' "$stage/tests")
     return 1
 }
 
-run_arm64() {
+run_arm64_tests() {
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static \
-        cargo test --no-fail-fast --target aarch64-unknown-linux-musl --lib --test reading
+        run_tests --target aarch64-unknown-linux-musl --lib --test reading
 }
 
 # What has been found is tried again, then new inputs: the same each time, and not kept.
 fuzz() {
+    cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz --version 0.13.2 || return
     mkdir "$stage/$1"
     if ! cargo fuzz run --sanitizer none "$1" "$stage/$1" "fuzz/corpus/$1" -- \
         -runs="$2" -seed=1 -timeout=10 -max_len=4096 >"$stage/log" 2>&1; then
@@ -127,14 +139,13 @@ echo "== static binaries"
 scripts/build.sh
 binary="target/$(dpkg --print-architecture)/tproxy-pod"
 export PROGRAM="$PWD/$binary"
-step "tests of $binary" run_tests
+step "tests of $binary" run_tests --target "$target"
 if [[ $stock_kernel ]]; then
     step "tests on a stock kernel, emulated" scripts/kernels.sh
 else
     echo "== NOT on a stock kernel: scripts/kernels.sh needs Debian on x86_64"
 fi
-step "unit and HTTP tests for arm64, emulated" run_arm64
-cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz --version 0.13.2
+step "unit and HTTP tests for arm64, emulated" run_arm64_tests
 step "fuzzing of requests" fuzz request 40000
 step "fuzzing of scripts" fuzz script 40000
 step "fuzzing of options" fuzz options 40000
@@ -146,7 +157,7 @@ else
     echo "== not the first stage of the Containerfile: only root may run it here"
 fi
 if ((EUID == 0)) && [[ -w /sys/fs/cgroup/cgroup.procs || -w /sys/fs/cgroup/memory/cgroup.procs ]]; then
-    step "death by want of memory" run_tests --test death -- --ignored
+    step "death by want of memory" run_tests --target "$target" --test death -- --ignored
 else
     echo "== not death by want of memory: only root may make control groups, where they can be changed"
 fi
@@ -162,8 +173,3 @@ if ((EUID == 0)); then
     fi
 fi
 step "benchmark, quick" run_benchmark
-if ((${#failed[@]})); then
-    echo "== failed"
-    printf '%s\n' "${failed[@]}" "${failed_tests[@]/#/test }"
-    exit 1
-fi
