@@ -91,7 +91,7 @@ impl Wire {
         self.stream.as_raw_fd()
     }
 
-    /// Reads for as long as the inherited time-out allows, or until a signal comes.
+    /// Reads for as long as the inherited time-out allows, and after a signal for as long once more.
     ///
     /// # Errors
     /// Why there is nothing to read.
@@ -102,7 +102,7 @@ impl Wire {
         }
         match self.read_once(buffer)? {
             Some(length) => Ok(length),
-            None => Err(Failure::TimedOut),
+            None => self.read_until(Instant::now() + self.inherited, buffer),
         }
     }
 

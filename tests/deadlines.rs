@@ -282,6 +282,10 @@ fn a_deadline_holds_however_often_the_server_is_stopped() {
         });
         let watch = Stopwatch::start();
         let mut silent = lab.client.talk(POD);
+        assert_eq!(
+            silent.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status,
+            "200 OK"
+        );
         let mut begun = lab.client.talk(POD);
         begun.send("GET / HTTP/1.1\r\n");
         for connection in [&begun, &silent] {
