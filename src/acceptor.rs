@@ -62,14 +62,15 @@ impl Acceptor {
         self.listeners.len()
     }
 
-    /// Waits for a client, and returns the turn to accept it; `None` after the time-out.
-    pub fn wait(&self, timeout: EpollTimeout) -> Option<Turn<'_>> {
+    /// Waits for a client, and returns its listener; `None` after the time-out, which starts again after a
+    /// signal.
+    pub fn wait(&self, timeout: EpollTimeout) -> Option<ReadyListener<'_>> {
         let mut events = [EpollEvent::empty()];
         loop {
             match self.epoll.wait(&mut events, timeout) {
                 Ok(0) => return None,
                 Ok(_) => {
-                    return Some(Turn {
+                    return Some(ReadyListener {
                         acceptor: self,
                         number: events[0].data() as usize,
                     });
@@ -90,14 +91,14 @@ impl Acceptor {
     }
 }
 
-/// The turn to accept from a listener: until it is dropped, no other thread does.
+/// A listener that has a client. Until this is dropped, no other thread accepts from the listener.
 #[derive(Debug)]
-pub struct Turn<'a> {
+pub struct ReadyListener<'a> {
     acceptor: &'a Acceptor,
     number: usize,
 }
 
-impl Turn<'_> {
+impl ReadyListener<'_> {
     /// Accepts a client without waiting for one; `None` if there is none, or if it has gone.
     ///
     /// # Errors
@@ -140,7 +141,7 @@ fn is_aborted(error: &io::Error) -> bool {
     )
 }
 
-impl Drop for Turn<'_> {
+impl Drop for ReadyListener<'_> {
     fn drop(&mut self) {
         let event = &mut one_event_of(self.number);
         let armed = self.acceptor.epoll.modify(&self.listener().socket, event);

@@ -26,7 +26,7 @@ const STOP: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 
 /// How long handshakes are waited for that had begun before the rules changed: a lost packet is
 /// sent again after 1 s, and then after 2 s (RFC 6298, 2.1).
-const HANDSHAKES: Duration = Duration::from_secs(3);
+pub const HANDSHAKES: Duration = Duration::from_secs(3);
 
 /// What a stop may take beside waiting for handshakes and for the server's connections: the server
 /// writes the last lines of its log.

@@ -93,10 +93,10 @@ impl ConnectionLimit {
         self.state().ended
     }
 
-    /// Waits until more connections have ended than `ended`, up to a time-out.
-    pub fn wait_for_end(&self, ended: usize, timeout: Duration) {
+    /// Waits until more connections have ended than `ended`, up to a time-out; returns whether they have.
+    pub fn wait_for_end(&self, ended: usize, timeout: Duration) -> bool {
         let has_none = |state: &State| state.ended == ended;
-        drop(self.wait(self.state(), timeout, has_none));
+        !has_none(&self.wait(self.state(), timeout, has_none))
     }
 
     /// Waits for as long as `is_blocked`, up to a time-out.

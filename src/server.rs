@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::EpollTimeout;
 use nix::unistd::Pid;
 
-use crate::acceptor::{Accepted, Acceptor, Turn};
+use crate::acceptor::{Accepted, Acceptor, ReadyListener};
 use crate::closing::Closing;
 use crate::connection::{
     Buffers, Connection, Context, DEADLINES, DIRECT_DEADLINES, Deadlines, PROMPT,
@@ -27,7 +27,7 @@ use crate::error::{Error, words};
 use crate::idle::{Seat, Seats};
 use crate::limit::{ConnectionLimit, EVICTION_TIMEOUT, PATIENCE};
 use crate::shortage::Shortage;
-use crate::workers::Workers;
+use crate::workers::IdleWorkers;
 use crate::{logging, sandbox, sys};
 
 /// How long the server takes at most to finish what it has.
@@ -46,7 +46,7 @@ const STACK: usize = 64 * 1024;
 /// The time after which a thread that waits for a client ends, if others wait too, in ms.
 const IDLE_TIMEOUT: u16 = 1000;
 
-/// How often the first thread looks whether a thread waits for clients.
+/// The interval at which the first thread makes sure that a thread waits for clients.
 const ROUND: Duration = Duration::from_secs(1);
 
 /// Descriptors that are open beside those of the clients' connections, at most: a dozen of ours, those of
@@ -135,7 +135,7 @@ struct Server {
     context: Context,
     clients: Acceptor,
     probes: Acceptor,
-    workers: Workers,
+    workers: IdleWorkers,
     limit: ConnectionLimit,
     /// Connections that were accepted, probes excluded.
     accepted: AtomicU64,
@@ -163,7 +163,7 @@ impl Server {
             context,
             clients,
             probes,
-            workers: Workers::default(),
+            workers: IdleWorkers::default(),
             limit: ConnectionLimit::new(max_connections),
             accepted: AtomicU64::new(0),
             seats: Seats::default(),
@@ -188,8 +188,8 @@ impl Server {
         let seat = self.seats.add();
         let mut buffers = Buffers::default();
         loop {
-            let turn = self.probes.wait(EpollTimeout::NONE);
-            let Some(accepted) = turn.and_then(|turn| self.accept(turn)) else {
+            let ready = self.probes.wait(EpollTimeout::NONE);
+            let Some(accepted) = ready.and_then(|listener| self.accept(listener)) else {
                 continue;
             };
             let stream = &accepted.stream;
@@ -237,7 +237,7 @@ impl Server {
         let seat = self.seats.add();
         let mut buffers = Buffers::default();
         loop {
-            let Some(turn) = self.clients.wait(EpollTimeout::from(IDLE_TIMEOUT)) else {
+            let Some(listener) = self.clients.wait(EpollTimeout::from(IDLE_TIMEOUT)) else {
                 match self.workers.retire() {
                     true => break,
                     false => continue,
@@ -246,28 +246,28 @@ impl Server {
             // Before it is accepted, so that every connection counts. The next ones wait in the kernel's
             // queue meanwhile, in their order.
             self.limit.acquire(|| self.evict());
-            if let Some(accepted) = self.accept(turn) {
+            if let Some(accepted) = self.accept(listener) {
                 self.accepted.fetch_add(1, Ordering::Relaxed);
-                if let Err(error) = self.workers.leave(|| self.spawn_worker()) {
+                if let Err(error) = self.workers.remove(|| self.spawn_worker()) {
                     self.report_threads(&error);
                 }
                 self.serve(accepted, &DEADLINES, &seat, &mut buffers);
                 // Before it counts no more: the thread that acquires next would start another.
-                self.workers.join();
+                self.workers.add();
             }
             self.limit.release();
         }
         self.seats.remove(&seat);
     }
 
-    /// Accepts a client; `None` if it has gone. Where the kernel lacks what that takes, waits until
-    /// connections end, and tries again. Of files alone an eviction surely frees one: an idle connection is
-    /// evicted after every other failure for want of one.
-    fn accept(&self, turn: Turn<'_>) -> Option<Accepted> {
-        let mut may_evict = false;
+    /// Accepts a client; `None` if it has gone. Where the kernel lacks what that takes, waits for a
+    /// connection to end, and tries again. Only `EMFILE` is surely ended by an eviction: an idle connection
+    /// is evicted if no connection has ended within [`PATIENCE`].
+    fn accept(&self, listener: ReadyListener<'_>) -> Option<Accepted> {
+        let mut none_ended = false;
         loop {
             let ended = self.limit.ended();
-            let error = match turn.accept() {
+            let error = match listener.accept() {
                 Ok(accepted) => return accepted,
                 Err(error) => error,
             };
@@ -275,18 +275,13 @@ impl Server {
                 let reason = words(&error);
                 log::warn!("Cannot accept a connection, clients wait: {reason}");
             }
-            if self.closing.sweep() > 0 {
-                continue;
-            }
-            may_evict &= error.raw_os_error() == Some(libc::EMFILE);
-            let has_evicted = may_evict && self.seats.clear_longest_idle();
-            let timeout = if has_evicted {
+            let may_evict = none_ended && error.raw_os_error() == Some(libc::EMFILE);
+            let timeout = if may_evict && self.seats.clear_longest_idle() {
                 EVICTION_TIMEOUT
             } else {
                 PATIENCE
             };
-            self.limit.wait_for_end(ended, timeout);
-            may_evict = !has_evicted;
+            none_ended = self.closing.sweep() == 0 && !self.limit.wait_for_end(ended, timeout);
         }
     }
 
@@ -354,9 +349,6 @@ impl Server {
                 "Cut off {open} connections that did not end within {} s",
                 GRACE.as_secs()
             );
-        }
-        if self.clients.has_clients() {
-            log::warn!("Cut off clients that waited to be accepted");
         }
         log::info!(
             "Served {} requests on {} connections",

@@ -3,15 +3,15 @@
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// How many threads wait for a client.
+/// The number of threads that wait for a client.
 #[derive(Debug, Default)]
-pub struct Workers {
+pub struct IdleWorkers {
     waiting: Mutex<usize>,
 }
 
-impl Workers {
+impl IdleWorkers {
     /// Counts the calling thread, which is about to wait.
-    pub fn join(&self) {
+    pub fn add(&self) {
         *self.waiting() += 1;
     }
 
@@ -20,14 +20,14 @@ impl Workers {
     ///
     /// # Errors
     /// The error of `spawn`: no thread waits then.
-    pub fn leave(&self, spawn: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    pub fn remove(&self, spawn: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let mut waiting = self.waiting();
         *waiting -= 1;
         ensure_one(&mut waiting, spawn)
     }
 
     /// Has `spawn` start a thread if none waits. The lock is held meanwhile, and no thread that has served
-    /// can join: a thread that may yet fail to start is never taken for one that waits.
+    /// can be added: a thread that may yet fail to start is never taken for one that waits.
     ///
     /// # Errors
     /// The error of `spawn`: no thread waits then.
@@ -63,21 +63,21 @@ mod tests {
 
     #[test]
     fn a_thread_that_may_yet_fail_to_start_is_not_taken_for_one_that_waits() {
-        let workers = Workers::default();
+        let workers = IdleWorkers::default();
         let fail = || {
             assert!(workers.waiting.try_lock().is_err(), "others cannot look");
             Err(io::Error::from_raw_os_error(libc::EAGAIN))
         };
         assert!(workers.ensure_one(fail).is_err());
         assert!(workers.ensure_one(fail).is_err());
-        workers.join();
-        assert!(workers.leave(fail).is_err());
+        workers.add();
+        assert!(workers.remove(fail).is_err());
         assert!(workers.ensure_one(fail).is_err());
     }
 
     #[test]
     fn the_last_thread_that_waits_has_another_started_before_it_serves() {
-        let workers = Workers::default();
+        let workers = IdleWorkers::default();
         let mut started = 0;
         let mut start = || {
             started += 1;
@@ -85,12 +85,12 @@ mod tests {
         };
         workers.ensure_one(&mut start).unwrap();
         workers.ensure_one(&mut start).unwrap();
-        workers.join();
-        workers.leave(&mut start).unwrap();
-        workers.leave(&mut start).unwrap();
+        workers.add();
+        workers.remove(&mut start).unwrap();
+        workers.remove(&mut start).unwrap();
         assert_eq!(started, 2);
         assert!(!workers.retire());
-        workers.join();
+        workers.add();
         assert!(workers.retire() && !workers.retire());
     }
 }

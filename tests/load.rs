@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use lab::conversation::REQUEST;
 use lab::manifest::Pod;
-use lab::{CIDRS, Daemon, Lab, Namespace, POD, POD6, peak_memory, resident_memory, wait_until};
+use lab::{
+    CIDRS, Daemon, Lab, Namespace, POD, POD6, peak_memory, resident_memory, wait_until, wait_within,
+};
 use nix::sys::epoll::EpollTimeout;
-use tproxy_pod::acceptor::{Acceptor, Turn};
+use tproxy_pod::acceptor::{Acceptor, ReadyListener};
 use tproxy_pod::closing::Closing;
 
 #[test]
@@ -46,32 +48,24 @@ fn where_nothing_can_be_bound_to_lo_probes_are_answered_among_clients() {
     assert!(lab.client.get(POD, "/").contains("Request received"));
 }
 
-fn threads(daemon: &Daemon) -> usize {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.server())).unwrap();
-    tasks.count()
-}
-
 #[test]
 fn threads_that_served_one_family_serve_the_other() {
     let lab = Lab::new();
     let daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "8"]);
-    let at_first = threads(&daemon);
+    let at_first = daemon.threads();
     for address in [POD, POD6, POD] {
         let connections = lab.open(address, 8);
-        // One for each and one that waits; threads that were about to end have, a moment later.
-        let are_few = || threads(&daemon) <= at_first + 8;
-        assert!(
-            are_few() || {
-                std::thread::sleep(Duration::from_millis(50));
-                are_few()
-            }
-        );
+        // One for each and one that waits. Threads that wait in vain may be about to end; if some waited at
+        // the other family, they would do so for a second.
+        wait_within(Duration::from_millis(500), "threads are few", || {
+            daemon.threads() <= at_first + 8
+        });
         drop(connections);
     }
 }
 
 #[test]
-fn a_listener_has_one_turn_at_a_time_however_many_clients_wait() {
+fn a_listener_is_ready_for_one_thread_at_a_time_however_many_clients_wait() {
     let here = Namespace::new();
     here.enter(|| {
         let sockets = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
@@ -80,20 +74,20 @@ fn a_listener_has_one_turn_at_a_time_however_many_clients_wait() {
         let connect = |to| TcpStream::connect(to).unwrap();
         let wait = || acceptor.wait(EpollTimeout::NONE).unwrap();
         let is_idle = || acceptor.wait(EpollTimeout::ZERO).is_none();
-        let accept = |turn: &Turn<'_>| turn.accept().unwrap().map(|it| it.listener);
+        let accept = |ready: &ReadyListener<'_>| ready.accept().unwrap().map(|it| it.listener);
         assert!(is_idle() && !acceptor.has_clients());
         let _clients = [connect(first), connect(first)];
-        assert!(acceptor.has_clients());
-        let turn = wait();
+        wait_until("a client waits", || acceptor.has_clients());
+        let ready = wait();
         assert!(is_idle(), "the second client of the first listener waits");
         let _other = connect(second);
-        assert_eq!(accept(&wait()), Some(second), "the other listener's turn");
-        assert_eq!(accept(&turn), Some(first));
-        drop(turn);
-        let turn = wait();
-        assert_eq!(accept(&turn), Some(first));
-        assert_eq!(accept(&turn), None);
-        drop(turn);
+        assert_eq!(accept(&wait()), Some(second), "the other listener is ready");
+        assert_eq!(accept(&ready), Some(first));
+        drop(ready);
+        let ready = wait();
+        assert_eq!(accept(&ready), Some(first));
+        assert_eq!(accept(&ready), None);
+        drop(ready);
         assert!(is_idle() && !acceptor.has_clients());
     });
 }
@@ -102,11 +96,11 @@ fn a_listener_has_one_turn_at_a_time_however_many_clients_wait() {
 fn threads_that_nobody_needs_any_more_end() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
-    let at_first = threads(&daemon);
+    let at_first = daemon.threads();
     let connections = lab.open(POD, 100);
-    assert_eq!(threads(&daemon), at_first + 100, "one for each connection");
+    assert_eq!(daemon.threads(), at_first + 100, "one for each connection");
     drop(connections);
-    wait_until("one is left", || threads(&daemon) == at_first);
+    wait_until("one is left", || daemon.threads() == at_first);
     lab.open(POD, 100);
 }
 

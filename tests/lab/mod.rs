@@ -455,6 +455,12 @@ impl Daemon {
         server_of(self.guard())
     }
 
+    /// How many threads the server has.
+    pub fn threads(&self) -> usize {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.server())).unwrap();
+        tasks.count()
+    }
+
     /// How many connections have waited for a request for so long that they give way to others: their threads
     /// are in [`POLL`] (proc_pid_syscall(5)).
     pub fn idle_connections(&self) -> usize {
@@ -581,8 +587,13 @@ fn storage(address: SocketAddr) -> Box<dyn SockaddrLike> {
 }
 
 /// Waits until a condition holds.
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + *PATIENCE;
+pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
+    wait_within(*PATIENCE, what, condition);
+}
+
+/// Waits for a time until a condition holds.
+pub fn wait_within(time: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + time;
     while !condition() {
         assert!(Instant::now() < deadline, "it never came to be: {what}");
         thread::sleep(Duration::from_millis(5));
