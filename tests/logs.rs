@@ -22,7 +22,7 @@ use tproxy_pod::guard::LONGEST_STOP;
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 
-/// How long an answer does not come where the log is full.
+/// The time without an answer after which the log is full.
 const STALL: Duration = Duration::from_secs(1);
 
 /// So many requests were answered, says the log.

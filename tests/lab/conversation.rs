@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use super::{Lab, Namespace};
+use super::{Lab, Namespace, PATIENCE, connect_from};
 
 /// A short request, after which the connection stays open.
 pub const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
@@ -65,6 +65,17 @@ impl Namespace {
         let stream = self
             .connect(address)
             .unwrap_or_else(|error| panic!("{address}: {error}"));
+        stream.set_nodelay(true).unwrap();
+        Conversation(BufReader::new(stream))
+    }
+}
+
+impl Namespace {
+    /// Connects from an address and port to an address.
+    pub fn talk_from(&self, from: &str, address: &str) -> Conversation {
+        let (from, to) = (from.parse().unwrap(), address.parse().unwrap());
+        let stream = self.enter(|| connect_from(from, to, *PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(*PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Conversation(BufReader::new(stream))
     }

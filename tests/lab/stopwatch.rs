@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 
-/// How much later than its time something may happen, beside the time that was lost: 3 s, or more where the
-/// machine is emulated.
+/// The longest delay of what has its time, beside the time that was lost: 3 s, or more where the machine is
+/// emulated.
 pub static TOLERANCE: LazyLock<Duration> = LazyLock::new(|| *PATIENCE * 3 / 10);
 
-/// How often a thread wakes up to find out whether it is late. Being late for a few milliseconds counts little
-/// then, as it is with every busy machine.
+/// The interval at which a thread wakes up to find out how late it is. A few milliseconds, as on every busy
+/// machine, count little then.
 const TICK: Duration = Duration::from_millis(100);
 
 /// When the thread last woke up, and how much time it had lost by then.
@@ -29,9 +29,9 @@ fn tick() {
     loop {
         thread::sleep(TICK);
         let mut last = LAST.lock().unwrap();
-        let (woken, lost) = &mut *last;
-        *lost += woken.elapsed().saturating_sub(TICK);
-        *woken = Instant::now();
+        let (woken, lost) = *last;
+        let now = Instant::now();
+        *last = (now, lost + (now - woken).saturating_sub(TICK));
     }
 }
 

@@ -48,12 +48,13 @@ impl Drop for Strace {
     }
 }
 
-/// The program on a node, whose guard stops, as by SIGSTOP, at so many calls of this name, and logs so.
-pub fn stopped_at(call: &str, count: usize, node: &Namespace) -> Command {
+/// The program on a node; its guard stops, as by SIGSTOP, at so many calls of this name, and logs so.
+pub fn stopped_at(call: &str, count: usize, node: &Namespace, arguments: &[&str]) -> Command {
     let trace = format!("trace={call}");
     let inject = format!("inject={call}:signal=SIGSTOP:when={count}");
     let mut command = node.command("strace");
     // The tracer is no ancestor of the program, which keeps its process id; it does not follow forks.
     command.args(["-D", "-qq", "-e", &trace, "-e", &inject, PROGRAM]);
+    command.args(arguments);
     command
 }
