@@ -7,7 +7,7 @@ use lab::bridge::{Bridge, PEER, PEER6};
 use lab::conversation::{Conversation, REQUEST};
 use lab::kernel::has_all;
 use lab::script::ScriptFile;
-use lab::{CIDRS, Namespace, wait_until};
+use lab::{CIDRS, Namespace, PATIENCE, is_echoed, wait_until};
 
 /// Beyond the bridge, with the node as the gateway; no Pod has them.
 const BEYOND: [&str; 2] = ["10.244.7.9:8180", "[fd00:10:244:7::9]:8180"];
@@ -227,12 +227,9 @@ fn what_is_not_captured_stays_on_the_bridge() {
         .run("iptables -t raw -A PREROUTING -d 10.244.0.6");
     let _daemon = bridge.start(&["--cidr", CIDRS]);
     assert!(bridge.pod.get("10.244.0.6:80", "/").ends_with("pod"));
-    let socket = bridge
-        .pod
-        .enter(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
-    socket.set_read_timeout(Some(*lab::PATIENCE)).unwrap();
-    socket.send_to(b"ping", PEER).unwrap();
-    assert_eq!(socket.recv(&mut [0; 10]).unwrap(), 4);
+    let (from, to) = ("0.0.0.0:0".parse().unwrap(), PEER.parse().unwrap());
+    let echoed = bridge.pod.enter(|| is_echoed(from, to, *PATIENCE));
+    assert!(echoed.unwrap());
     assert_eq!(seen_by_ip(), 0);
     is_captured(&bridge.pod, PEER);
     assert_ne!(seen_by_ip(), 0, "what is captured is counted");

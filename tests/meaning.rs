@@ -5,13 +5,13 @@ mod lab;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use lab::script::{EMPTY, Loader, ScriptFile, restore};
-use lab::{Lab, Namespace, PATIENCE, connect_from};
+use lab::{Lab, Namespace, PATIENCE, connect_from, is_echoed};
 
 /// How long a packet that has to be lost is waited for.
 const LOSS: Duration = Duration::from_millis(300);
@@ -267,11 +267,7 @@ fn ask(from: SocketAddr, to: SocketAddr, patience: Duration) -> std::io::Result<
 }
 
 fn ping(from: SocketAddr, to: SocketAddr, patience: Duration) -> std::io::Result<&'static str> {
-    let socket = UdpSocket::bind(from)?;
-    socket.set_read_timeout(Some(patience))?;
-    socket.send_to(b"ping", to)?;
-    socket.recv(&mut [0; 10])?;
-    Ok("pod")
+    is_echoed(from, to, patience).map(|echoed| if echoed { "pod" } else { "lost" })
 }
 
 /// A lab with everything that the probes talk to.

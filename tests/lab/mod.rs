@@ -29,7 +29,9 @@ pub mod theirs;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket,
+};
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, LazyLock, Mutex};
@@ -266,7 +268,7 @@ impl Namespace {
 
     /// Echoes every datagram to a port of all addresses, until the test ends.
     pub fn serve_udp(&self, port: u16) {
-        let socket = self.enter(|| std::net::UdpSocket::bind(("::", port)).unwrap());
+        let socket = self.enter(|| UdpSocket::bind(("::", port)).unwrap());
         thread::spawn(move || {
             let mut datagram = [0; 100];
             while let Ok((length, from)) = socket.recv_from(&mut datagram) {
@@ -577,6 +579,22 @@ pub fn connect_from(
     bind(raw, storage(from).as_ref())?;
     connect(raw, storage(to).as_ref())?;
     Ok(TcpStream::from(socket))
+}
+
+/// Whether a datagram from an address to another is echoed within a time. It is sent again and again, as TCP
+/// does: one alone is lost where the first packets of a new network wait for a neighbour for longer than the
+/// kernel keeps them (three solicitations, a second each: RFC 4861, 10).
+pub fn is_echoed(from: SocketAddr, to: SocketAddr, patience: Duration) -> std::io::Result<bool> {
+    let socket = UdpSocket::bind(from)?;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        socket.send_to(b"ping", to)?;
+        if socket.recv(&mut [0; 10]).is_ok_and(|length| length == 4) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn storage(address: SocketAddr) -> Box<dyn SockaddrLike> {
