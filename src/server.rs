@@ -252,7 +252,7 @@ impl Server {
                     self.report_threads(&error);
                 }
                 self.serve(accepted, &DEADLINES, &seat, &mut buffers);
-                // Before it counts no more: the thread that acquires next would start another.
+                // Before the release: the thread that acquires next would find none, and start another.
                 self.workers.add();
             }
             self.limit.release();
