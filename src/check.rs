@@ -13,16 +13,17 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, getpid};
 
-use crate::connection::TIMEOUTS;
 use crate::error::Error;
-use crate::lift::Lift;
-use crate::nftables::{Effect, Table};
+use crate::nftables::bridge::BridgeRedirect;
+use crate::nftables::table::{Effect, Table};
 use crate::options::Options;
-use crate::ports::Bridges;
-use crate::routing::{Routing, raise_loopback};
-use crate::script::Script;
-use crate::sockets::Sockets;
-use crate::{listener, sandbox, sys};
+use crate::routing::bridges::BridgeMonitor;
+use crate::routing::policy::{Routing, raise_loopback};
+use crate::routing::sock_diag::SockDiag;
+use crate::rules::script::Script;
+use crate::server::connection::TIMEOUTS;
+use crate::server::listener;
+use crate::{sandbox, sys};
 
 /// What has been found.
 #[derive(Clone, Copy, Debug)]
@@ -125,7 +126,7 @@ fn try_kernel(options: &Options, scripts: &[Script], findings: &mut Findings) {
             findings.part("mark rule and AnyIP routes", installed);
         }
     }
-    let sockets = Sockets::new(&options.cidrs, &options.dports);
+    let sockets = SockDiag::new(&options.cidrs, &options.dports);
     findings.part("a way to end what is left of connections", sockets);
     let confined = sandbox::enter_guard(getpid());
     findings.part("filters of system calls", confined);
@@ -139,8 +140,9 @@ fn try_rules(options: &Options, scripts: &[Script], mut table: Table, findings: 
              can remove them",
         ),
     }
-    let lift = Lift::new(&options.cidrs, &options.dports);
-    let installed = Bridges::open().and_then(|bridges| table.install(scripts, &lift, &bridges));
+    let lift = BridgeRedirect::new(&options.cidrs, &options.dports);
+    let installed =
+        BridgeMonitor::open().and_then(|bridges| table.install(scripts, &lift, &bridges));
     let rules = "the rules, with TPROXY and the sockets that own packets";
     match findings.part(rules, installed) {
         Some(None) => findings.ok("Pods of one bridge are captured"),

@@ -13,23 +13,25 @@ use std::process::ExitCode;
 
 use nix::unistd::{ForkResult, getpid};
 
-use tproxy_pod::capture::{self, Family};
-use tproxy_pod::child::Server;
-use tproxy_pod::connection::TIMEOUTS;
 use tproxy_pod::error::{Error, words};
+use tproxy_pod::guard::reconciler::Reconciler;
+use tproxy_pod::guard::server_process::ServerProcess;
 use tproxy_pod::guard::{self, Guard};
-use tproxy_pod::keeper::Keeper;
-use tproxy_pod::lift::Lift;
-use tproxy_pod::nftables::{Effect, Table};
+use tproxy_pod::log::logger;
+use tproxy_pod::nftables::bridge::BridgeRedirect;
+use tproxy_pod::nftables::table::{Effect, Table};
 use tproxy_pod::options::{self, Command, HELP, Options};
-use tproxy_pod::ports::Bridges;
-use tproxy_pod::routing::Routing;
-use tproxy_pod::script::{self, Script};
+use tproxy_pod::routing::bridges::BridgeMonitor;
+use tproxy_pod::routing::monitor::Monitor;
+use tproxy_pod::routing::policy::Routing;
+use tproxy_pod::routing::sock_diag::SockDiag;
+use tproxy_pod::rules::script::{self, Script};
+use tproxy_pod::rules::template::{self, Line, Values};
+use tproxy_pod::selectors::{self, Family};
 use tproxy_pod::server::Listeners;
-use tproxy_pod::sockets::Sockets;
-use tproxy_pod::template::{self, Line, Values};
-use tproxy_pod::watch::Watch;
-use tproxy_pod::{check, listener, logging, sandbox, server, sys};
+use tproxy_pod::server::connection::TIMEOUTS;
+use tproxy_pod::server::listener;
+use tproxy_pod::{check, sandbox, server, sys};
 
 /// Wrong usage.
 const USAGE: u8 = 2;
@@ -61,7 +63,7 @@ fn check(options: &Options, scripts: Vec<Script>) -> ExitCode {
 }
 
 fn run(options: &Options, scripts: Vec<Script>) -> ExitCode {
-    logging::start();
+    logger::start();
     let status = intercept(options, scripts).unwrap_or_else(|error| fail(&error));
     log::logger().flush();
     status
@@ -86,17 +88,17 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
             let routing = Routing::new(&options.cidrs, options.mark, options.table)?;
             let guard = Guard {
                 signals,
-                server: Server::new(child, guards_end),
+                server: ServerProcess::new(child, guards_end),
                 table,
-                keeper: Keeper::new(routing, Watch::start()?),
-                sockets: Sockets::new(&options.cidrs, &options.dports)?,
+                keeper: Reconciler::new(routing, Monitor::start()?),
+                sockets: SockDiag::new(&options.cidrs, &options.dports)?,
                 scripts,
-                lift: Lift::new(&options.cidrs, &options.dports),
-                bridges: Bridges::open()?,
+                lift: BridgeRedirect::new(&options.cidrs, &options.dports),
+                bridges: BridgeMonitor::open()?,
             };
             sandbox::enter_guard(child)?;
             let fault = |error| Error::new("start a thread", error);
-            logging::gather().map_err(fault)?;
+            logger::gather().map_err(fault)?;
             Ok(status(guard.run()))
         }
     }
@@ -116,8 +118,8 @@ fn bind(options: &Options) -> Result<Listeners, Error> {
         }
         transparent.push(listener);
     }
-    let cidrs = capture::join(&options.cidrs);
-    let ports = capture::join(&options.dports);
+    let cidrs = selectors::join(&options.cidrs);
+    let ports = selectors::join(&options.dports);
     log::info!("Capturing TCP to {cidrs} port {ports}");
     Ok(Listeners {
         transparent,

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::capture::{self, Cidr, Family, Mark, PortRange};
+use crate::selectors::{self, Cidr, Family, Mark, PortRange};
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -51,7 +51,7 @@ pub struct Options {
 impl Options {
     /// The families with a captured CIDR, IPv4 first.
     pub fn families(&self) -> impl Iterator<Item = Family> {
-        capture::families(&self.cidrs)
+        selectors::families(&self.cidrs)
     }
 
     /// The captured CIDRs of one family.
@@ -93,7 +93,7 @@ impl fmt::Display for UsageError {
 /// # Errors
 /// The first option that is unknown, repeated, without a value, or with a wrong one.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, UsageError> {
-    let mut given = Given::default();
+    let mut given = ParsedOptions::default();
     let mut arguments = arguments.into_iter().map(|argument| {
         argument
             .into_string()
@@ -131,7 +131,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
 
 /// The values as they were given, each at most once.
 #[derive(Default)]
-struct Given {
+struct ParsedOptions {
     port: Option<u16>,
     cidrs: Option<Vec<Cidr>>,
     dports: Option<Vec<PortRange>>,
@@ -143,7 +143,7 @@ struct Given {
     check: bool,
 }
 
-impl Given {
+impl ParsedOptions {
     fn set(&mut self, name: &str, value: Option<String>) -> Result<(), UsageError> {
         match name {
             "-p" | "--port" => put(&mut self.port, name, value, |text| number(text, 1..=65535)),
@@ -189,7 +189,7 @@ impl Given {
             }
             Some(family) => Err(UsageError(format!(
                 "--print-rules: expected a captured {family} block in --cidr {}",
-                capture::join(&options.cidrs)
+                selectors::join(&options.cidrs)
             ))),
         }
     }
@@ -212,7 +212,7 @@ fn put<T>(
 }
 
 fn number<T: TryFrom<u64>>(text: &str, range: std::ops::RangeInclusive<u64>) -> Result<T, String> {
-    capture::number(text)
+    selectors::number(text)
         .filter(|number| range.contains(number))
         .and_then(|number| T::try_from(number).ok())
         .ok_or_else(|| {
@@ -226,7 +226,7 @@ fn number<T: TryFrom<u64>>(text: &str, range: std::ops::RangeInclusive<u64>) -> 
 
 fn cidrs(text: &str) -> Result<Vec<Cidr>, String> {
     let mut cidrs: Vec<Cidr> = Vec::new();
-    for cidr in capture::list::<Cidr>(text)? {
+    for cidr in selectors::list::<Cidr>(text)? {
         if !cidrs.contains(&cidr) {
             cidrs.push(cidr);
         }
@@ -235,7 +235,7 @@ fn cidrs(text: &str) -> Result<Vec<Cidr>, String> {
 }
 
 fn dports(text: &str) -> Result<Vec<PortRange>, String> {
-    capture::list_with(text, |item| match PortRange::from_str(item) {
+    selectors::list_with(text, |item| match PortRange::from_str(item) {
         Ok(range) if range.low > 0 => Ok(range),
         Ok(_) | Err(_) if !item.contains(':') => Err("expected a port from 1 to 65535".to_owned()),
         Ok(_) => Err("expected ports from 1 to 65535".to_owned()),

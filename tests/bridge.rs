@@ -143,7 +143,7 @@ fn connections_that_no_rule_takes_are_the_pods_also_where_invalid_packets_are_dr
                 "{iptables} -A FORWARD -m conntrack --ctstate INVALID -j DROP"
             ));
         }
-        let script = include_str!("../src/rules.iptables");
+        let script = include_str!("../src/rules/bundled.iptables");
         let script = script.replace("-A PREROUTING", "-A PREROUTING -i elsewhere");
         let rules = ScriptFile::new(&script);
         let _daemon = bridge.start(&["--cidr", CIDRS, "--rules", rules.path()]);

@@ -19,7 +19,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, send, sendto, setsockopt, socket,
     sockopt,
 };
-use tproxy_pod::connection::DEADLINES;
+use tproxy_pod::server::connection::DEADLINES;
 
 const GET: &str = "GET /here HTTP/1.1\r\nHost: a\r\n\r\n";
 

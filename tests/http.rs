@@ -6,7 +6,7 @@ mod lab;
 use std::fmt::Write as _;
 
 use lab::{Daemon, Lab, POD, PROGRAM, peak_memory};
-use tproxy_pod::connection::PROMPT;
+use tproxy_pod::server::connection::PROMPT;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 

@@ -12,8 +12,8 @@ use lab::{
     CIDRS, Daemon, Lab, Namespace, POD, POD6, peak_memory, resident_memory, wait_until, wait_within,
 };
 use nix::sys::epoll::EpollTimeout;
-use tproxy_pod::acceptor::{Acceptor, ReadyListener};
-use tproxy_pod::closing::Closing;
+use tproxy_pod::server::acceptor::{Acceptor, ReadyListener};
+use tproxy_pod::server::lingering::LingeringConnections;
 
 #[test]
 fn the_nodes_probes_do_not_wait_long_for_silent_programs_of_the_node() {
@@ -233,6 +233,6 @@ fn memory_stays_below_the_limit_of_the_manifest_whatever_clients_send_and_do_not
     assert!(used >> 10 <= 1024 * IN_BUFFERS, "{used}");
     assert!(processes >> 10 <= 1024 * IN_PROCESS + BESIDE, "{processes}");
     let open = 1024 * (IN_PROCESS + IN_BUFFERS + IN_KERNEL);
-    let closing = Closing::beside(1024) as u64 * (IN_BUFFERS + IN_KERNEL);
+    let closing = LingeringConnections::beside(1024) as u64 * (IN_BUFFERS + IN_KERNEL);
     assert!((open + closing + BESIDE) << 10 < pod.memory_limit());
 }

@@ -7,7 +7,7 @@ use lab::script::ScriptFile;
 use lab::{Daemon, Lab, POD, PROGRAM};
 use serde_json::{Value, json};
 use tproxy_pod::guard::LONGEST_STOP;
-use tproxy_pod::template::BUNDLED;
+use tproxy_pod::rules::template::BUNDLED;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 

@@ -11,8 +11,8 @@ use lab::conversation::{Conversation, REQUEST};
 use lab::strace::Strace;
 use lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
 use nix::sys::signal::Signal;
-use tproxy_pod::closing::Closing;
-use tproxy_pod::connection::PROMPT;
+use tproxy_pod::server::connection::PROMPT;
+use tproxy_pod::server::lingering::LingeringConnections;
 
 /// A connection that is served, and waits for the client.
 fn upload(lab: &Lab, address: &str) -> TcpStream {
@@ -396,7 +396,7 @@ fn answers_that_nobody_takes_count_as_connections() {
             })
             .collect();
         let untaken = || lab.node.run("ss -Htn state fin-wait-1").lines().count();
-        let most = 32 + Closing::beside(32);
+        let most = 32 + LingeringConnections::beside(32);
         wait_until("the server has answered as many as it may", || {
             untaken() >= most
         });

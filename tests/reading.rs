@@ -3,8 +3,8 @@
 mod stream;
 
 use stream::{Outcome, read};
-use tproxy_pod::body::{Decoder, Framing, MAX_CHUNK_LINE, MAX_TRAILERS};
-use tproxy_pod::http::{
+use tproxy_pod::http::body::{Decoder, Framing, MAX_CHUNK_LINE, MAX_TRAILERS};
+use tproxy_pod::http::head::{
     Head, HeadScanner, MAX_CONTENT, MAX_FIELDS, MAX_HEAD, MAX_REQUEST_LINE, Rejection, Status,
 };
 

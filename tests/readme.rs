@@ -1,7 +1,7 @@
 //! README.md and SECURITY.md say what the program says, and name what there is.
 
 use tproxy_pod::options::HELP;
-use tproxy_pod::template::BUNDLED;
+use tproxy_pod::rules::template::BUNDLED;
 
 const README: &str = include_str!("../README.md");
 const SECURITY: &str = include_str!("../SECURITY.md");

@@ -6,8 +6,8 @@ mod lab;
 
 use lab::refusal::{SMUGGLED, each_is_refused};
 use lab::{Lab, POD};
-use tproxy_pod::body::Framing;
-use tproxy_pod::http::{Head, HeadScanner, is_token_byte};
+use tproxy_pod::http::body::Framing;
+use tproxy_pod::http::head::{Head, HeadScanner, is_token_byte};
 
 const BAD: &str = "400 Bad Request";
 const EXPECTATION: &str = "417 Expectation Failed";

@@ -8,14 +8,14 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::arbitrary::{Arbitrary, Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use tproxy_pod::capture::{Cidr, Family, Mark, PortRange};
-use tproxy_pod::netlink::{Message, Received, attributes, messages, refused};
-use tproxy_pod::nftables::read_owner;
-use tproxy_pod::ports::{read_address, read_bridge, read_port};
-use tproxy_pod::routing::found::{Found, read_route, read_rule};
-use tproxy_pod::routing::{Entry, Routing, entry_message};
-use tproxy_pod::sockets::read_ended;
-use tproxy_pod::watch::{concerns, concerns_devices};
+use tproxy_pod::netlink::message::{Message, Received, attributes, messages, refused};
+use tproxy_pod::nftables::table::read_owner;
+use tproxy_pod::routing::bridges::{read_address, read_bridge, read_port};
+use tproxy_pod::routing::installed::{InstalledEntry, read_route, read_rule};
+use tproxy_pod::routing::monitor::{concerns, concerns_devices};
+use tproxy_pod::routing::policy::{Entry, Routing, entry_message};
+use tproxy_pod::routing::sock_diag::read_ended;
+use tproxy_pod::selectors::{Cidr, Family, Mark, PortRange};
 
 const TABLE: u32 = 100;
 
@@ -82,12 +82,12 @@ fn read(message: Received<'_>) {
 }
 
 /// What we would add or delete is what was found, if that is plain, but for whose it is.
-fn is_found_again(family: Family, found: Found) {
+fn is_found_again(family: Family, found: InstalledEntry) {
     if !found.plain {
         assert!(!found.ours, "ours are plain");
         return;
     }
-    let ours = Found {
+    let ours = InstalledEntry {
         ours: true,
         ..found
     };

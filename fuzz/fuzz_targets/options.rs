@@ -7,11 +7,11 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
 use libfuzzer_sys::fuzz_target;
-use tproxy_pod::capture::{Cidr, Family, join};
-use tproxy_pod::compile::compile;
+use tproxy_pod::nftables::compile::compile;
 use tproxy_pod::options::{Command, Options, parse};
-use tproxy_pod::script;
-use tproxy_pod::template::{BUNDLED, Values, render};
+use tproxy_pod::rules::script;
+use tproxy_pod::rules::template::{BUNDLED, Values, render};
+use tproxy_pod::selectors::{Cidr, Family, join};
 use tproxy_pod_fuzz::iptables;
 use tproxy_pod_fuzz::nft::Machine;
 use tproxy_pod_fuzz::packet::{self, Packet};

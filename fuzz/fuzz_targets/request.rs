@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use stream::{Outcome, read};
-use tproxy_pod::answer::Answer;
-use tproxy_pod::body::Framing;
-use tproxy_pod::buffer::Buffer;
-use tproxy_pod::echo::{self, Ends, Lost, Refused, Served};
-use tproxy_pod::http::{Head, HeadScanner, MAX_FIELDS, MAX_HEAD, Persistence, Rejection, Status};
+use tproxy_pod::http::body::Framing;
+use tproxy_pod::http::echo::{self, Endpoints, Lost, Refused, Served};
+use tproxy_pod::http::head::{
+    Head, HeadScanner, MAX_FIELDS, MAX_HEAD, Persistence, Rejection, Status,
+};
+use tproxy_pod::http::response::Response;
+use tproxy_pod::log::buffer::Buffer;
 use tproxy_pod_fuzz::framing;
 
 /// So many of the last bytes of an input are the lengths of pieces, over and over.
@@ -90,9 +92,9 @@ fn pieces<'s>(mut stream: &'s [u8], cuts: &[u8]) -> Vec<&'s [u8]> {
     pieces
 }
 
-fn ends() -> Ends {
+fn ends() -> Endpoints {
     let address: SocketAddr = "[2001:db8:1::2]:40001".parse().unwrap();
-    Ends::new(address, address)
+    Endpoints::new(address, address)
 }
 
 fn accepted(stream: &[u8], content: &[u8], length: usize) {
@@ -122,7 +124,7 @@ fn accepted(stream: &[u8], content: &[u8], length: usize) {
 
 /// The echo is the content of one answer, and repeats the head as it came.
 fn echoed(head: &Head<'_>, content: &[u8]) {
-    let mut answer = Answer::default();
+    let mut answer = Response::default();
     answer.clear();
     let before = answer.content().len();
     echo::begin(answer.content(), head, &ends(), Some("node"));
@@ -144,7 +146,7 @@ fn echoed(head: &Head<'_>, content: &[u8]) {
 fn refused(stream: &[u8], rejection: Rejection) {
     let plain = framing::first(stream).is_some_and(|request| request.is_plain());
     assert!(!plain, "refused without a reason: {rejection:?}");
-    let mut answer = Answer::default();
+    let mut answer = Response::default();
     answer.clear();
     let before = answer.content().len();
     echo::refusal(answer.content(), rejection);

@@ -4,12 +4,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tproxy_pod::capture::{Cidr, Family, PortRange, list};
-use tproxy_pod::compile::compile;
-use tproxy_pod::netlink::{Message, attributes, messages};
-use tproxy_pod::rule::{apart, coalesce};
-use tproxy_pod::script::{self, Script};
-use tproxy_pod::template::{Values, render, text};
+use tproxy_pod::netlink::message::{Message, attributes, messages};
+use tproxy_pod::nftables::compile::compile;
+use tproxy_pod::rules::rule::{apart, coalesce};
+use tproxy_pod::rules::script::{self, Script};
+use tproxy_pod::rules::template::{Values, render, text};
+use tproxy_pod::selectors::{Cidr, Family, PortRange, list};
 use tproxy_pod_fuzz::nft::Machine;
 use tproxy_pod_fuzz::{iptables, packet, spelling};
 

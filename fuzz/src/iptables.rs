@@ -1,9 +1,9 @@
 //! What the rules of a script do with a packet, by the words of iptables(8) and
 //! iptables-extensions(8); but TPROXY without a listener lets it go on.
 
-use tproxy_pod::capture::Mark;
-use tproxy_pod::rule::{AddressOf, PortOf, Protocol, Ranges, Rule, Target, Test};
-use tproxy_pod::script::{PREROUTING, Script};
+use tproxy_pod::rules::rule::{AddressOf, PortOf, Protocol, Ranges, Rule, Target, Test};
+use tproxy_pod::rules::script::{PREROUTING, Script};
+use tproxy_pod::selectors::Mark;
 
 use crate::packet::{BUDGET, Fate, Packet};
 

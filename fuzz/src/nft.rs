@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use tproxy_pod::capture::Family;
-use tproxy_pod::compile::{CompiledRule, Ruleset};
-use tproxy_pod::expression::{Expression, NFT_SOCKET_TRANSPARENT, NFT_SOCKET_WILDCARD};
-use tproxy_pod::rule::Protocol;
-use tproxy_pod::script::PREROUTING;
+use tproxy_pod::nftables::compile::{CompiledRule, Ruleset};
+use tproxy_pod::nftables::expression::{Expression, NFT_SOCKET_TRANSPARENT, NFT_SOCKET_WILDCARD};
+use tproxy_pod::rules::rule::Protocol;
+use tproxy_pod::rules::script::PREROUTING;
+use tproxy_pod::selectors::Family;
 
 use crate::packet::{BUDGET, Fate, Packet, address};
 

@@ -3,9 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
-use tproxy_pod::capture::Family;
-use tproxy_pod::rule::{AddressOf, PortOf, Protocol, Test};
-use tproxy_pod::script::Script;
+use tproxy_pod::rules::rule::{AddressOf, PortOf, Protocol, Test};
+use tproxy_pod::rules::script::Script;
+use tproxy_pod::selectors::Family;
 
 /// A packet, and what the node knows about it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 
 use std::ops::RangeInclusive;
 
-use tproxy_pod::capture::{Cidr, Family};
-use tproxy_pod::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test};
-use tproxy_pod::script::{PREROUTING, Script};
-use tproxy_pod::template::Line;
+use tproxy_pod::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test};
+use tproxy_pod::rules::script::{PREROUTING, Script};
+use tproxy_pod::rules::template::Line;
+use tproxy_pod::selectors::{Cidr, Family};
 
 use crate::packet::address;
 

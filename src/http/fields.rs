@@ -1,8 +1,8 @@
 //! The fields that frame a request and its connection, and what they say together.
 
-use crate::body::Framing;
+use crate::http::body::Framing;
 
-use super::{MAX_CONTENT, Persistence, Rejection, Status, Version, bad, reject};
+use super::head::{MAX_CONTENT, Persistence, Rejection, Status, Version, bad, reject};
 
 /// The fields that a server has to look at.
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! The request line (RFC 9112, 3): what of it is malformed, and which version it speaks.
 
 use super::fields::is_host;
-use super::{MAX_REQUEST_LINE, Rejection, Status, Version, bad, reject};
+use super::head::{MAX_REQUEST_LINE, Rejection, Status, Version, bad, reject};
 
 /// `METHOD TARGET HTTP/1.x`, as the lengths of its first two words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,13 +6,18 @@ use std::fmt;
 
 use libc::c_int;
 
-use super::TABLE;
-use crate::compile::{CompiledRule, Kind, LIFTED, Named, Ruleset, Set, TYPE_ETHERADDR, key};
 use crate::error::Error;
-use crate::expression::{ANONYMOUS_SET, NFTA_EXPR_NAME, NFTA_LIST_ELEM, value};
-use crate::netlink::{Message, Refusal, Socket, attributes};
-use crate::ports::Port;
-use crate::script::PREROUTING;
+use crate::netlink::message::{Message, Refusal, attributes};
+use crate::netlink::socket::Socket;
+use crate::nftables::compile::{
+    CompiledRule, Kind, LIFTED, Named, Ruleset, Set, TYPE_ETHERADDR, key,
+};
+use crate::nftables::expression::{ANONYMOUS_SET, NFTA_EXPR_NAME, NFTA_LIST_ELEM, value};
+use crate::routing::bridges::Port;
+use crate::rules::script::PREROUTING;
+
+/// The name of the tables.
+pub const TABLE: &str = "tproxy-pod";
 
 /// A table: its name
 pub const NFTA_TABLE_NAME: u16 = 1;

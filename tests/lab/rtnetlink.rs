@@ -7,7 +7,8 @@ use std::process::{Child, ChildStdin, Stdio};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tproxy_pod::netlink::{Message, Socket};
+use tproxy_pod::netlink::message::Message;
+use tproxy_pod::netlink::socket::Socket;
 
 use super::{Namespace, PATIENCE};
 

@@ -1,0 +1,123 @@
+//! The time of day as HTTP and the log write it, in UTC.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::log::text::Text;
+
+const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+const MONTHS: [&str; 12] = [
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+];
+
+/// A moment, as the time since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timestamp(Duration);
+
+impl Timestamp {
+    /// This moment.
+    pub fn now() -> Timestamp {
+        Timestamp(
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default(),
+        )
+    }
+
+    /// `Sun, 06 Nov 1994 08:49:37 GMT` (IMF-fixdate, RFC 9110, 5.6.7).
+    pub fn imf_fixdate(self) -> Text<29> {
+        let (year, month, day) = self.date();
+        let mut text = Text::EMPTY;
+        text.push(DAYS[(self.days() % 7) as usize]);
+        text.push(", ");
+        text.push_digits(day, 2);
+        text.push(" ");
+        text.push(MONTHS[month as usize - 1]);
+        text.push(" ");
+        text.push_digits(year, 4);
+        text.push(" ");
+        self.push_time(&mut text);
+        text.push(" GMT");
+        text
+    }
+
+    /// `1994-11-06T08:49:37.000Z` (RFC 3339).
+    pub fn rfc3339(self) -> Text<24> {
+        let (year, month, day) = self.date();
+        let mut text = Text::EMPTY;
+        text.push_digits(year, 4);
+        text.push("-");
+        text.push_digits(month, 2);
+        text.push("-");
+        text.push_digits(day, 2);
+        text.push("T");
+        self.push_time(&mut text);
+        text.push(".");
+        text.push_digits(u64::from(self.0.subsec_millis()), 3);
+        text.push("Z");
+        text
+    }
+
+    /// `08:49:37`
+    fn push_time<const N: usize>(self, text: &mut Text<N>) {
+        let second = self.0.as_secs() % 86_400;
+        text.push_digits(second / 3600, 2);
+        text.push(":");
+        text.push_digits(second / 60 % 60, 2);
+        text.push(":");
+        text.push_digits(second % 60, 2);
+    }
+
+    fn days(self) -> u64 {
+        self.0.as_secs() / 86_400
+    }
+
+    /// Year, month and day: eras of 400 years, each counted from a 1st of March, so that the leap
+    /// day comes last.
+    fn date(self) -> (u64, u64, u64) {
+        let days = self.days() + 719_468;
+        let (era, day) = (days / 146_097, days % 146_097);
+        let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+        let day_of_year = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day_of_year + 2) / 153;
+        let day_of_month = day_of_year - (153 * month + 2) / 5 + 1;
+        let (month, next_year) = if month < 10 {
+            (month + 3, 0)
+        } else {
+            (month - 9, 1)
+        };
+        (era * 400 + year + next_year, month, day_of_month)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moment(seconds: u64) -> Timestamp {
+        Timestamp(Duration::from_millis(seconds * 1000 + 7))
+    }
+
+    #[test]
+    fn the_example_of_rfc_9110_is_written_as_there() {
+        assert_eq!(
+            moment(784_111_777).imf_fixdate().as_str(),
+            "Sun, 06 Nov 1994 08:49:37 GMT"
+        );
+        assert_eq!(
+            moment(784_111_777).rfc3339().as_str(),
+            "1994-11-06T08:49:37.007Z"
+        );
+    }
+
+    #[test]
+    fn leap_days_and_the_ends_of_years_are_right() {
+        for (seconds, text) in [
+            (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (951_782_400, "Tue, 29 Feb 2000 00:00:00 GMT"),
+            (1_735_689_599, "Tue, 31 Dec 2024 23:59:59 GMT"),
+            (4_107_542_400, "Mon, 01 Mar 2100 00:00:00 GMT"),
+        ] {
+            assert_eq!(moment(seconds).imf_fixdate().as_str(), text);
+        }
+    }
+}
