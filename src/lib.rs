@@ -18,5 +18,6 @@ pub mod rules;
 pub mod sandbox;
 
 pub mod error;
+pub mod lock;
 pub mod selectors;
 pub mod sys;

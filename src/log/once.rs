@@ -12,11 +12,11 @@ pub struct LogOnce(Mutex<Option<Instant>>);
 
 impl LogOnce {
     /// It is missed now; returns whether that is worth telling.
-    pub fn is_news(&self) -> bool {
-        self.is_news_at(Instant::now())
+    pub fn should_log(&self) -> bool {
+        self.should_log_at(Instant::now())
     }
 
-    fn is_news_at(&self, now: Instant) -> bool {
+    fn should_log_at(&self, now: Instant) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = last.replace(now);
         before.is_none_or(|before| now.saturating_duration_since(before) >= CALM)
@@ -28,12 +28,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_news_again_after_it_was_not_missed_for_a_while() {
+    fn it_should_log_again_after_it_was_not_missed_for_a_while() {
         let shortage = LogOnce::default();
         let start = Instant::now();
         let news = [0, 9, 18, 28, 29].map(|second| {
             let now = start + Duration::from_secs(second);
-            shortage.is_news_at(now)
+            shortage.should_log_at(now)
         });
         assert_eq!(news, [true, false, false, true, false]);
     }

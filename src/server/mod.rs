@@ -236,7 +236,7 @@ impl Server {
     }
 
     fn report_threads(&self, error: &io::Error) {
-        if self.threads.is_news() {
+        if self.threads.should_log() {
             log::warn!("Cannot start a thread, clients wait: {}", words(error));
         }
     }
@@ -281,7 +281,7 @@ impl Server {
                 Ok(accepted) => return accepted,
                 Err(error) => error,
             };
-            if self.shortage.is_news() {
+            if self.shortage.should_log() {
                 let reason = words(&error);
                 log::warn!("Cannot accept a connection, clients wait: {reason}");
             }
@@ -297,7 +297,7 @@ impl Server {
 
     /// Evicts an idle connection for one that waits at the limit.
     fn evict(&self) -> bool {
-        if self.full.is_news() {
+        if self.full.should_log() {
             let size = self.limit.size();
             log::warn!("There are {size} connections, as many as may be: clients wait");
         }

@@ -1,7 +1,9 @@
 //! The threads that wait for clients, counted: there is one whenever one can be had.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::lock::unpoisoned;
 
 /// The number of threads that wait for a client.
 #[derive(Debug, Default)]
@@ -43,9 +45,8 @@ impl IdleWorkers {
         is_spare
     }
 
-    /// The count is whole at any moment, also after a panic.
     fn waiting(&self) -> MutexGuard<'_, usize> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.waiting.lock())
     }
 }
 
