@@ -23,21 +23,22 @@ fail() {
 }
 
 # What runs on each kernel, on those whose tables have owners (Linux 5.12), or have none, on each with
-# --all too, and on one without IPv6: files of tests/; what comes behind a name are arguments. The first one needs a kernel that has loaded no module yet.
-tests=("lacking --ignored --test-threads 1 module" cni capture lifecycle)
-# The test that is left out sends a frame by python3, which is not there; scripts/test.sh runs it.
-tests_with_owners=("bridge --skip nobody_takes_an_open_connection_away")
-tests_without_owners=("lacking --ignored without_an_owner")
-more_tests=(shared_routing neighbours)
-tests_without_ipv6=("lacking --ignored an_ipv6_block"
-    "capture --exact a_captured_port_of_a_pod_is_answered
-        a_captured_port_of_an_address_without_a_pod_is_answered
-        every_block_and_every_port_of_the_lists_is_captured
-        a_node_that_validates_sources_by_mark_captures_all_clients
-        ports_and_addresses_beside_the_lists_reach_what_they_reached_before
-        a_firewall_of_the_node_has_to_accept_the_mark_itself"
-    "lifecycle --exact a_port_that_is_taken_is_named
-        flushing_and_deleting_from_outside_do_not_stop_the_interception")
+# --all too, and on one without IPv6: a crate of tests/ and its arguments. The first needs a kernel
+# that has loaded no module yet.
+tests=("kernels --ignored --test-threads 1 module" "capture cni:: packets::" "guard lifecycle::")
+# The skipped test sends a frame with python3, which is not there; scripts/test.sh runs it.
+tests_with_owners=("capture bridge:: --skip nobody_takes_an_open_connection_away")
+tests_without_owners=("kernels --ignored without_an_owner")
+more_tests=("capture shared_routing:: neighbours::")
+tests_without_ipv6=("kernels --ignored an_ipv6_block"
+    "capture --exact packets::a_captured_port_of_a_pod_is_answered
+        packets::a_captured_port_of_an_address_without_a_pod_is_answered
+        packets::every_block_and_every_port_of_the_lists_is_captured
+        packets::a_node_that_validates_sources_by_mark_captures_all_clients
+        packets::ports_and_addresses_beside_the_lists_reach_what_they_reached_before
+        packets::a_firewall_of_the_node_has_to_accept_the_mark_itself"
+    "guard --exact lifecycle::a_port_that_is_taken_is_named
+        lifecycle::flushing_and_deleting_from_outside_do_not_stop_the_interception")
 
 # An emulated machine takes two minutes; this bounds one that hangs.
 readonly seconds=900
@@ -160,21 +161,21 @@ put_modules() { # VERSION: those of the network, and what they need
     depmod -b "$root" "$release"
 }
 
-put_tests() { # FILE…: the tests, and the program where they look for it
-    local file
+put_tests() { # CRATE…: the tests, and the program where they look for it
+    local crate
     install -D "$PROGRAM" "$root$PROGRAM"
     mkdir -p "$root$PWD/target/x86_64-unknown-linux-musl/tmp" # CARGO_TARGET_TMPDIR
-    for file; do
-        strip -o "$root/tests/$file" "${executables[$file]}"
+    for crate; do
+        strip -o "$root/tests/$crate" "${executables[$crate]}"
     done
     install tests/kernels/init.sh "$root/init"
 }
 
 declare -A executables=()
-build() { # FILE…: as static executables
-    local options=() file path lines
-    for file; do
-        options+=(--test "$file")
+build() { # CRATE…: as static executables
+    local options=() crate path lines
+    for crate; do
+        options+=(--test "$crate")
     done
     PROGRAM=$PWD/$(scripts/build.sh amd64)
     export PROGRAM
@@ -184,8 +185,8 @@ import json, sys
 for message in map(json.loads, sys.stdin):
     if message.get("executable") and message["profile"]["test"]:
         print(message["target"]["name"], message["executable"])')
-    while read -r file path; do
-        executables[$file]=$path
+    while read -r crate path; do
+        executables[$crate]=$path
     done <<<"$lines"
 }
 
@@ -208,13 +209,13 @@ boot() { # VERSION KERNEL-PARAMETERS TEST…: boots, runs them, and fails unless
     machine=$!
     wait "$machine" || status=$?
     machine=
-    passed=$(grep -c '^file: .*: ok\. ' "$log" || :)
+    passed=$(grep -c '^tests: .*: ok\. ' "$log" || :)
     if ((status)) || ! grep -q '^verdict: passed$' "$log" || ((passed != $#)); then
         cat "$log" >&2
         ((status != 124)) || echo "scripts/kernels.sh: it did not end within $seconds s" >&2
         fail "Linux $version${parameters:+ with $parameters}: failed: its console is above, and in $log"
     fi
-    sed -n 's/^kernel: //p; s/^file: /  /p' "$log"
+    sed -n 's/^kernel: //p; s/^tests: /  /p' "$log"
 }
 
 machine=

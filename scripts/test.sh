@@ -108,8 +108,9 @@ run_tests() {
 }
 
 run_arm64_tests() {
-    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static \
-        run_tests --target aarch64-unknown-linux-musl --lib --test reading
+    local target=aarch64-unknown-linux-musl
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static
+    run_tests --target "$target" --lib && run_tests --target "$target" --test http reading::
 }
 
 # What has been found is tried again, then new inputs: the same each time, and not kept.
@@ -134,7 +135,7 @@ run_benchmark() {
 
 step "format" check_format
 step "lints" check_lints
-step "shellcheck" shellcheck scripts/*.sh tests/*.sh tests/kernels/*.sh tests/stage/*.sh .ci/run
+step "shellcheck" shellcheck scripts/*.sh tests/*/*.sh tests/kubernetes/stage/*.sh .ci/run
 echo "== static binaries"
 scripts/build.sh
 binary="target/$(dpkg --print-architecture)/tproxy-pod"
@@ -152,12 +153,12 @@ step "fuzzing of options" fuzz options 40000
 step "fuzzing of netlink messages" fuzz netlink 200000
 if ((EUID == 0)); then
     step "both stages of the Containerfile" \
-        unshare --net --mount --pid --fork --kill-child --mount-proc tests/containerfile.sh
+        unshare --net --mount --pid --fork --kill-child --mount-proc tests/kubernetes/containerfile.sh
 else
     echo "== not the first stage of the Containerfile: only root may run it here"
 fi
 if ((EUID == 0)) && [[ -w /sys/fs/cgroup/cgroup.procs || -w /sys/fs/cgroup/memory/cgroup.procs ]]; then
-    step "death by want of memory" run_tests --target "$target" --test death -- --ignored
+    step "death by want of memory" run_tests --target "$target" --test guard -- --ignored death::
 else
     echo "== not death by want of memory: only root may make control groups, where they can be changed"
 fi

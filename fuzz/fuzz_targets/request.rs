@@ -4,7 +4,7 @@
 
 #![no_main]
 
-#[path = "../../tests/stream/mod.rs"]
+#[path = "../../tests/http/stream.rs"]
 mod stream;
 
 use std::net::SocketAddr;

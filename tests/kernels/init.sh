@@ -1,6 +1,6 @@
 #!/bin/sh
 # The first process of the virtual machine of scripts/kernels.sh: runs the tests that /tests/list
-# names, a file with its filters a line, says how each went, and switches the machine off.
+# names, a crate with its arguments a line, says how each went, and switches the machine off.
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LC_ALL=C.UTF-8 RUST_BACKTRACE=1 PATIENCE=60 HAS_ALL=yes
 mount -t proc proc /proc
@@ -18,17 +18,17 @@ seconds() { cut -d. -f1 /proc/uptime; }
 
 echo "kernel: Linux $(uname -r), up after $(seconds) s"
 bad=
-while read -r file arguments; do
-    echo "== $file $arguments"
+while read -r crate arguments; do
+    echo "== $crate $arguments"
     began=$(seconds)
     # shellcheck disable=SC2086 # they are words
-    unshare --net --mount "/tests/$file" $arguments 2>&1 | tee /tmp/output
+    unshare --net --mount "/tests/$crate" $arguments 2>&1 | tee /tmp/output
     result=$(grep '^test result: ' /tmp/output)
-    echo "file: $file: ${result#test result: }; $(($(seconds) - began)) s"
+    echo "tests: $crate $arguments: ${result#test result: }; $(($(seconds) - began)) s"
     case $result in
-        "test result: ok. 0 passed"*) bad="$bad $file" ;;
+        "test result: ok. 0 passed"*) bad="$bad $crate" ;;
         "test result: ok. "*) ;;
-        *) bad="$bad $file" ;;
+        *) bad="$bad $crate" ;;
     esac
 done </tests/list
 if [ -n "$bad" ]; then

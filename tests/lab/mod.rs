@@ -8,7 +8,7 @@
 //! A namespace lives as long as the descriptor that holds it: nothing is left behind, however a
 //! test ends.
 
-// Every test file is a crate of its own, and none uses all of the lab.
+// Every crate of tests uses a part of the lab.
 #![allow(dead_code)]
 
 pub mod bridge;

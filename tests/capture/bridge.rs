@@ -1,0 +1,331 @@
+//! Pods of one bridge: they talk to each other below IP, and are captured all the same; what is not
+//! captured stays on the bridge.
+
+use crate::lab::bridge::{Bridge, PEER, PEER6};
+use crate::lab::conversation::{Conversation, REQUEST};
+use crate::lab::kernel::has_all;
+use crate::lab::script::ScriptFile;
+use crate::lab::{CIDRS, Namespace, PATIENCE, is_echoed, wait_until};
+
+/// Beyond the bridge, with the node as the gateway; no Pod has them.
+const BEYOND: [&str; 2] = ["10.244.7.9:8180", "[fd00:10:244:7::9]:8180"];
+
+/// Whether tproxy-pod has answered, and not a Pod.
+#[track_caller]
+fn is_captured(pod: &Namespace, address: &str) {
+    let answer = pod.get(address, "/");
+    assert!(
+        answer.contains("Request received from "),
+        "{address}: {answer}"
+    );
+}
+
+#[track_caller]
+fn is_the_pods(pod: &Namespace, address: &str) {
+    let answer = pod.get(address, "/");
+    assert!(answer.ends_with("\r\n\r\npod"), "{address}: {answer}");
+}
+
+#[test]
+fn a_pod_of_the_same_bridge_and_an_address_beyond_it_are_captured() {
+    for filter in [false, true] {
+        for reverse_path in ["0", "1", "2"] {
+            let bridge = Bridge::new(filter);
+            for scope in ["all", "default", "cni0", "pod"] {
+                let name = format!("net.ipv4.conf.{scope}.rp_filter");
+                bridge.node.sysctl(&name, reverse_path);
+                let name = format!("net.ipv4.conf.{scope}.src_valid_mark");
+                bridge.node.sysctl(&name, reverse_path.min("1"));
+            }
+            let daemon = bridge.start(&["--cidr", CIDRS]);
+            daemon.wait_for("Created table bridge tproxy-pod, owned");
+            for address in [PEER, PEER6].into_iter().chain(BEYOND) {
+                is_captured(&bridge.pod, address);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_echo_and_the_log_say_which_pod_asked() {
+    let bridge = Bridge::new(false);
+    let daemon = bridge.start(&["--cidr", CIDRS]);
+    for address in [PEER, PEER6] {
+        let mut connection = bridge.pod.talk(address);
+        let client = connection.client();
+        let answer = connection.ask(REQUEST);
+        let ends = format!("Client: {client}\nDestination: {address}\n");
+        assert!(answer.text().contains(&ends), "{}", answer.text());
+        daemon.wait_for(&format!("client={client} destination={address} "));
+    }
+}
+
+/// With a bridge br_netfilter adds hooks of its own, which our chain has to be ahead of.
+#[test]
+fn bridges_and_pods_that_come_after_the_start_are_captured() {
+    for filter in [false, true] {
+        let bridge = Bridge::without_any(filter);
+        let _daemon = bridge.start(&["--cidr", CIDRS]);
+        bridge.add_bridge();
+        bridge.add_ports();
+        for address in [PEER, PEER6].into_iter().chain(BEYOND) {
+            wait_until("the port is known", || {
+                bridge.try_get(address).contains("Request received from ")
+            });
+        }
+        bridge.node.run("ip link del cni0");
+        bridge.add_bridge();
+        bridge.add_ports();
+        for address in [PEER, PEER6].into_iter().chain(BEYOND) {
+            wait_until("the new port is known", || {
+                bridge.try_get(address).contains("Request received from ")
+            });
+        }
+    }
+}
+
+#[test]
+fn a_bridge_is_followed_when_it_gets_its_address() {
+    let bridge = Bridge::new(false);
+    bridge.peer.serve(8180);
+    bridge.node.run("ip address flush dev cni0 scope global");
+    let _daemon = bridge.start(&["--cidr", CIDRS]);
+    is_the_pods(&bridge.pod, PEER);
+    bridge.node.run("ip address add 10.244.0.1/24 dev cni0");
+    wait_until("the address is known", || {
+        bridge.try_get(PEER).contains("Request received from ")
+    });
+    is_the_pods(&bridge.pod, PEER6);
+}
+
+/// Neither the frames of a connection from before, nor those that are captured, are forwarded by the
+/// node.
+#[test]
+fn a_node_that_forwards_nothing_disturbs_no_connection_on_its_bridge() {
+    let bridge = Bridge::new(false);
+    bridge.peer.serve(8180);
+    let mut open: Vec<Conversation> = [PEER, PEER6].map(|it| bridge.pod.talk(it)).into();
+    let mut pod_answers = |when: &str| {
+        for connection in &mut open {
+            assert_eq!(connection.ask(REQUEST).text(), "pod", "{when}");
+        }
+    };
+    pod_answers("before");
+    bridge.node.run("iptables -P FORWARD DROP");
+    bridge.node.run("ip6tables -P FORWARD DROP");
+    let mut daemon = bridge.start(&["--cidr", CIDRS]);
+    for _ in 0..3 {
+        pod_answers("while it intercepts");
+        for address in [PEER, PEER6] {
+            is_captured(&bridge.pod, address);
+        }
+    }
+    assert_eq!(daemon.stop(), Some(0));
+    pod_answers("after the stop");
+    for address in [PEER, PEER6] {
+        is_the_pods(&bridge.pod, address);
+    }
+    let forwarded = bridge.node.run("iptables -L FORWARD -v -x");
+    assert!(forwarded.contains("policy DROP 0 packets"), "{forwarded}");
+}
+
+/// As kube-proxy drops it: what conntrack has not seen from its start. With bridge-nf the node's
+/// conntrack sees both ways of a bridged connection, without it none.
+#[test]
+fn connections_that_no_rule_takes_are_the_pods_also_where_invalid_packets_are_dropped() {
+    for filter in [false, true] {
+        let bridge = Bridge::new(filter);
+        bridge.peer.serve(8180);
+        for iptables in ["iptables", "ip6tables"] {
+            bridge.node.run(&format!(
+                "{iptables} -A FORWARD -m conntrack --ctstate INVALID -j DROP"
+            ));
+        }
+        let script = include_str!("../../src/rules/bundled.iptables");
+        let script = script.replace("-A PREROUTING", "-A PREROUTING -i elsewhere");
+        let rules = ScriptFile::new(&script);
+        let _daemon = bridge.start(&["--cidr", CIDRS, "--rules", rules.path()]);
+        for address in [PEER, PEER6] {
+            let mut connection = bridge.pod.talk(address);
+            for _ in 0..3 {
+                assert_eq!(connection.ask(REQUEST).text(), "pod", "{address}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stop_finishes_what_came_over_the_bridge_and_leaves_the_rest_to_the_pod() {
+    let bridge = Bridge::new(false);
+    bridge.peer.serve(8180);
+    let mut daemon = bridge.start(&["--cidr", CIDRS]);
+    let mut open: Vec<Conversation> = [PEER, PEER6].map(|it| bridge.pod.talk(it)).into();
+    let (first, second) = REQUEST.split_at(10);
+    open.iter_mut().for_each(|it| it.send(first));
+    wait_until("both are accepted", || {
+        let open = bridge.node.run("ss -Htn state established");
+        open.lines().count() == 2
+    });
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    daemon.wait_for("Stopping: new connections go to the Pods");
+    for address in [PEER, PEER6] {
+        is_the_pods(&bridge.pod, address);
+    }
+    for connection in &mut open {
+        assert_eq!(connection.ask(second).field("Connection"), "close");
+    }
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert_eq!(bridge.node.tables(), [""; 0]);
+}
+
+#[test]
+fn sigkill_leaves_no_rule_on_the_bridge() {
+    for filter in [false, true] {
+        let bridge = Bridge::new(filter);
+        bridge.peer.serve(8180);
+        let mut daemon = bridge.start(&["--cidr", CIDRS]);
+        let tables = ["table inet tproxy-pod", "table bridge tproxy-pod"];
+        assert_eq!(bridge.node.tables(), tables);
+        daemon.kill();
+        assert_eq!(bridge.node.tables(), [""; 0]);
+        for address in [PEER, PEER6] {
+            is_the_pods(&bridge.pod, address);
+        }
+    }
+}
+
+#[test]
+fn a_second_start_finds_nothing_in_its_way_on_the_bridge() {
+    let bridge = Bridge::new(false);
+    bridge.peer.serve(8180);
+    bridge.node.run("nft add table bridge tproxy-pod");
+    bridge.node.run("nft add chain bridge tproxy-pod old");
+    for _ in 0..2 {
+        let _daemon = bridge.start(&["--cidr", CIDRS]);
+        is_captured(&bridge.pod, PEER);
+        let tables = bridge.node.run("nft list table bridge tproxy-pod");
+        assert!(!tables.contains("chain old"), "{tables}");
+    }
+}
+
+/// IP has no part in what is not captured: other ports, and the datagrams of the captured one.
+#[test]
+fn what_is_not_captured_stays_on_the_bridge() {
+    let bridge = Bridge::new(false);
+    bridge.peer.serve(80);
+    bridge.peer.serve_udp(8180);
+    let seen_by_ip = || {
+        let counters = bridge.node.run("iptables -t raw -L PREROUTING -v -x -n");
+        let rule = counters.lines().nth(2).unwrap();
+        let packets = rule.split_whitespace().next().unwrap();
+        packets.parse::<u64>().unwrap()
+    };
+    bridge
+        .node
+        .run("iptables -t raw -A PREROUTING -d 10.244.0.6");
+    let _daemon = bridge.start(&["--cidr", CIDRS]);
+    assert!(bridge.pod.get("10.244.0.6:80", "/").ends_with("pod"));
+    let (from, to) = ("0.0.0.0:0".parse().unwrap(), PEER.parse().unwrap());
+    let echoed = bridge.pod.enter(|| is_echoed(from, to, *PATIENCE));
+    assert!(echoed.unwrap());
+    assert_eq!(seen_by_ip(), 0);
+    is_captured(&bridge.pod, PEER);
+    assert_ne!(seen_by_ip(), 0, "what is captured is counted");
+}
+
+/// They would be dropped, or not find the way back. What is sent to the bridge itself is for IP.
+#[test]
+fn frames_that_ip_could_not_answer_stay_on_the_bridge() {
+    let elsewhere = "ip address flush dev cni0 scope global\n\
+                     ip address add 172.16.9.1/24 dev cni0\n\
+                     ip address add fd00:9::1/64 dev cni0 nodad";
+    let vlans = "ip link set cni0 type bridge vlan_filtering 1";
+    for filter in [false, true] {
+        for change in ["ip address flush dev cni0 scope global", elsewhere, vlans] {
+            let bridge = Bridge::new(filter);
+            bridge.peer.serve(8180);
+            if change == vlans && !has_vlans(&bridge.node) {
+                continue;
+            }
+            change.lines().for_each(|line| drop(bridge.node.run(line)));
+            let _daemon = bridge.start(&["--cidr", CIDRS]);
+            for address in [PEER, PEER6] {
+                is_the_pods(&bridge.pod, address);
+            }
+            if change == vlans {
+                for address in BEYOND {
+                    is_captured(&bridge.pod, address);
+                }
+            }
+        }
+    }
+    let bridge = Bridge::new(false);
+    bridge.peer.serve(8180);
+    bridge.node.sysctl("net.ipv6.conf.cni0.disable_ipv6", "1");
+    let _daemon = bridge.start(&["--cidr", CIDRS]);
+    is_captured(&bridge.pod, PEER);
+    is_the_pods(&bridge.pod, PEER6);
+}
+
+/// As from a port of the bridge that leads out of the node.
+#[test]
+fn who_sends_to_the_bridge_itself_is_captured_wherever_he_is() {
+    for filter in [false, true] {
+        let bridge = Bridge::new(filter);
+        bridge.pod.run("ip address add 192.0.2.5/32 dev eth0");
+        bridge
+            .pod
+            .run("ip route change default via 10.244.0.1 src 192.0.2.5");
+        bridge.node.run("ip route add 192.0.2.5/32 via 10.244.0.5");
+        let daemon = bridge.start(&["--cidr", CIDRS]);
+        is_captured(&bridge.pod, BEYOND[0]);
+        daemon.wait_for("client=192.0.2.5:");
+    }
+}
+
+/// Whether bridges can have VLANs; the stock kernels' can.
+fn has_vlans(node: &Namespace) -> bool {
+    let there_are = node.enter(|| std::fs::exists("/proc/net/vlan").unwrap())
+        || node
+            .try_run("ip link set cni0 type bridge vlan_filtering 0")
+            .status
+            .success();
+    assert!(there_are || !has_all(), "this kernel should have them");
+    there_are
+}
+
+/// Another Pod forges the peer's answer to a connection that is open.
+#[test]
+fn nobody_takes_an_open_connection_away() {
+    let bridge = Bridge::new(false);
+    bridge.peer.serve(8180);
+    let _daemon = bridge.start(&["--cidr", CIDRS]);
+    let mut forger = bridge.forger();
+    let mut connection = bridge.pod.talk(PEER);
+    let echoed = |answer: &str| answer.contains("Request received from ");
+    assert!(echoed(connection.ask(REQUEST).text()));
+    forger.forge(&connection.client());
+    let answered = bridge
+        .node
+        .run("nft list set bridge tproxy-pod answered-v4");
+    assert!(answered.contains("10.244.0.5 . 10.244.0.6"), "{answered}");
+    assert!(echoed(connection.ask(REQUEST).text()));
+}
+
+#[test]
+fn every_block_and_every_port_of_the_lists_is_captured_on_a_bridge() {
+    let bridge = Bridge::new(true);
+    let cidrs = "10.244.0.0/24,10.99.0.0/16,fd00:10:244::/64,fd00:99::/64";
+    let arguments = ["--cidr", cidrs, "--dport", "8180,9000:9010,10000"];
+    let _daemon = bridge.start(&arguments);
+    for address in [
+        "10.244.0.6",
+        "10.99.7.7",
+        "[fd00:10:244::6]",
+        "[fd00:99::7]",
+    ] {
+        for port in ["8180", "9000", "9010", "10000"] {
+            is_captured(&bridge.pod, &format!("{address}:{port}"));
+        }
+    }
+}

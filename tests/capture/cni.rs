@@ -1,0 +1,283 @@
+//! Who is captured, and who is not, as CNIs and kube-proxy join clients, Pods and nodes: each is asked
+//! by each, on two nodes that both run the program. The tables of the README are what comes of it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::LazyLock;
+
+use crate::lab::Namespace;
+use crate::lab::cluster::{Cluster, Node};
+use crate::lab::kernel::{has_all, has_device, has_ipvs, owns_tables};
+use crate::matrix::ask::Outcome::{self, Captured, Pod, Refused, TimeOut, Unreachable};
+use crate::matrix::networks::{CALICO, DOCKER, FLANNEL, IPVLAN, Network, PTP, VXLAN};
+use crate::matrix::services::{self, client_by, cluster_ip, node_port};
+use crate::matrix::table::{Row, block, table};
+use crate::matrix::{Outcomes, Question, ask_all, both};
+
+/// Captured on node 1, where the Pod that is asked has its place, and on node 2.
+const A: Outcome = Captured(1);
+const B: Outcome = Captured(2);
+
+/// The captured port.
+const PORT: u16 = 8180;
+
+/// A part of addresses that no Pod has.
+const NOBODY: u8 = 62;
+
+/// Who asks for Pod addresses, in this order.
+const CLIENTS: [&str; 5] = [
+    "client outside",
+    "Pod on the same node",
+    "Pod on another node",
+    "the node itself",
+    "another node",
+];
+
+/// Who asks for a Service, in this order.
+const CLIENTS_OF_SERVICES: [&str; 6] = [
+    "client outside, by the Pod's node",
+    "client outside, by another node",
+    "Pod on the same node",
+    "Pod on another node",
+    "the Pod's node",
+    "another node",
+];
+
+/// A way to reach Pods, and what has to come of asking a Pod, and of asking where there is none.
+struct Topology {
+    name: &'static str,
+    network: Network,
+    exists: fn() -> bool,
+    pod: Outcomes,
+    nobody: Outcomes,
+    /// The same two where no frame is lifted from a bridge, because tables have no owner, if that makes
+    /// a difference.
+    limited: Option<[Outcomes; 2]>,
+}
+
+fn topologies() -> [Topology; 6] {
+    let below_ip = [both(&[A, Pod, B, Pod, A]), both(&NO_NEIGHBOUR)];
+    // A frame that leaves the bridge is marked there, and lost.
+    let lost = |same| split(&[A, same, TimeOut, same, A], &[A, same, Refused, same, A]);
+    let marked = || [lost(Pod), lost(Unreachable)];
+    [
+        routed("ptp, kindnet: routes to each Pod", PTP),
+        routed("Calico: the same, proxy ARP, early ACCEPT", CALICO),
+        bridged("flannel host-gw: bridge, bridge-nf 1", FLANNEL, marked()),
+        bridged("docker: bridge, bridge-nf 0", DOCKER, below_ip),
+        bridged("flannel VXLAN, k3s: bridge, bridge-nf 1", VXLAN, marked()),
+        Topology {
+            name: "IPVLAN L3",
+            network: IPVLAN,
+            exists: || has_device("ipvlan"),
+            pod: both(&[Pod, Pod, Pod, Unreachable, Pod]),
+            nobody: both(&[A, TimeOut, A, Unreachable, A]),
+            limited: None,
+        },
+    ]
+}
+
+/// All but the node's own packets are captured on the first node.
+const ALL: [Outcome; 5] = [A, A, B, Pod, A];
+
+/// Who is on a bridge looks there for a neighbour, in vain.
+const NO_NEIGHBOUR: [Outcome; 5] = [A, Unreachable, B, Unreachable, A];
+
+/// Each packet of a Pod is routed by its node.
+fn routed(name: &'static str, network: Network) -> Topology {
+    Topology {
+        name,
+        network,
+        exists: || true,
+        pod: both(&ALL),
+        nobody: both(&[A, A, B, Unreachable, A]),
+        limited: None,
+    }
+}
+
+/// The Pods of a node are neighbours.
+fn bridged(name: &'static str, network: Network, limited: [Outcomes; 2]) -> Topology {
+    Topology {
+        name,
+        network,
+        exists: || true,
+        pod: both(&ALL),
+        nobody: both(&NO_NEIGHBOUR),
+        limited: Some(limited),
+    }
+}
+
+/// What differs between the families.
+fn split(v4: &[Outcome], v6: &[Outcome]) -> Outcomes {
+    v4.iter().zip(v6).map(|(&v4, &v6)| [v4, v6]).collect()
+}
+
+/// What leads a Service to the Pod, in rows for the ClusterIP and for the NodePort.
+struct Service {
+    names: [&'static str; 2],
+    proxy: fn(&Node),
+    exists: fn() -> bool,
+}
+
+const SERVICES: [Service; 3] = [
+    Service {
+        names: ["ClusterIP, iptables", "NodePort, iptables"],
+        proxy: services::iptables,
+        exists: || true,
+    },
+    Service {
+        names: ["ClusterIP, nftables", "NodePort, nftables"],
+        proxy: services::nftables,
+        exists: || true,
+    },
+    Service {
+        names: ["ClusterIP, IPVS", "NodePort, IPVS"],
+        proxy: services::ipvs,
+        exists: || has_device("dummy") && has_ipvs(),
+    },
+];
+
+/// The rows for Pods, and those for addresses without one: measured once, for all tests.
+static TOPOLOGIES: LazyLock<(Vec<Row>, Vec<Row>)> =
+    LazyLock::new(|| topologies().map(Topology::measure).into_iter().unzip());
+
+/// The rows for Services.
+static SERVICE_ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
+    SERVICES
+        .map(Service::measure)
+        .into_iter()
+        .flatten()
+        .collect()
+});
+
+impl Topology {
+    /// The row for the Pod, and the one for an address that no Pod has.
+    fn measure(self) -> (Row, Row) {
+        let whole = self.limited.is_none() || owns_tables();
+        let [pod, nobody] = self
+            .limited
+            .filter(|_| !whole)
+            .unwrap_or([self.pod, self.nobody]);
+        let mut measured = (self.exists)().then(|| {
+            let cluster = Cluster::new();
+            self.network.wire(&cluster);
+            cluster.web.inside.serve(PORT);
+            let _daemons = cluster.start();
+            let without_pod = cluster.nodes[0].pod_addresses(NOBODY);
+            let mut questions = all_ask(&cluster, cluster.web.addresses());
+            questions.extend(all_ask(&cluster, without_pod));
+            ask_all(&questions, &[&pod[..], &nobody].concat())
+        });
+        let of_nobody = measured.as_mut().map(|it| it.split_off(pod.len()));
+        let row = |measured, expected| Row {
+            name: self.name,
+            measured,
+            expected,
+            whole,
+        };
+        (row(measured, pod), row(of_nobody, nobody))
+    }
+}
+
+/// All clients ask these addresses.
+fn all_ask(cluster: &Cluster, to: [IpAddr; 2]) -> Vec<Question<'_>> {
+    let [one, two] = &cluster.nodes;
+    let (near, far) = (&cluster.near.inside, &cluster.far.inside);
+    [&cluster.client, near, far, &one.host, &two.host]
+        .map(|client| Question {
+            client,
+            to: to.map(|it| (it, PORT).into()),
+        })
+        .into()
+}
+
+impl Service {
+    fn measure(self) -> [Row; 2] {
+        let expected = both(&[Pod, A, Pod, A, Pod, A]);
+        let mut measured = (self.exists)().then(|| {
+            let cluster = Cluster::new();
+            PTP.wire(&cluster);
+            cluster.nodes.iter().for_each(self.proxy);
+            cluster.web.inside.serve(PORT);
+            let _daemons = cluster.start();
+            let outside = cluster
+                .nodes
+                .each_ref()
+                .map(|node| client_by(&cluster, node));
+            let mut questions = all_ask_service(&cluster, &outside, cluster_ip);
+            questions.extend(all_ask_service(&cluster, &outside, node_port));
+            ask_all(&questions, &[&expected[..], &expected].concat())
+        });
+        let of_node_port = measured.as_mut().map(|it| it.split_off(expected.len()));
+        let row = |name, measured| Row {
+            name,
+            measured,
+            expected: expected.clone(),
+            whole: true,
+        };
+        let [cluster_ip, node_port] = self.names;
+        [row(cluster_ip, measured), row(node_port, of_node_port)]
+    }
+}
+
+/// All clients ask the Service at the node that their packets meet first.
+fn all_ask_service<'a>(
+    cluster: &'a Cluster,
+    outside: &'a [Namespace; 2],
+    address: fn(&Node) -> [SocketAddr; 2],
+) -> Vec<Question<'a>> {
+    let [one, two] = &cluster.nodes;
+    [
+        (&outside[0], one),
+        (&outside[1], two),
+        (&cluster.near.inside, one),
+        (&cluster.far.inside, two),
+        (&one.host, one),
+        (&two.host, two),
+    ]
+    .map(|(client, node)| Question {
+        client,
+        to: address(node),
+    })
+    .into()
+}
+
+/// Asserts row by row that what was measured is what is expected, and names what this kernel cannot do.
+fn all_are_as_expected(rows: &[Row]) {
+    let mut differences = String::new();
+    for row in rows {
+        let (name, expected) = (row.name, &row.expected);
+        match &row.measured {
+            None if has_all() => differences += &format!("{name}: was not measured\n"),
+            None => eprintln!("this kernel has no {name}"),
+            Some(measured) if measured == expected => {}
+            Some(measured) => {
+                differences += &format!("{name}:\n  {measured:?}\nnot\n  {expected:?}\n");
+            }
+        }
+    }
+    assert!(differences.is_empty(), "{differences}");
+}
+
+#[test]
+fn who_asks_a_pod_is_captured_or_not_as_its_network_has_it() {
+    all_are_as_expected(&TOPOLOGIES.0);
+}
+
+#[test]
+fn who_asks_an_address_without_a_pod_is_captured_if_its_packet_leaves() {
+    all_are_as_expected(&TOPOLOGIES.1);
+}
+
+#[test]
+fn who_asks_a_service_is_captured_on_the_pods_node_if_another_translates_it() {
+    all_are_as_expected(&SERVICE_ROWS);
+}
+
+#[test]
+fn the_readme_has_these_tables() {
+    let pods = table("a Pod's address", &CLIENTS, &TOPOLOGIES.0);
+    let nobody = table("an address without a Pod", &CLIENTS, &TOPOLOGIES.1);
+    let services = table("a Service", &CLIENTS_OF_SERVICES, &SERVICE_ROWS);
+    let tables = format!("\n{pods}\n{nobody}\n{services}\n");
+    assert!(tables == block(), "the README should have:\n{tables}");
+}

@@ -1,0 +1,11 @@
+//! What is captured and what is not, on real packets.
+
+#[path = "../lab/mod.rs"]
+mod lab;
+mod matrix;
+
+mod bridge;
+mod cni;
+mod neighbours;
+mod packets;
+mod shared_routing;

@@ -1,0 +1,54 @@
+//! Tables in Markdown, between two comments of the README.
+
+use super::Outcomes;
+use super::ask::Outcome;
+
+const README: &str = include_str!("../../../README.md");
+const BEGIN: &str = "<!-- captured: begin -->\n";
+const END: &str = "<!-- captured: end -->\n";
+
+/// What was measured in one way to reach Pods or Services, and what has to come of it.
+pub struct Row {
+    pub name: &'static str,
+    pub measured: Option<Outcomes>,
+    /// On this kernel.
+    pub expected: Outcomes,
+    /// Whether the kernel has all that the README's row takes for granted.
+    pub whole: bool,
+}
+
+impl Row {
+    /// In Markdown. What this kernel cannot do is taken from what is there: the README's table.
+    fn line(&self, there: &str) -> String {
+        let start = format!("| {} |", self.name);
+        let Some(measured) = self.measured.as_ref().filter(|_| self.whole) else {
+            let line = there.lines().find(|line| line.starts_with(&start));
+            return line.unwrap_or(&start).to_owned();
+        };
+        let cells = measured.iter().map(|cell| format!(" {} |", text(*cell)));
+        start + &cells.collect::<String>()
+    }
+}
+
+fn text([v4, v6]: [Outcome; 2]) -> String {
+    if v4.to_string() == v6.to_string() {
+        v4.to_string()
+    } else {
+        format!("IPv4 {v4}, IPv6 {v6}")
+    }
+}
+
+/// A table of what comes of asking for something, with a column for each client.
+pub fn table(asked: &str, clients: &[&str], rows: &[Row]) -> String {
+    let (names, line) = (clients.join(" | "), "---|".repeat(clients.len()));
+    let head = format!("| {asked}, asked by | {names} |\n|---|{line}\n");
+    let there = block().split_once(&head).map_or("", |(_, there)| there);
+    rows.iter()
+        .fold(head, |table, row| table + &row.line(there) + "\n")
+}
+
+/// What the README has between the comments.
+pub fn block() -> &'static str {
+    let (_, rest) = README.split_once(BEGIN).unwrap();
+    rest.split_once(END).unwrap().0
+}

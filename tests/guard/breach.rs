@@ -1,0 +1,76 @@
+//! A server that somebody has taken over, or that dies at the wrong moment: the guard hears of it,
+//! and nothing keeps it from undoing everything.
+
+use std::io::Write;
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use crate::lab::stolen::control_socket;
+use crate::lab::{CIDRS, Lab, POD, wait_until};
+use nix::sys::signal::{Signal, kill};
+
+#[test]
+fn the_servers_death_is_heard_while_a_stop_waits_for_handshakes() {
+    let lab = Lab::new();
+    let takes = || {
+        let mut daemon = lab.start(&["--cidr", CIDRS]);
+        // The kernel waits for its first byte, and the stop waits for the kernel.
+        let _silent = lab.client.connect(POD).unwrap();
+        daemon.signal(Signal::SIGTERM);
+        daemon.wait_for("Stopping");
+        let begin = Instant::now();
+        kill(daemon.server(), Signal::SIGKILL).unwrap();
+        assert_eq!(daemon.wait().code(), Some(1));
+        begin.elapsed()
+    };
+    // A machine that is busy with other things may be late now and then.
+    let shortest = (0..3).map(|_| takes()).min().unwrap();
+    assert!(shortest < Duration::from_millis(700), "{shortest:?}");
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+const BREACH: &str = "ERROR the server does not behave like itself, and was killed";
+
+#[test]
+fn a_server_that_says_more_than_it_should_is_killed() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    control_socket(daemon.server()).write_all(b"r").unwrap();
+    assert_eq!(daemon.wait().code(), Some(1));
+    daemon.wait_for(BREACH);
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+#[test]
+fn a_server_that_says_something_during_a_stop_is_killed() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    let mut client = lab.client.talk(POD);
+    client.send("POST / HTTP/1.1\r\nHost: pod\r\nContent-Length: 4\r\n\r\nhal");
+    wait_until("it is accepted", || {
+        let accepted = lab.node.run("ss -Htn state established sport 8180");
+        !accepted.is_empty()
+    });
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("Stopping");
+    control_socket(daemon.server()).write_all(b"ready").unwrap();
+    assert_eq!(daemon.wait().code(), Some(1));
+    daemon.wait_for(BREACH);
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+#[test]
+fn a_server_that_hangs_up_and_does_not_end_is_killed() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    let begin = Instant::now();
+    let control = control_socket(daemon.server());
+    kill(daemon.server(), Signal::SIGSTOP).unwrap();
+    control.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(daemon.wait().code(), Some(1));
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    daemon.wait_for("The server does not end: killing it");
+    daemon.wait_for("the server was killed by SIGKILL");
+    assert_eq!(lab.remains(), [""; 0]);
+}

@@ -1,0 +1,173 @@
+//! `--check`: what it says of a node, and that it leaves nothing there.
+
+use crate::lab::{CIDRS, Lab, Namespace, POD, PROGRAM};
+
+/// What it printed, and its exit status.
+struct Checked {
+    lines: Vec<String>,
+    status: Option<i32>,
+}
+
+impl Checked {
+    /// Checks a node, by a command line that runs the program with `--check`.
+    fn run(node: &Namespace, line: &str) -> Checked {
+        let before = node.theirs();
+        let output = node.try_run(line);
+        assert_eq!(node.theirs(), before, "it leaves nothing");
+        let complaint = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(complaint, "");
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<String> = lines.lines().map(str::to_owned).collect();
+        for line in &lines {
+            let verdict = line.split_whitespace().next();
+            let known = ["ok", "limited", "missing"].map(Some);
+            assert!(known.contains(&verdict), "{line}");
+        }
+        Checked {
+            lines,
+            status: output.status.code(),
+        }
+    }
+
+    /// Whether a line of this verdict says so.
+    fn says(&self, verdict: &str, text: &str) -> bool {
+        let mut lines = self.lines.iter();
+        lines.any(|line| line.starts_with(verdict) && line.contains(text))
+    }
+
+    #[track_caller]
+    fn has(&self, verdict: &str, text: &str) {
+        assert!(
+            self.says(verdict, text),
+            "{verdict}: {text} in {:#?}",
+            self.lines
+        );
+    }
+}
+
+#[test]
+fn a_node_that_can_do_it_all_is_told_so() {
+    let lab = Lab::new();
+    let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check --cidr {CIDRS}"));
+    assert_eq!(checked.status, Some(0), "{:#?}", checked.lines);
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    checked.has("ok", &format!("Linux {}", release.trim()));
+    for part in [
+        "nf_tables",
+        "the rules, with TPROXY",
+        "Pods of one bridge are captured",
+        "filters of system calls",
+        "mark rule and AnyIP routes",
+        "transparent listener at 127.0.0.1:1",
+        "transparent listener at [::1]:1",
+        "nobody else owns the tables",
+        "uses mark 0x1/0x1 or table 100",
+    ] {
+        checked.has("ok", part);
+    }
+    assert!(!checked.says("missing", ""), "{:#?}", checked.lines);
+}
+
+/// As in a Pod whose seccomp profile keeps it from making namespaces.
+#[test]
+fn without_a_namespace_of_its_own_the_rules_are_tried_and_have_no_effect() {
+    let lab = Lab::new();
+    let strace = "strace -f -qqq -o /dev/null -e inject=unshare:error=EPERM";
+    let line = format!("{strace} {PROGRAM} --check --cidr {CIDRS}");
+    let checked = Checked::run(&lab.node, &line);
+    assert_eq!(checked.status, Some(0), "{:#?}", checked.lines);
+    checked.has("ok", "the rules, with TPROXY");
+    checked.has("ok", "Pods of one bridge are captured");
+    checked.has(
+        "limited",
+        "mark rule and routes were not tried: make a namespace: Operation not permitted",
+    );
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+#[test]
+fn beside_another_one_it_would_not_work() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check"));
+    assert_eq!(checked.status, Some(1));
+    checked.has("missing", "another tproxy-pod is running");
+    checked.has("missing", "bind 127.0.0.1:1: Address in use");
+    assert!(lab.client.get(POD, "/").contains("Request received"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn who_uses_the_mark_the_table_or_its_name_is_named() {
+    let lab = Lab::new();
+    lab.node
+        .run("ip rule add fwmark 0x3/0x3 lookup 7 priority 99");
+    lab.node.run("nft add table inet tproxy-pod");
+    lab.node.run("ip route add 10.244.3.0/24 dev pod table 101");
+    let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check"));
+    assert_eq!(checked.status, Some(1));
+    checked.has(
+        "missing",
+        "the rule with priority 99 uses the mark; see --mark",
+    );
+    checked.has(
+        "limited",
+        "there is a table inet tproxy-pod without an owner",
+    );
+    let other = Checked::run(
+        &lab.node,
+        &format!("{PROGRAM} --check --mark 4/4 --table 101"),
+    );
+    assert_eq!(other.status, Some(1));
+    other.has(
+        "missing",
+        "the table has another route to 10.244.3.0/24; see --table",
+    );
+    let free = Checked::run(&lab.node, &format!("{PROGRAM} --check --mark 4/4"));
+    assert_eq!(free.status, Some(0), "{:#?}", free.lines);
+}
+
+#[test]
+fn without_the_capability_it_says_which_one_is_needed() {
+    let lab = Lab::new();
+    let line =
+        format!("setpriv --bounding-set=-net_admin --inh-caps=-net_admin -- {PROGRAM} --check");
+    let checked = Checked::run(&lab.node, &line);
+    assert_eq!(checked.status, Some(1));
+    checked.has(
+        "missing",
+        "create table inet tproxy-pod: Operation not permitted (CAP_NET_ADMIN is needed)",
+    );
+    checked.has("ok", "the rules, with TPROXY");
+}
+
+#[test]
+fn sysctls_that_limit_it_are_named_with_what_would_do() {
+    let lab = Lab::new();
+    let all_well = Checked::run(&lab.node, &format!("{PROGRAM} --check"));
+    for (sysctl, value, line) in [
+        (
+            "net.ipv4.tcp_syncookies",
+            "2",
+            "net.ipv4.tcp_syncookies is 2: the Pod refuses",
+        ),
+        (
+            "net.core.somaxconn",
+            "128",
+            "net.core.somaxconn is 128: more clients",
+        ),
+    ] {
+        assert!(!all_well.says("limited", sysctl), "{:#?}", all_well.lines);
+        lab.node.sysctl(sysctl, value);
+        let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check"));
+        checked.has("limited", line);
+        assert_eq!(checked.status, Some(0));
+    }
+}
+
+#[test]
+fn a_script_that_cannot_be_loaded_is_wrong_usage() {
+    let lab = Lab::new();
+    let line = format!("{PROGRAM} --check --rules /nonexistent");
+    assert_eq!(lab.node.try_run(&line).status.code(), Some(2));
+}

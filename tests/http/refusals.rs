@@ -1,0 +1,357 @@
+//! What is refused, with which status; and that a refusal is the last word on its connection.
+
+use crate::lab::refusal::{SMUGGLED, each_is_refused, refused};
+use crate::lab::{Lab, POD};
+
+/// Requests, each with the status that refuses it.
+const MALFORMED: &[(&str, &str)] = &[
+    // The request line (RFC 9112, 3).
+    ("GET\r\nHost: a\r\n\r\n", "400 Bad Request"),
+    ("GET /\r\nHost: a\r\n\r\n", "400 Bad Request"),
+    ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", "400 Bad Request"),
+    ("GET / HTTP/1.1 \r\nHost: a\r\n\r\n", "400 Bad Request"),
+    ("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", "400 Bad Request"),
+    ("GET\t/\tHTTP/1.1\r\nHost: a\r\n\r\n", "400 Bad Request"),
+    (" GET / HTTP/1.1\r\nHost: a\r\n\r\n", "400 Bad Request"),
+    ("G(T / HTTP/1.1\r\nHost: a\r\n\r\n", "400 Bad Request"),
+    ("GET a HTTP/1.1\r\nHost: a\r\n\r\n", "400 Bad Request"),
+    ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", "400 Bad Request"),
+    (
+        "GET http:///a HTTP/1.1\r\nHost: a\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "GET http://?a HTTP/1.1\r\nHost: a\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "GET http://:80/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "GET http://a@b/ HTTP/1.1\r\nHost: b\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "GET http://a:b/ HTTP/1.1\r\nHost: b\r\n\r\n",
+        "400 Bad Request",
+    ),
+    ("GET /\x7f HTTP/1.1\r\nHost: a\r\n\r\n", "400 Bad Request"),
+    ("GET / http/1.1\r\nHost: a\r\n\r\n", "400 Bad Request"),
+    ("GET / HTTP/1\r\nHost: a\r\n\r\n", "400 Bad Request"),
+    ("GET / HTTP/1.10\r\nHost: a\r\n\r\n", "400 Bad Request"),
+    ("GET / HTTP/1.1\nHost: a\n\n", "400 Bad Request"),
+    // Field lines (RFC 9112, 5).
+    ("GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n", "400 Bad Request"),
+    (
+        "GET / HTTP/1.1\r\nHost: a\r\nX: y\rz\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n z\r\n\r\n",
+        "400 Bad Request",
+    ),
+    ("GET / HTTP/1.1\r\n Host: a\r\n\r\n", "400 Bad Request"),
+    (
+        "GET / HTTP/1.1\r\nHost: a\r\nX : y\r\n\r\n",
+        "400 Bad Request",
+    ),
+    ("GET / HTTP/1.1\r\nHost: a\r\nX\r\n\r\n", "400 Bad Request"),
+    (
+        "GET / HTTP/1.1\r\nHost: a\r\n: y\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "GET / HTTP/1.1\r\nHost: a\r\nX y: z\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "GET / HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n",
+        "400 Bad Request",
+    ),
+    // Host (RFC 9112, 3.2).
+    ("GET / HTTP/1.1\r\n\r\n", "400 Bad Request"),
+    ("GET http://a/ HTTP/1.1\r\n\r\n", "400 Bad Request"),
+    (
+        "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n",
+        "400 Bad Request",
+    ),
+    ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "400 Bad Request"),
+    ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", "400 Bad Request"),
+    ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", "400 Bad Request"),
+    ("GET / HTTP/1.1\r\nHost: a:b\r\n\r\n", "400 Bad Request"),
+    ("GET / HTTP/1.1\r\nHost: fd00::5\r\n\r\n", "400 Bad Request"),
+    // Content-Length (RFC 9112, 6.3; RFC 9110, 8.6).
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\nx",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1 1\r\n\r\nx",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x1\r\n\r\nx",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 2\r\n\r\nx",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1073741825\r\n\r\n",
+        "413 Content Too Large",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        "413 Content Too Large",
+    ),
+    // Transfer-Encoding (RFC 9112, 6.1).
+    (
+        "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n0\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "501 Not Implemented",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        "501 Not Implemented",
+    ),
+    // Chunks (RFC 9112, 7.1).
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\nx\n0\n\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n0\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1 \r\nx\r\n0\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1; \r\nx\r\n0\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;\0\r\nx\r\n0\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nno trailer\r\n\r\n",
+        "400 Bad Request",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n40000001\r\n",
+        "413 Content Too Large",
+    ),
+    // Expect (RFC 9110, 10.1.1).
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\nContent-Length: 1\r\n\r\nx",
+        "417 Expectation Failed",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue, tea\r\nContent-Length: 1\r\n\r\nx",
+        "417 Expectation Failed",
+    ),
+    // Versions (RFC 9110, 15.6.6).
+    (
+        "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+        "505 HTTP Version Not Supported",
+    ),
+    (
+        "GET / HTTP/0.9\r\nHost: a\r\n\r\n",
+        "505 HTTP Version Not Supported",
+    ),
+    (
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "505 HTTP Version Not Supported",
+    ),
+];
+
+#[test]
+fn malformed_requests_are_refused() {
+    let requests: Vec<_> = MALFORMED
+        .iter()
+        .map(|(request, status)| (request.as_bytes().to_vec(), *status))
+        .collect();
+    each_is_refused(&requests);
+}
+
+#[test]
+fn what_is_too_long_is_refused() {
+    let head = |line: &str, fields: &str| {
+        format!("{line} HTTP/1.1\r\nHost: a\r\n{fields}\r\n").into_bytes()
+    };
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    let body = |bytes: &str| [head("POST /", chunked), bytes.as_bytes().to_vec()].concat();
+    let long = "a".repeat(20_000);
+    let too_large = "431 Request Header Fields Too Large";
+    each_is_refused(&[
+        (
+            head(&format!("GET /{}", &long[..8179]), ""),
+            "414 URI Too Long",
+        ),
+        (head(&format!("GET /{long}"), ""), "414 URI Too Long"),
+        (head("GET /", &format!("A: {long}\r\n")), too_large),
+        (head("GET /", &"A: b\r\n".repeat(100)), too_large),
+        (body(&format!("1;{}\r\n", &long[..5000])), "400 Bad Request"),
+        (
+            body(&format!("0\r\nA: {}\r\n\r\n", &long[..9000])),
+            too_large,
+        ),
+    ]);
+}
+
+#[test]
+fn a_client_that_speaks_something_else_is_told_so() {
+    // The beginning of a ClientHello; most have a line feed somewhere among their random bytes.
+    let hello = |random: u8| {
+        let random = [random; 32];
+        [
+            b"\x16\x03\x01\x00\xf8\x01\x00\x00\xf4\x03\x03",
+            random.as_slice(),
+        ]
+        .concat()
+    };
+    let tls = "400 Bad Request: the client speaks TLS, not HTTP\n";
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    let http_2 = "505 HTTP Version Not Supported: the client speaks HTTP/2, not HTTP/1.1\n";
+    let other = b"\0\x01\x02\n\n".to_vec();
+    each_is_refused(&[
+        (hello(0xa5), tls),
+        (hello(b'\n'), tls),
+        (preface, http_2),
+        (other, "400 Bad Request: this is not HTTP\n"),
+    ]);
+}
+
+#[test]
+fn connect_is_refused_with_the_methods_that_are_allowed() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    let answer = refused(
+        &mut connection,
+        "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
+    );
+    assert_eq!(answer.status, "405 Method Not Allowed");
+    let allowed = "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
+    assert_eq!(answer.other_fields(), [allowed, "Connection: close"]);
+}
+
+#[test]
+fn a_refused_head_has_no_content() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let get = lab.client.talk(POD).ask("GET / HTTP/1.1\r\n\r\n");
+    for request in ["HEAD / HTTP/1.1\r\n\r\n", "\r\nHEAD / HTTP/1.1\r\n\r\n"] {
+        let mut connection = lab.client.talk(POD);
+        connection.send(request);
+        let answer = connection.answer_to_head();
+        assert_eq!(answer.status, "400 Bad Request", "{request:?}");
+        assert_eq!(answer.length(), get.length(), "as long as to GET");
+        connection.ends();
+    }
+}
+
+#[test]
+fn endless_empty_lines_are_refused() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    let answer = refused(&mut connection, "\r\n".repeat(40_000));
+    assert_eq!(answer.status, "400 Bad Request");
+}
+
+#[test]
+fn a_second_empty_line_is_refused_even_if_it_comes_later() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    connection.send("\r\n");
+    connection.has_no_answer_yet();
+    assert_eq!(refused(&mut connection, "\r\n").status, "400 Bad Request");
+}
+
+#[test]
+fn requests_in_front_of_a_refused_one_are_answered() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    let good = "GET /good HTTP/1.1\r\nHost: a\r\n\r\n";
+    connection.send(format!("{good}{good}nonsense\r\n\r\n{SMUGGLED}"));
+    for _ in 0..2 {
+        assert_eq!(connection.answer().status, "200 OK");
+    }
+    assert_eq!(connection.answer().status, "400 Bad Request");
+    connection.ends();
+}
+
+#[test]
+fn a_body_that_is_refused_late_does_not_hide_its_answer() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    connection.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n");
+    assert_eq!(connection.answer().status, "400 Bad Request");
+    // What the client still sends is thrown away, not answered with a reset.
+    connection.send("a".repeat(100_000));
+    connection.finish();
+    connection.ends();
+}

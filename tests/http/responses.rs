@@ -1,0 +1,501 @@
+//! HTTP/1 as an origin server has to speak it: what is answered, in which framing, and when the
+//! connection ends.
+
+use std::fmt::Write as _;
+
+use crate::lab::{Daemon, Lab, POD, PROGRAM, peak_memory};
+use tproxy_pod::server::connection::PROMPT;
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// The content that an echo ends with: what lies behind the empty line of the request's head.
+fn echoed_body(echo: &str) -> &str {
+    let (_, request) = echo.split_once("\n\n").unwrap();
+    request.split_once("\r\n\r\n").unwrap().1
+}
+
+#[test]
+fn a_connection_stays_for_the_next_request() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    for _ in 0..3 {
+        let answer = connection.ask(GET);
+        assert_eq!(answer.status, "200 OK");
+        assert_eq!(answer.other_fields(), [""; 0]);
+    }
+    connection.finish();
+    connection.ends();
+}
+
+#[test]
+fn a_request_that_says_close_is_the_last() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&[]);
+    for field in ["close", "CLOSE", "keep-alive, close", "x,, close ,y"] {
+        let mut connection = lab.client.talk(POD);
+        let request = format!("GET /last HTTP/1.1\r\nHost: a\r\nConnection: {field}\r\n\r\n{GET}");
+        let answer = connection.ask(request);
+        assert_eq!(answer.other_fields(), ["Connection: close"], "{field}");
+        connection.ends();
+    }
+    daemon.stop();
+    daemon.wait_for("Served 4 requests on 4 connections");
+}
+
+#[test]
+fn http_1_0_ends_after_one_answer() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    let answer = connection.ask(format!("GET /old HTTP/1.0\r\n\r\n{GET}"));
+    assert_eq!(answer.status, "200 OK");
+    assert_eq!(answer.other_fields(), ["Connection: close"]);
+    let first = "Request received from  destination /old : GET /old HTTP/1.0\n";
+    assert!(answer.text().starts_with(first), "{answer:?}");
+    connection.ends();
+}
+
+#[test]
+fn http_1_0_stays_if_it_asks_for_it() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    for _ in 0..2 {
+        let answer = connection.ask("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n");
+        assert_eq!(answer.other_fields(), ["Connection: keep-alive"]);
+    }
+    let answer = connection.ask("GET / HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n");
+    assert_eq!(answer.other_fields(), ["Connection: close"]);
+    connection.ends();
+}
+
+#[test]
+fn head_is_answered_with_the_length_of_get_and_no_content() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    let get = connection.ask("GET /same HTTP/1.1\r\nHost: a\r\n\r\n");
+    connection.send("HEAD /same HTTP/1.1\r\nHost: a\r\n\r\n");
+    let head = connection.answer_to_head();
+    assert_eq!(head.status, "200 OK");
+    assert_eq!(head.other_fields(), [""; 0]);
+    let longer = 2 * ("HEAD".len() - "GET".len());
+    assert_eq!(
+        head.length(),
+        get.length() + longer,
+        "the method is there twice"
+    );
+    assert_eq!(
+        connection.ask(GET).status,
+        "200 OK",
+        "it comes right behind"
+    );
+}
+
+#[test]
+fn the_date_of_an_answer_is_now() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let seconds = |when: &str| {
+        let mut date = std::process::Command::new("date");
+        let output = date
+            .args(["--utc", "+%s", "--date", when])
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.trim().parse::<i64>().unwrap()
+    };
+    let before = seconds("now");
+    let answer = lab.client.talk(POD).ask(GET);
+    let after = seconds("now");
+    let date = seconds(answer.field("Date"));
+    assert!(
+        (before..=after).contains(&date),
+        "{before} {answer:?} {after}"
+    );
+}
+
+#[test]
+fn the_echo_has_the_request_as_it_came() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    let request = "PATCH /a%20b?c=d HTTP/1.1\r\nhOsT:   web.test:81\t\r\nX-Empty:\r\nx-twice: 1\r\n\
+                   X-Twice: 2\r\nContent-Length: 12\r\n\r\nline\r\n\r\nline";
+    let answer = connection.ask(request);
+    let (before, rest) = answer.text().split_once("\nTime: ").unwrap();
+    let (time, after) = rest.split_once("\n\n").unwrap();
+    let expected = format!(
+        "Request received from web.test:81 destination /a%20b?c=d : PATCH /a%20b?c=d HTTP/1.1\n\
+         Client: {}\nDestination: {POD}\nNode: lab",
+        connection.client()
+    );
+    assert_eq!(before, expected);
+    assert!(time.ends_with('Z') && !time.contains('\n'), "{time}");
+    assert_eq!(after, request);
+}
+
+#[test]
+fn a_node_without_a_name_is_not_in_the_echo() {
+    let lab = Lab::new();
+    for name in [None, Some("")] {
+        let mut command = lab.node.command(PROGRAM);
+        command.env_remove("NODE_NAME");
+        command.envs(name.map(|name| ("NODE_NAME", name)));
+        let mut daemon = Daemon::spawn(command);
+        daemon.wait_for("Created table");
+        let echo = lab.client.get(POD, "/");
+        assert!(!echo.contains("Node:"), "{echo}");
+        assert!(
+            echo.contains(&format!("\nDestination: {POD}\nTime: ")),
+            "{echo}"
+        );
+        daemon.stop();
+    }
+}
+
+#[test]
+fn unusual_requests_are_answered() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    for (request, first) in [
+        (
+            "GET http://web.test/a HTTP/1.1\r\nHost: other\r\n\r\n",
+            "from other destination http://web.test/a : GET http://web.test/a HTTP/1.1",
+        ),
+        (
+            "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+            "from a destination * : OPTIONS * HTTP/1.1",
+        ),
+        (
+            "WHAT'S-UP / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "from a destination / : WHAT'S-UP / HTTP/1.1",
+        ),
+        (
+            "GET / HTTP/1.2\r\nHost: [fd00::5]:8180\r\n\r\n",
+            "from [fd00::5]:8180 destination / : GET / HTTP/1.2",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost:\r\n\r\n",
+            "from  destination / : GET / HTTP/1.1",
+        ),
+        (
+            "\r\nGET /\u{e9} HTTP/1.1\r\nHost: a\r\nX: \u{e9}\r\n\r\n",
+            "from a destination /\u{e9} : GET /\u{e9} HTTP/1.1",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 000\r\nExpect: 100-continue\r\n\r\n",
+            "from a destination / : GET / HTTP/1.1",
+        ),
+    ] {
+        let answer = connection.ask(request);
+        assert_eq!(answer.status, "200 OK", "{request}");
+        let line = answer.text().lines().next().unwrap();
+        assert_eq!(line, format!("Request received {first}"), "{request}");
+    }
+}
+
+#[test]
+fn chunks_are_joined_and_extensions_and_trailers_left_out() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    let head = "POST /chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunks =
+        "5;a=b\r\nhello\r\n006 ;c=\"d\"\r\n world\r\n0;last\r\nX-Sum: 1\r\nX-Empty:\r\n\r\n";
+    let answer = connection.ask(format!("{head}{chunks}"));
+    assert_eq!(answer.status, "200 OK");
+    assert!(
+        answer.text().ends_with(&format!("\n\n{head}hello world")),
+        "{answer:?}"
+    );
+    let line = daemon.wait_for("Received request to /chunked : ");
+    let (_, took) = line.split_once(" body=11 status=200 took=").unwrap();
+    let took = took.strip_suffix("us").unwrap().parse::<u64>();
+    assert!(took.is_ok(), "{line}");
+    assert_eq!(
+        connection.ask(GET).status,
+        "200 OK",
+        "it comes right behind"
+    );
+}
+
+#[test]
+fn a_client_that_waits_with_its_body_is_told_to_continue() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    for (framing, body) in [
+        ("Content-Length: 5", "hello"),
+        ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n"),
+    ] {
+        connection.send(format!(
+            "PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\n{framing}\r\n\r\n"
+        ));
+        let interim = connection.answer_to_head();
+        assert_eq!(interim.status, "100 Continue", "{framing}");
+        assert_eq!(interim.fields, [""; 0], "{framing}");
+        let answer = connection.ask(body);
+        assert_eq!(answer.status, "200 OK", "{framing}");
+        assert_eq!(echoed_body(answer.text()), "hello", "{framing}");
+    }
+}
+
+#[test]
+fn a_client_whose_body_is_there_is_not_told_to_continue() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    for fields in [
+        "HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello",
+        "HTTP/1.0\r\nConnection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello",
+    ] {
+        assert_eq!(
+            connection.ask(format!("PUT / {fields}")).status,
+            "200 OK",
+            "{fields}"
+        );
+    }
+    connection.send("PUT / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
+    connection.finish();
+    connection.ends();
+}
+
+#[test]
+fn a_body_is_echoed_up_to_64_kib() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    let limit = 64 * 1024;
+    // No part of it is like another.
+    let numbers: String = (0..40_000).map(|number| format!("{number},")).collect();
+    for (length, word) in [
+        (limit - 1, ""),
+        (limit, ""),
+        (limit + 1, "\n[1 more bytes of 65537 are not echoed]\n"),
+        (200_000, "\n[134464 more bytes of 200000 are not echoed]\n"),
+    ] {
+        let body = &numbers[..length];
+        let mut chunks = String::new();
+        for chunk in body.as_bytes().chunks(1000) {
+            let chunk = std::str::from_utf8(chunk).unwrap();
+            write!(chunks, "{:x}\r\n{chunk}\r\n", chunk.len()).unwrap();
+        }
+        chunks += "0\r\n\r\n";
+        for (target, framing, content) in [
+            (
+                format!("/length/{length}"),
+                format!("Content-Length: {length}"),
+                body,
+            ),
+            (
+                format!("/chunks/{length}"),
+                "Transfer-Encoding: chunked".to_owned(),
+                &chunks,
+            ),
+        ] {
+            let head = format!("POST {target} HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
+            let answer = connection.ask(format!("{head}{content}"));
+            assert_eq!(answer.status, "200 OK", "{target}");
+            let echo = format!("\n\n{head}{}{word}", &body[..length.min(limit)]);
+            assert!(answer.text().ends_with(&echo), "{target}");
+            let line = daemon.wait_for(&format!("Received request to {target} : "));
+            assert!(
+                line.contains(&format!(" body={length} status=200 ")),
+                "{line}"
+            );
+        }
+    }
+    connection.finish();
+    connection.ends();
+}
+
+#[test]
+fn a_pipelined_burst_is_answered_in_order() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    let mut burst = String::new();
+    for number in 0..60 {
+        let body = "GET /no HTTP/1.1\r\n\r\n".repeat(number);
+        match number % 3 {
+            0 => write!(burst, "GET /{number} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            1 => write!(
+                burst,
+                "POST /{number} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            ),
+            _ => write!(
+                burst,
+                "POST /{number} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{:X}\r\n{body}\r\n0\r\n\r\n",
+                body.len()
+            ),
+        }
+        .unwrap();
+    }
+    connection.send(burst);
+    for number in 0..60 {
+        let answer = connection.answer();
+        let first = format!("Request received from a destination /{number} : ");
+        assert!(answer.text().starts_with(&first), "{number}: {answer:?}");
+    }
+    connection.finish();
+    connection.ends();
+}
+
+#[test]
+fn heads_may_come_byte_by_byte() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    for number in 0..3 {
+        let request = format!("PUT /{number} HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody");
+        for byte in request.as_bytes() {
+            connection.send([*byte]);
+        }
+        let answer = connection.answer();
+        assert!(
+            answer.text().ends_with(&format!("\n\n{request}")),
+            "{answer:?}"
+        );
+    }
+}
+
+#[test]
+fn a_client_that_ends_its_side_still_gets_its_answer() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    for request in [
+        GET,
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi",
+    ] {
+        let mut connection = lab.client.talk(POD);
+        connection.send(request);
+        connection.finish();
+        assert_eq!(connection.answer().status, "200 OK", "{request}");
+        connection.ends();
+    }
+}
+
+#[test]
+fn an_empty_line_behind_a_body_is_no_request() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    connection.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi\r\n");
+    connection.finish();
+    connection.ends();
+    let mut connection = lab.client.talk(POD);
+    connection.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    connection.send("\r\n");
+    connection.has_no_answer_yet();
+    connection.finish();
+    connection.ends();
+    daemon.stop();
+    daemon.wait_for("Served 2 requests on 2 connections");
+    assert!(!daemon.log().contains("Lost request"), "{}", daemon.log());
+}
+
+#[test]
+fn a_line_end_behind_a_body_may_come_in_two_pieces_with_time_between() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    connection.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi\r");
+    // Longer than a thread waits as if a request came at once.
+    std::thread::sleep(PROMPT + PROMPT / 2);
+    let answer = connection.ask("\nGET /next HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(answer.text().contains(" destination /next : GET /next "));
+}
+
+#[test]
+fn no_client_makes_a_long_line_of_the_log() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let long = "\u{ff}".repeat(1800);
+    let request = format!("GET /{long} HTTP/1.1\r\nHost: a\r\nUser-Agent: {long}\r\n\r\n");
+    assert_eq!(lab.client.talk(POD).ask(request).status, "200 OK");
+    let line = daemon.wait_for("Received request to /\\xc3\\xbf");
+    assert!(
+        line.len() < 4096 && line.contains("... : client="),
+        "{line}"
+    );
+}
+
+#[test]
+fn what_a_client_sent_cannot_forge_a_line_of_the_log() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    let agent = "\" status=999\t\u{9b}31m \\n";
+    let request = format!("GET /\u{9b}\"x HTTP/1.1\r\nHost: a\r\nUser-Agent: {agent}\r\n\r\n");
+    assert_eq!(connection.ask(request).status, "200 OK");
+    let refused = connection.ask("GET /\x1b[31m\x07\r2026-01-01T00:00:00Z INFO HTTP/1.1\r\n\r\n");
+    assert_eq!(refused.status, "400 Bad Request");
+    daemon.stop();
+    daemon.wait_for("Served 2 requests");
+    let log = daemon.log();
+    let printable = |byte: u8| byte == b'\n' || (b' '..=b'~').contains(&byte);
+    assert!(log.bytes().all(printable), "{log:?}");
+    let line = daemon.wait_for("Received request to ");
+    assert!(
+        line.contains(r#" target=/\xc2\x9b\"x version=HTTP/1.1 "#),
+        "{line}"
+    );
+    let agent = r#" user_agent="\" status=999\t\xc2\x9b31m \\n" body=0 status=200 took="#;
+    assert!(line.contains(agent), "{line}");
+    let line = daemon.wait_for("Refused request");
+    let bytes = r#" bytes="GET /\x1b[31m\x07\r2026-01-01T00:00:00Z INFO HTTP/1.1\r\n\r\n""#;
+    assert!(line.ends_with(bytes), "{line}");
+}
+
+#[test]
+fn the_listener_itself_says_only_whether_it_is_healthy() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let talk = || lab.node.talk("127.0.0.1:1");
+    let request = "POST /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
+    for request in ["GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", request] {
+        let mut connection = talk();
+        let answer = connection.ask(request);
+        assert_eq!((answer.status.as_str(), answer.text()), ("200 OK", "ok\n"));
+        assert_eq!(answer.other_fields(), ["Connection: close"]);
+        connection.ends();
+    }
+    let mut connection = talk();
+    connection.send("HEAD /healthz HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(connection.answer_to_head().length(), 3);
+    for target in ["/", "/healthz/", "/secret"] {
+        let answer = talk().ask(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert_eq!(answer.status, "404 Not Found", "{target}");
+        assert!(!answer.text().contains("Request received"), "{answer:?}");
+    }
+}
+
+#[test]
+fn an_upload_of_100_mib_takes_no_memory() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    connection.ask(GET);
+    let before = peak_memory(daemon.server());
+    connection.send("POST /large HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let chunk = [b"100000\r\n", vec![b'x'; 1 << 20].as_slice(), b"\r\n"].concat();
+    for _ in 0..100 {
+        connection.send(&chunk);
+    }
+    let answer = connection.ask("0\r\n\r\n");
+    assert_eq!(answer.status, "200 OK");
+    let word = "x\n[104792064 more bytes of 104857600 are not echoed]\n";
+    assert!(answer.text().ends_with(word), "{}", answer.length());
+    let grown = peak_memory(daemon.server()) - before;
+    // The kernel counts in batches, and the code itself is read in as it is used.
+    assert!(grown < 4 << 20, "{grown} bytes more");
+    assert!(
+        daemon
+            .wait_for("Received request to /large : ")
+            .contains(" body=104857600 ")
+    );
+}

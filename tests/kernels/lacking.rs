@@ -1,0 +1,123 @@
+//! What a kernel may lack, and what the start says of it. None of it can be shown on the kernel
+//! that other tests run on; scripts/kernels.sh boots one for each.
+
+use std::fs;
+use std::process::Command;
+
+use crate::lab::bridge::{Bridge, PEER, PEER6};
+use crate::lab::{CIDRS, Daemon, Lab, Namespace, PROGRAM, wait_until};
+
+/// Each module that is needed, in the order in which they are missed, and how the start's one line ends.
+const NEEDED: [(&str, &str); 4] = [
+    (
+        "nfnetlink",
+        "(the kernel lacks nfnetlink: module nfnetlink, CONFIG_NETFILTER_NETLINK)",
+    ),
+    (
+        "nf_tables",
+        "(the kernel lacks nf_tables: module nf_tables, CONFIG_NF_TABLES)",
+    ),
+    (
+        "nft_tproxy",
+        "(the kernel lacks the expression tproxy: module nft_tproxy, CONFIG_NFT_TPROXY)",
+    ),
+    (
+        "nft_socket",
+        "(the kernel lacks the expression socket: module nft_socket, CONFIG_NFT_SOCKET)",
+    ),
+];
+
+/// How the start's one line ends if an IPv6 block is to be captured on a kernel without IPv6.
+const NO_IPV6: &str = "bind [::1]:1: Address family not supported by protocol";
+
+/// What the kernel runs to load a module.
+const LOADER: &str = "/proc/sys/kernel/modprobe";
+
+#[test]
+#[ignore = "needs a kernel that has loaded no module yet: scripts/kernels.sh boots it"]
+fn a_module_that_is_missing_is_named() {
+    let node = Namespace::new();
+    let loader = fs::read_to_string(LOADER).unwrap();
+    fs::write(LOADER, "/bin/false").unwrap();
+    let mut wrong = Vec::new();
+    for (module, end) in NEEDED {
+        let mut daemon = Daemon::spawn(node.command(PROGRAM));
+        let status = daemon.wait();
+        let log = daemon.log();
+        let errors: Vec<&str> = log.lines().filter(|it| it.contains(" ERROR ")).collect();
+        if status.code() != Some(1) || errors.len() != 1 || !errors[0].ends_with(end) {
+            wrong.push(format!("without {module}: {status}\n{log}"));
+        }
+        let loaded = Command::new("modprobe").arg(module).status().unwrap();
+        assert!(loaded.success(), "{module}");
+    }
+    let mut daemon = Daemon::spawn(node.command(PROGRAM));
+    daemon.wait_for("Created table inet tproxy-pod");
+    assert_eq!(daemon.stop(), Some(0), "{}", daemon.log());
+    fs::write(LOADER, loader).unwrap();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+#[ignore = "needs modules that can be unloaded: scripts/kernels.sh boots a kernel of its own"]
+fn modules_load_by_themselves_for_the_capabilities_of_the_pod() {
+    wait_until("no module of nf_tables is loaded", || {
+        let unloaded = Command::new("modprobe")
+            .args(["-r", "nft_tproxy", "nft_socket", "nf_tables"])
+            .output()
+            .unwrap();
+        unloaded.status.success() && !fs::exists("/sys/module/nf_tables").unwrap()
+    });
+    let node = Namespace::new();
+    let mut command = node.command("setpriv");
+    command.args([
+        "--bounding-set=-all,+net_admin,+net_bind_service",
+        "--inh-caps=-all",
+        "--",
+        PROGRAM,
+    ]);
+    let mut daemon = Daemon::spawn(command);
+    daemon.wait_for("Created table inet tproxy-pod");
+    assert_eq!(daemon.stop(), Some(0), "{}", daemon.log());
+}
+
+#[test]
+#[ignore = "needs a kernel without IPv6: scripts/kernels.sh boots it"]
+fn an_ipv6_block_is_refused_where_there_is_no_ipv6() {
+    let lab = Lab::new();
+    let mut daemon = lab.spawn(&["--cidr", CIDRS]);
+    assert_eq!(daemon.wait().code(), Some(1));
+    let log = daemon.log();
+    let errors: Vec<&str> = log.lines().filter(|it| it.contains(" ERROR ")).collect();
+    assert_eq!(errors.len(), 1, "{log}");
+    assert!(errors[0].ends_with(NO_IPV6), "{log}");
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+/// SIGKILL would leave rules that lift frames, and nobody who answers them.
+#[test]
+#[ignore = "needs a kernel before Linux 5.12: scripts/kernels.sh boots it"]
+fn without_an_owner_no_frame_is_lifted_from_a_bridge() {
+    let bridge = Bridge::new(false);
+    bridge.peer.serve(8180);
+    let mut daemon = bridge.start(&["--cidr", CIDRS]);
+    daemon.wait_for(
+        "WARN  Not capturing between Pods of one bridge: create table bridge tproxy-pod: Not supported",
+    );
+    assert_eq!(bridge.node.tables(), ["table inet tproxy-pod"]);
+    let pod_answers = || {
+        for address in [PEER, PEER6] {
+            assert!(bridge.pod.get(address, "/").ends_with("pod"), "{address}");
+        }
+    };
+    pod_answers();
+    for beyond in ["10.244.7.9:8180", "[fd00:10:244:7::9]:8180"] {
+        let answer = bridge.pod.get(beyond, "/");
+        assert!(answer.contains("Request received from "), "{answer}");
+    }
+    daemon.kill();
+    for iptables in ["iptables", "ip6tables"] {
+        bridge.node.run(&format!("{iptables} -P FORWARD DROP"));
+    }
+    pod_answers();
+}

@@ -1,0 +1,236 @@
+//! Many connections at once: how many are served, and what happens to the others.
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::lab::conversation::REQUEST;
+use crate::lab::manifest::Pod;
+use crate::lab::{
+    CIDRS, Daemon, Lab, Namespace, POD, POD6, peak_memory, resident_memory, wait_until, wait_within,
+};
+use nix::sys::epoll::EpollTimeout;
+use tproxy_pod::server::acceptor::{Acceptor, ReadyListener};
+use tproxy_pod::server::lingering::LingeringConnections;
+
+#[test]
+fn the_nodes_probes_do_not_wait_long_for_silent_programs_of_the_node() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&["--cidr", CIDRS]);
+    for address in ["127.0.0.1:1", "[::1]:1"] {
+        // More than the threads that answer probes.
+        let silent: Vec<_> = (0..12)
+            .map(|_| lab.node.connect(address).unwrap())
+            .collect();
+        let start = Instant::now();
+        assert!(lab.node.get(address, "/healthz").ends_with("ok\n"));
+        let took = start.elapsed();
+        assert!(
+            took < Duration::from_secs(5),
+            "a kubelet waits 5 s: {took:?}"
+        );
+        drop(silent);
+    }
+}
+
+#[test]
+fn where_nothing_can_be_bound_to_lo_probes_are_answered_among_clients() {
+    let lab = Lab::new();
+    // Before Linux 5.7 the kernel refuses it; here there is no device of that name.
+    lab.node.run("ip link set dev lo down");
+    lab.node.run("ip link set dev lo name loopback");
+    lab.node.run("ip link set dev loopback up");
+    let daemon = lab.start(&[]);
+    daemon.wait_for("INFO  Probes of 127.0.0.1:1 wait behind clients: bind to lo for probes: ");
+    assert!(lab.node.get("127.0.0.1:1", "/healthz").ends_with("ok\n"));
+    assert!(lab.client.get(POD, "/").contains("Request received"));
+}
+
+#[test]
+fn threads_that_served_one_family_serve_the_other() {
+    let lab = Lab::new();
+    let daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "8"]);
+    let at_first = daemon.threads();
+    for address in [POD, POD6, POD] {
+        let connections = lab.open(address, 8);
+        // One for each and one that waits. Threads that wait in vain may be about to end; if some waited at
+        // the other family, they would do so for a second.
+        wait_within(Duration::from_millis(500), "threads are few", || {
+            daemon.threads() <= at_first + 8
+        });
+        drop(connections);
+    }
+}
+
+#[test]
+fn a_listener_is_ready_for_one_thread_at_a_time_however_many_clients_wait() {
+    let here = Namespace::new();
+    here.enter(|| {
+        let sockets = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [first, second] = [0, 1].map(|at: usize| sockets[at].local_addr().unwrap());
+        let acceptor = Acceptor::new(sockets.into()).unwrap();
+        let connect = |to| TcpStream::connect(to).unwrap();
+        let wait = || acceptor.wait(EpollTimeout::NONE).unwrap();
+        let is_idle = || acceptor.wait(EpollTimeout::ZERO).is_none();
+        let accept = |ready: &ReadyListener<'_>| ready.accept().unwrap().map(|it| it.listener);
+        assert!(is_idle() && !acceptor.has_clients());
+        let _clients = [connect(first), connect(first)];
+        wait_until("a client waits", || acceptor.has_clients());
+        let ready = wait();
+        assert!(is_idle(), "the second client of the first listener waits");
+        let _other = connect(second);
+        assert_eq!(accept(&wait()), Some(second), "the other listener is ready");
+        assert_eq!(accept(&ready), Some(first));
+        drop(ready);
+        let ready = wait();
+        assert_eq!(accept(&ready), Some(first));
+        assert_eq!(accept(&ready), None);
+        drop(ready);
+        assert!(is_idle() && !acceptor.has_clients());
+    });
+}
+
+#[test]
+fn threads_that_nobody_needs_any_more_end() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let at_first = daemon.threads();
+    let connections = lab.open(POD, 100);
+    assert_eq!(daemon.threads(), at_first + 100, "one for each connection");
+    drop(connections);
+    wait_until("one is left", || daemon.threads() == at_first);
+    lab.open(POD, 100);
+}
+
+/// The memory that both processes have now, in bytes.
+fn memory(daemon: &Daemon) -> u64 {
+    let processes = [daemon.guard(), daemon.server()];
+    processes.map(resident_memory).into_iter().sum()
+}
+
+#[test]
+fn idle_connections_cost_little_memory() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    assert!(lab.client.get(POD, "/").contains("Request received"));
+    let at_start = memory(&daemon);
+    assert!(at_start <= 1_500_000, "{at_start} bytes at the start");
+    let mut connections = lab.open(POD, 1000);
+    wait_until("idle connections gave memory back", || {
+        memory(&daemon) <= 9_000_000
+    });
+    println!(
+        "{at_start} bytes at the start, {} with them",
+        memory(&daemon)
+    );
+    for connection in &mut connections {
+        assert_eq!(connection.ask(REQUEST).status, "200 OK");
+    }
+}
+
+#[test]
+fn a_client_that_says_nothing_at_first_is_served_when_it_speaks() {
+    let lab = Lab::new();
+    let daemon = lab.start(&["--cidr", CIDRS]);
+    assert_eq!(daemon.idle_connections(), 0);
+    let mut clients = [POD, POD6].map(|address| lab.client.talk(address));
+    wait_until("both are idle", || daemon.idle_connections() == 2);
+    for client in &mut clients {
+        assert_eq!(client.ask(REQUEST).status, "200 OK");
+        assert_eq!(client.ask(REQUEST).status, "200 OK");
+    }
+    drop(clients);
+    let silent = lab.client.talk(POD).client();
+    daemon.wait_for(&format!("Connection without a request : client={silent} "));
+}
+
+/// What a connection takes at most, in KiB, as README has it: the used part of a stack, what is read, an
+/// answer.
+const IN_PROCESS: u64 = 24 + 32 + 128;
+/// What is received and sent.
+const IN_BUFFERS: u64 = 128 + 128;
+/// The kernel's own of a thread and a socket.
+const IN_KERNEL: u64 = 40;
+/// What both processes take without connections, in KiB.
+const BESIDE: u64 = 8 * 1024;
+
+/// The longest request that is echoed whole: 16 KiB of head, 64 KiB of content.
+fn longest_request() -> Vec<u8> {
+    let mut head = format!("POST /{} HTTP/1.1\r\nHost: pod\r\n", "t".repeat(8000));
+    head += &format!("Content-Length: {}\r\nFiller: ", 64 * 1024);
+    let filler = "f".repeat(16 * 1024 - head.len() - 4);
+    let content = "c".repeat(64 * 1024);
+    format!("{head}{filler}\r\n\r\n{content}").into_bytes()
+}
+
+/// The numbers of these kinds that the kernel has for the memory of the node's TCP connections, in
+/// bytes (ss(8), `skmem`): `r` is received, `w` sent, `f` set aside, `rb` and `tb` bound them.
+fn socket_memory(lab: &Lab, kinds: &[&str]) -> Vec<u64> {
+    let sockets = lab.node.run("ss -tnmH");
+    let numbers = sockets.split([',', '(', ')']).filter_map(|part| {
+        let digits = part.find(|byte: char| byte.is_ascii_digit())?;
+        let (kind, number) = part.split_at(digits);
+        kinds.contains(&kind).then(|| number.parse().unwrap())
+    });
+    numbers.collect()
+}
+
+#[test]
+fn an_upload_does_not_make_the_kernel_keep_more_of_a_connection() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    let content = vec![b'x'; 32 << 20];
+    let length = content.len();
+    connection.send(format!(
+        "POST / HTTP/1.1\r\nHost: pod\r\nContent-Length: {length}\r\n\r\n"
+    ));
+    assert_eq!(connection.ask(content).status, "200 OK");
+    assert_eq!(socket_memory(&lab, &["rb"]), [128 * 1024]);
+    assert_eq!(socket_memory(&lab, &["tb"]), [64 * 1024]);
+}
+
+#[test]
+fn memory_stays_below_the_limit_of_the_manifest_whatever_clients_send_and_do_not_read() {
+    let pod = Pod::read();
+    let lab = Lab::new();
+    let daemon = lab.start(&pod.arguments());
+    let request = longest_request();
+    let mut connections: Vec<_> = (0..1024)
+        .map(|_| (lab.client.connect(POD).unwrap(), 0))
+        .collect();
+    let mut send = || {
+        for (connection, sent) in &mut connections {
+            connection.set_nonblocking(true).unwrap();
+            while let Ok(length) = connection.write(&request[*sent..]) {
+                *sent = (*sent + length) % request.len();
+            }
+        }
+    };
+    let tasks = format!("/proc/{}/task", daemon.server());
+    wait_until("each connection has its thread", || {
+        send();
+        std::fs::read_dir(&tasks).unwrap().count() > 1024
+    });
+    let mut used = 0;
+    let end = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < end {
+        send();
+        let now: u64 = socket_memory(&lab, &["r", "w", "f"]).iter().sum();
+        used = used.max(now);
+    }
+    assert_eq!(daemon.log().matches("Refused").count(), 0);
+    let processes = peak_memory(daemon.server()) + peak_memory(daemon.guard());
+    println!(
+        "processes {} MiB, sockets {} MiB",
+        processes >> 20,
+        used >> 20
+    );
+    assert!(used > 50 << 20, "clients send: {used}");
+    assert!(processes > 100 << 20, "all are served: {processes}");
+    assert!(used >> 10 <= 1024 * IN_BUFFERS, "{used}");
+    assert!(processes >> 10 <= 1024 * IN_PROCESS + BESIDE, "{processes}");
+    let open = 1024 * (IN_PROCESS + IN_BUFFERS + IN_KERNEL);
+    let closing = LingeringConnections::beside(1024) as u64 * (IN_BUFFERS + IN_KERNEL);
+    assert!((open + closing + BESIDE) << 10 < pod.memory_limit());
+}

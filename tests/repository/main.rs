@@ -1,0 +1,3 @@
+//! The texts and the sources of this repository.
+
+mod pages;

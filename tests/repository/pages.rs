@@ -1,0 +1,79 @@
+//! README.md and SECURITY.md say what the program says, and name what there is.
+
+use tproxy_pod::options::HELP;
+use tproxy_pod::rules::template::BUNDLED;
+
+const README: &str = include_str!("../../README.md");
+const SECURITY: &str = include_str!("../../SECURITY.md");
+
+/// The row that a line of the help text's options has; the last line has two, and no meanings.
+fn rows(line: &str) -> Vec<String> {
+    let cells = line.split("  ").map(str::trim).filter(|it| !it.is_empty());
+    let row = |option: &str, meaning, default: &str| {
+        let option = option.replace('|', "\\|");
+        format!("| `{option}` | {meaning} | {default}|")
+    };
+    match *cells.collect::<Vec<_>>() {
+        [help @ "-h, --help", version @ "-V, --version"] => vec![
+            row(help, "print the options, and exit", ""),
+            row(version, "print the version, and exit", ""),
+        ],
+        [option, meaning] => vec![row(option, meaning, "")],
+        [option, meaning, default] => {
+            let default = default.trim_matches(['[', ']']);
+            vec![row(option, meaning, &format!("`{default}` "))]
+        }
+        _ => panic!("{line:?}"),
+    }
+}
+
+#[test]
+fn the_options_are_those_of_the_help_text() {
+    let (_, table) = README
+        .split_once("| option | meaning | default |\n|---|---|---|\n")
+        .unwrap();
+    let table = table.lines().take_while(|line| line.starts_with('|'));
+    let expected = HELP.lines().filter(|line| line.starts_with("  "));
+    assert_eq!(
+        table.collect::<Vec<_>>(),
+        expected.flat_map(rows).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn the_bundled_script_is_shown_as_it_is() {
+    let lines = BUNDLED.lines().filter(|line| !line.starts_with('#'));
+    let shown: String = lines.map(|line| format!("    {line}\n")).collect();
+    assert!(README.contains(&format!("\n\n{shown}\n")), "{shown}");
+}
+
+#[test]
+fn every_file_and_every_test_that_is_named_is_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut named = 0;
+    for line in [README, SECURITY].into_iter().flat_map(str::lines) {
+        let mut file = String::new();
+        // What stands behind a link to a file, up to the next link, names tests of that file.
+        for part in line.split("](").skip(1) {
+            let (path, rest) = part.split_once(')').unwrap();
+            if path.starts_with('#') || path.starts_with("https:") {
+                continue;
+            }
+            let path = root.join(path);
+            assert!(path.exists(), "{}", path.display());
+            if path.extension().is_some_and(|it| it == "rs") {
+                file = std::fs::read_to_string(path).unwrap();
+            }
+            for name in rest
+                .split('`')
+                .skip(1)
+                .step_by(2)
+                .filter(|it| it.contains('_'))
+            {
+                assert!(file.contains(&format!("fn {name}()")), "{name}");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 5, "{named} tests are named");
+}

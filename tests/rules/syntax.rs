@@ -1,0 +1,228 @@
+//! The syntax of the script: what the parser accepts, iptables-restore and the kernel accept too.
+
+use crate::lab::Lab;
+use crate::lab::script::{ScriptFile, print_rules, stderr, whole};
+use crate::lab::{CIDRS, PROGRAM};
+
+/// Accepted for both families. Every line stands between `*mangle` and `COMMIT`.
+const ACCEPTED: &[&str] = &[
+    "",
+    // chains
+    ":PREROUTING ACCEPT [5:300]\n-A PREROUTING -j ACCEPT",
+    ":PREROUTING ACCEPT\n-A PREROUTING -j ACCEPT",
+    ":X - [12:3456]\n-A PREROUTING -j X",
+    ":X -\n-A PREROUTING -j X\n-A X -j RETURN",
+    ":UNUSED - [0:0]",
+    ":X - [0:0]\n:Y - [0:0]\n-A X -j Y\n-A PREROUTING -j X\n-A Y -j DROP",
+    ":a-b_c.d:e - [0:0]\n-A PREROUTING -j a-b_c.d:e",
+    ":a234567890123456789012345678 - [0:0]\n-A PREROUTING -j a234567890123456789012345678",
+    ":DROPS - [0:0]\n-A PREROUTING -j DROPS",
+    // lines and words
+    "# a remark\n-A PREROUTING -j ACCEPT\n#",
+    "\n\n-A PREROUTING -j ACCEPT\n",
+    " -A PREROUTING   -p\ttcp -j ACCEPT ",
+    "-A \"PREROUTING\" -p \"tcp\" -j \"ACCEPT\"",
+    "-A PREROUTING -j DROP -p udp",
+    "-A PREROUTING",
+    // -m comment
+    "-A PREROUTING -m comment --comment plain -j ACCEPT",
+    "-A PREROUTING -m comment --comment \"two words\" -j ACCEPT",
+    "-A PREROUTING -m comment --comment \"a \\\"quoted\\\" word\" -j ACCEPT",
+    "-A PREROUTING -m comment --comment \"\" -j ACCEPT",
+    // -p, -i
+    "-A PREROUTING -p tcp -j DROP",
+    "-A PREROUTING -p udp -j DROP",
+    "-A PREROUTING -i eth0 -j DROP",
+    "-A PREROUTING ! -i eth0 -j DROP",
+    "-A PREROUTING -i cali+ -j DROP",
+    "-A PREROUTING ! -i cali+ -j DROP",
+    "-A PREROUTING -i a23456789012345 -j DROP",
+    "-A PREROUTING -i + -j DROP",
+    "-A PREROUTING ! -i + -j DROP",
+    // -m tcp, -m udp
+    "-A PREROUTING -p tcp --dport 80 -j DROP",
+    "-A PREROUTING -p tcp -m tcp --sport 1024:65535 --dport 80:90 -j DROP",
+    "-A PREROUTING -p tcp ! --dport 80 -j DROP",
+    "-A PREROUTING -p tcp ! --sport 1024:2048 -j DROP",
+    "-A PREROUTING -p tcp --dport 0 -j DROP",
+    "-A PREROUTING -p udp --dport 53 -j DROP",
+    "-A PREROUTING -p udp -m udp ! --sport 53 --dport 53:54 -j DROP",
+    "-A PREROUTING -p tcp --syn -j DROP",
+    "-A PREROUTING -p tcp ! --syn -j DROP",
+    "-A PREROUTING -p tcp --tcp-flags SYN,ACK,FIN,RST SYN -j DROP",
+    "-A PREROUTING -p tcp ! --tcp-flags ALL NONE -j DROP",
+    "-A PREROUTING -p tcp --tcp-flags PSH,URG PSH,URG -j DROP",
+    // -m multiport
+    "-A PREROUTING -p tcp -m multiport --dports 80 -j DROP",
+    "-A PREROUTING -p tcp -m multiport --dports 80,443,8000:8100 -j DROP",
+    "-A PREROUTING -p tcp -m multiport ! --dports 80,443 -j DROP",
+    "-A PREROUTING -p tcp -m multiport --sports 1024:2048,4096 -j DROP",
+    "-A PREROUTING -p udp -m multiport --ports 53,123 -j DROP",
+    "-A PREROUTING -p tcp -m multiport ! --ports 53,123:125 -j DROP",
+    "-A PREROUTING -p tcp -m multiport --dports 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15 -j DROP",
+    "-A PREROUTING -p tcp -m multiport --dports 80 -m multiport --sports 90 -j DROP",
+    // -m socket, -m mark
+    "-A PREROUTING -m socket -j ACCEPT",
+    "-A PREROUTING -m socket --transparent -j ACCEPT",
+    "-A PREROUTING -m socket --nowildcard -j RETURN",
+    "-A PREROUTING -p tcp -m socket --transparent --nowildcard -j ACCEPT",
+    "-A PREROUTING -m mark --mark 1 -j ACCEPT",
+    "-A PREROUTING -m mark --mark 0x1/0x3 -j ACCEPT",
+    "-A PREROUTING -m mark ! --mark 0x1/0x3 -j ACCEPT",
+    "-A PREROUTING -m mark --mark 0x5/0x1 -j ACCEPT",
+    // -j MARK, -j TPROXY
+    "-A PREROUTING -j MARK --set-mark 7",
+    "-A PREROUTING -j MARK --set-mark 0x10/0xf0",
+    "-A PREROUTING -j MARK --set-xmark 0x10/0xf0",
+    "-A PREROUTING -j MARK --set-xmark 0xff/0x1",
+    "-A PREROUTING -p tcp -j TPROXY --on-port 1",
+    "-A PREROUTING -p tcp -j TPROXY --on-port 0",
+    "-A PREROUTING -p udp -j TPROXY --on-port 1 --tproxy-mark 1",
+    "-A PREROUTING -j TPROXY --tproxy-mark 0xffffffff/0xffffffff --on-port 65535 -p tcp",
+    // what is filled in
+    "-A PREROUTING -d ${CIDRS} -p tcp -m multiport --dports ${DPORTS} -j DROP",
+    "-A PREROUTING -p tcp -j TPROXY --on-ip ${ON_IP} --on-port ${ON_PORT} --tproxy-mark ${MARK}",
+];
+
+/// Accepted for IPv4.
+const ACCEPTED_V4: &[&str] = &[
+    "-A PREROUTING -s 192.0.2.2 -j DROP",
+    "-A PREROUTING -s 192.0.2.0/24 -d 10.244.0.0/16 -j DROP",
+    "-A PREROUTING -s 192.0.2.77/24 -j DROP",
+    "-A PREROUTING -s 192.0.2.2,198.51.100.7 -d 10.244.0.5,10.99.0.0/16 -j DROP",
+    "-A PREROUTING ! -s 192.0.2.2 ! -d 10.244.0.0/16 -j DROP",
+    "-A PREROUTING -s 0.0.0.0/0 -j DROP",
+    "-A PREROUTING -p tcp -j TPROXY --on-ip 127.0.0.1 --on-port 1 --tproxy-mark 0x1/0x1",
+];
+
+/// Accepted for IPv6.
+const ACCEPTED_V6: &[&str] = &[
+    "-A PREROUTING -s 2001:db8::1 -j DROP",
+    "-A PREROUTING -s 2001:db8::1/64 -d fd00::/8 -j DROP",
+    "-A PREROUTING -s 2001:db8::1,fe80::/10 -d fd00:1::,fd00:2::/32 -j DROP",
+    "-A PREROUTING ! -s ::1 ! -d fd00::/8 -j DROP",
+    "-A PREROUTING -s ::/0 -j DROP",
+    "-A PREROUTING -d ::ffff:10.0.0.1 -j DROP",
+    "-A PREROUTING -p tcp -j TPROXY --on-ip ::1 --on-port 1 --tproxy-mark 0x1/0x1",
+];
+
+/// How many labs share the work where every script is tried.
+const LABS: usize = 6;
+
+/// What both are asked about: every script that is accepted, with its family.
+fn accepted() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let both = ACCEPTED
+        .iter()
+        .flat_map(|body| [("v4", *body), ("v6", *body)]);
+    let v4 = ACCEPTED_V4.iter().map(|body| ("v4", *body));
+    both.chain(v4)
+        .chain(ACCEPTED_V6.iter().map(|body| ("v6", *body)))
+}
+
+fn restore(family: &str) -> &'static str {
+    match family {
+        "v4" => "iptables-restore",
+        _ => "ip6tables-restore",
+    }
+}
+
+/// Asks about every script that is accepted, in several labs at once; returns the complaints.
+fn complaints(ask: impl Fn(&Lab, &str, &str) -> Result<(), String> + Sync) -> Vec<String> {
+    let scripts: Vec<_> = accepted().collect();
+    let ask_some = |some: &[(&str, &str)]| -> Vec<String> {
+        let lab = Lab::new();
+        let complain = |(family, body): &(&str, &str)| {
+            let complaint = ask(&lab, family, body).err()?;
+            Some(format!("{family} {body}: {complaint}"))
+        };
+        some.iter().filter_map(complain).collect()
+    };
+    std::thread::scope(|scope| {
+        let shares: Vec<_> = scripts
+            .chunks(scripts.len().div_ceil(LABS))
+            .map(|share| scope.spawn(|| ask_some(share)))
+            .collect();
+        shares
+            .into_iter()
+            .flat_map(|share| share.join().unwrap())
+            .collect()
+    })
+}
+
+#[test]
+fn iptables_restore_accepts_what_the_parser_accepts() {
+    let complaints = complaints(|lab, family, body| {
+        let ours = print_rules(lab, &ScriptFile::new(&whole(body)), family);
+        if ours.status.code() != Some(0) {
+            return Err(stderr(&ours));
+        }
+        let printed = String::from_utf8(ours.stdout).unwrap();
+        let theirs = lab
+            .node
+            .feed(&format!("{} --test", restore(family)), &printed);
+        theirs
+            .status
+            .success()
+            .then_some(())
+            .ok_or_else(|| stderr(&theirs))
+    });
+    assert_eq!(complaints, [""; 0]);
+}
+
+#[test]
+fn the_kernel_accepts_what_the_parser_accepts() {
+    let complaints = complaints(|lab, family, body| {
+        let script = ScriptFile::new(&whole(body));
+        let cidr = match family {
+            "v4" => "10.244.0.0/16",
+            _ => "fd00:10:244::/56",
+        };
+        let mut daemon = lab.spawn(&["--rules", script.path(), "--cidr", cidr]);
+        daemon.wait_for("table inet tproxy-pod");
+        match daemon.log().contains("Created table") {
+            true => daemon.stop(),
+            false => daemon.wait().code(),
+        };
+        let log = daemon.log();
+        log.lines()
+            .find(|line| line.contains(" ERROR "))
+            .map_or(Ok(()), |line| Err(line.to_owned()))
+    });
+    assert_eq!(complaints, [""; 0]);
+}
+
+#[test]
+fn a_script_may_come_from_a_pipe() {
+    let lab = Lab::new();
+    let line = format!("{PROGRAM} --cidr {CIDRS} --rules /dev/stdin --print-rules v6");
+    let printed = lab.node.feed(
+        &line,
+        "*mangle\n-A PREROUTING -d ${CIDRS} -j ACCEPT\nCOMMIT\n",
+    );
+    let expected = "*mangle\n-A PREROUTING -d fd00:10:244::/56 -j ACCEPT\nCOMMIT\n";
+    assert_eq!(
+        String::from_utf8_lossy(&printed.stdout),
+        expected,
+        "{}",
+        stderr(&printed)
+    );
+    let mut command = lab.node.command("sh");
+    let script =
+        format!("printf '*mangle\\nCOMMIT\\n' | {PROGRAM} --cidr {CIDRS} --rules /dev/stdin");
+    command.args(["-c", &script]);
+    let daemon = crate::lab::Daemon::spawn(command);
+    daemon.wait_for("Created table");
+}
+
+#[test]
+fn a_script_that_cannot_be_printed_is_a_failure() {
+    let lab = Lab::new();
+    let mut command = lab.node.command("sh");
+    command.args(["-c", &format!("{PROGRAM} --print-rules v4 >/dev/full")]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        stderr(&output),
+        "tproxy-pod: write to stdout: No space left on device\n"
+    );
+}

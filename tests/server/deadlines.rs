@@ -1,0 +1,299 @@
+//! How long a client may take: whoever sends or takes a byte now and then gains nothing by it.
+//!
+//! The deadlines are those of the program, so all that takes long happens at once.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::lab::conversation::Conversation;
+use crate::lab::stopwatch::Stopwatch;
+use crate::lab::{Daemon, Lab, PATIENCE, POD, between, wait_until};
+use nix::sys::signal::{Signal, kill};
+
+/// How often a client that drips sends a byte.
+const DRIP: Duration = Duration::from_millis(250);
+
+/// Longer than every deadline.
+const LONG: Duration = Duration::from_secs(40);
+
+/// Checks that something has ended after so many seconds.
+fn check(watch: &Stopwatch, what: &str, seconds: u64) {
+    watch.check(what, watch.elapsed(), Duration::from_secs(seconds));
+}
+
+/// Sends `byte` again and again, until the server says something.
+fn drip(connection: &mut Conversation, byte: &str) {
+    connection.0.get_ref().set_read_timeout(Some(DRIP)).unwrap();
+    let watch = Stopwatch::start();
+    while watch.used() < LONG {
+        match connection.0.fill_buf() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => connection.send(byte),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            arrived => {
+                assert!(!arrived.unwrap().is_empty(), "an answer comes first");
+                return connection
+                    .0
+                    .get_ref()
+                    .set_read_timeout(Some(*PATIENCE))
+                    .unwrap();
+            }
+        }
+    }
+    panic!("a client that drips is served for {LONG:?}");
+}
+
+/// A request that does not end in time is answered, after so many seconds, with 408.
+fn times_out(lab: &Lab, daemon: &Daemon, [begin, byte, part]: [&str; 3], seconds: u64) {
+    let mut connection = lab.client.talk(POD);
+    let watch = Stopwatch::start();
+    connection.send(begin);
+    drip(&mut connection, byte);
+    check(&watch, begin, seconds);
+    let answer = connection.answer();
+    assert_eq!(answer.status, "408 Request Timeout", "{begin}");
+    assert_eq!(answer.other_fields(), ["Connection: close"], "{begin}");
+    let reason = format!("the {part} took too long");
+    assert_eq!(answer.text(), format!("408 Request Timeout: {reason}\n"));
+    connection.ends();
+    let line = daemon.wait_for(&format!("client={} ", connection.client()));
+    assert!(line.contains("Refused request : "), "{line}");
+    assert!(
+        line.contains(&format!(" status=408 reason=\"{reason}\" ")),
+        "{line}"
+    );
+}
+
+/// A connection without a request ends, after so many seconds, without a word.
+fn idles(lab: &Lab, daemon: &Daemon, requests: usize) {
+    let mut watch = Stopwatch::start();
+    let mut connection = lab.client.talk(POD);
+    for _ in 0..requests {
+        watch = Stopwatch::start();
+        connection.ask("GET /first HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+    connection.0.get_ref().set_read_timeout(Some(LONG)).unwrap();
+    connection.ends();
+    check(&watch, "an idle connection", 15);
+    let line = daemon.wait_for(&format!("client={} ", connection.client()));
+    assert_eq!(
+        line.contains("Connection without a request : "),
+        requests == 0,
+        "{line}"
+    );
+}
+
+/// A client that asks and asks, and takes so many bytes of its answers in a second, is let go.
+fn takes_little(lab: &Lab, daemon: &Daemon, bytes: usize) {
+    let connection = lab.client.talk(POD);
+    let mut stream = connection.0.get_ref();
+    stream.set_write_timeout(Some(LONG)).unwrap();
+    let body = "x".repeat(64 * 1024);
+    let request = format!(
+        "POST /many HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let watch = Stopwatch::start();
+    let over = AtomicBool::new(false);
+    let error = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut taken = vec![0; bytes];
+            while !over.load(Ordering::Relaxed) && (&mut &*stream).read(&mut taken).is_ok() {
+                thread::sleep(Duration::from_secs(1));
+            }
+        });
+        let error = loop {
+            if let Err(error) = stream.write_all(request.as_bytes()) {
+                break error;
+            }
+        };
+        over.store(true, Ordering::Relaxed);
+        error
+    });
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    let client = format!("client={} ", connection.client());
+    let lost = daemon.wait_for(&format!("Lost request : {client}"));
+    let reason = "reason=\"the answer was not taken: the client was too slow\"";
+    assert!(lost.contains(reason), "{lost}");
+    // The deadline is that of the answer, not of the first request.
+    let log = daemon.log();
+    let mut taken = log.lines().rev().filter(|line| line.contains(&client));
+    let last = taken.find(|line| line.contains("Received request"));
+    let took = between(last.unwrap(), &lost);
+    watch.check("an answer", took, Duration::from_secs(15));
+}
+
+/// An answer that fits into the kernel's buffer, but not into the client's.
+fn leave_answer(lab: &Lab, daemon: &Daemon, persistence: &str, room: usize) -> Conversation {
+    let mut connection = Conversation(BufReader::new(lab.client.connect_narrow(POD, room)));
+    let (client, body) = (connection.client(), "x".repeat(30_000));
+    connection.send(format!(
+        "POST /left HTTP/1.1\r\nHost: a\r\nConnection: {persistence}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    ));
+    daemon.wait_for(&format!(" to /left : client={client} "));
+    connection
+}
+
+/// A client that takes some of such an answer each two seconds, if it takes any: the kernel does not
+/// keep the rest for longer.
+fn takes_little_of_the_last(lab: &Lab, daemon: &Daemon, persistence: &str, takes: bool) {
+    let watch = Stopwatch::start();
+    let (room, bytes) = if takes { (8192, 1000) } else { (2048, 0) };
+    let mut connection = leave_answer(lab, daemon, persistence, room);
+    let client = connection.client();
+    for round in 0.. {
+        if !lab.node.run("ss -tanH").contains(&client) {
+            break;
+        }
+        assert!(watch.used() < LONG, "the kernel still has it");
+        if round % 8 == 0 {
+            let _ = connection.0.get_mut().read(&mut vec![0; bytes]);
+        }
+        thread::sleep(DRIP);
+    }
+    check(&watch, "an answer in the kernel", 15);
+}
+
+/// A client that does not take an answer, and begins a body: that is not too late yet.
+fn begins_a_body(lab: &Lab, daemon: &Daemon) {
+    let mut connection = leave_answer(lab, daemon, "keep-alive", 2048);
+    connection.send("POST /begun HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhello");
+    let client = connection.client();
+    let watch = Stopwatch::start();
+    while lab.node.run("ss -tanH").contains(&client) {
+        assert!(watch.used() < LONG, "the kernel still has it");
+        thread::sleep(DRIP);
+    }
+    let line = daemon.wait_for(&format!("Lost request : client={client} "));
+    assert!(
+        line.contains("reason=\"the body is not complete: "),
+        "{line}"
+    );
+}
+
+/// A client that lets an empty line drip in has no more time than one that is silent.
+fn drips_an_empty_line(lab: &Lab) {
+    let watch = Stopwatch::start();
+    let mut connection = lab.client.talk(POD);
+    for (byte, seconds) in [("\r", 5), ("\n", 10)] {
+        thread::sleep(Duration::from_secs(seconds).saturating_sub(watch.elapsed()));
+        connection.send(byte);
+    }
+    connection.0.get_ref().set_read_timeout(Some(LONG)).unwrap();
+    connection.ends();
+    check(&watch, "an empty line", 15);
+}
+
+/// A client that is refused, and sends on, is listened to for another second.
+fn sends_on(lab: &Lab) {
+    let mut connection = lab.client.talk(POD);
+    let watch = Stopwatch::start();
+    connection.send("nonsense\r\n");
+    assert_eq!(connection.answer().status, "400 Bad Request");
+    while connection.0.get_mut().write_all(&[b'x'; 4096]).is_ok() {
+        assert!(watch.used() < LONG);
+    }
+    check(&watch, "a client that sends on", 1);
+}
+
+#[test]
+fn heads_bodies_answers_and_idle_connections_have_one_deadline_each() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let (lab, daemon) = (&lab, &daemon);
+    let slow = [
+        (["G", "E", "head"], 10),
+        (["GET / HTTP/1.1\r\nHost: a\r\nX: ", "y", "head"], 10),
+        (["GET / HTTP/1.1\r\nHost: a\r\n", "X: y\r\n", "head"], 10),
+        (
+            [
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n",
+                "x",
+                "body",
+            ],
+            30,
+        ),
+        (
+            [
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "1\r\nx\r\n",
+                "body",
+            ],
+            30,
+        ),
+        (
+            [
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n40000000\r\n",
+                "x",
+                "body",
+            ],
+            30,
+        ),
+        (
+            [
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0;",
+                "x",
+                "body",
+            ],
+            30,
+        ),
+    ];
+    thread::scope(|scope| {
+        for (request, seconds) in slow {
+            scope.spawn(move || times_out(lab, daemon, request, seconds));
+        }
+        scope.spawn(|| idles(lab, daemon, 0));
+        scope.spawn(|| idles(lab, daemon, 2));
+        scope.spawn(|| takes_little(lab, daemon, 0));
+        scope.spawn(|| takes_little(lab, daemon, 100));
+        for persistence in ["close", "keep-alive"] {
+            for takes in [false, true] {
+                scope.spawn(move || takes_little_of_the_last(lab, daemon, persistence, takes));
+            }
+        }
+        scope.spawn(|| begins_a_body(lab, daemon));
+        scope.spawn(|| drips_an_empty_line(lab));
+        scope.spawn(|| sends_on(lab));
+    });
+}
+
+/// A read with a time-out is not begun again after SIGCONT (signal(7)).
+#[test]
+fn a_deadline_holds_however_often_the_server_is_stopped() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let server = daemon.server();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let watch = Stopwatch::start();
+            while !over.load(Ordering::Relaxed) && watch.used() < LONG {
+                kill(server, Signal::SIGSTOP).unwrap();
+                let status = || fs::read_to_string(format!("/proc/{server}/status")).unwrap();
+                wait_until("it is stopped", || status().contains("State:\tT"));
+                kill(server, Signal::SIGCONT).unwrap();
+                thread::sleep(DRIP);
+            }
+        });
+        let watch = Stopwatch::start();
+        let mut silent = lab.client.talk(POD);
+        assert_eq!(
+            silent.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status,
+            "200 OK"
+        );
+        let mut begun = lab.client.talk(POD);
+        begun.send("GET / HTTP/1.1\r\n");
+        for connection in [&begun, &silent] {
+            let stream = connection.0.get_ref();
+            stream.set_read_timeout(Some(LONG)).unwrap();
+        }
+        assert_eq!(begun.answer().status, "408 Request Timeout");
+        check(&watch, "a head", 10);
+        silent.ends();
+        check(&watch, "an idle connection", 15);
+        over.store(true, Ordering::Relaxed);
+    });
+}

@@ -1,0 +1,401 @@
+//! Log lines are written many at once: what becomes of them, and of all else, when their reader stalls
+//! or is gone, when the disk is full, and when the program ends.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, PipeReader, Read, Write, pipe};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Child, ExitStatus};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::lab::conversation::Conversation;
+use crate::lab::stopwatch::Stopwatch;
+use crate::lab::{CIDRS, Lab, POD, PROGRAM, peak_memory, wait_until};
+use nix::libc::O_NONBLOCK;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tproxy_pod::guard::LONGEST_STOP;
+
+const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
+
+/// The time without an answer after which the log is full.
+const STALL: Duration = Duration::from_secs(1);
+
+/// So many requests were answered, says the log.
+fn received(log: &str) -> usize {
+    log.matches("INFO  Received request to ").count()
+}
+
+/// Asks until an answer does not come in time; returns how many came.
+fn ask_until_it_stalls(connection: &mut Conversation) -> usize {
+    let field = |name: &str| format!("{name}: {}\r\n", "x".repeat(500));
+    let request = format!(
+        "GET /{} HTTP/1.1\r\n{}{}\r\n",
+        "t".repeat(500),
+        field("Host"),
+        field("User-Agent")
+    );
+    let stream = connection.0.get_ref();
+    let patience = stream.read_timeout().unwrap();
+    stream.set_read_timeout(Some(STALL)).unwrap();
+    let answers = (0..5000).position(|_| {
+        connection.send(&request);
+        let watch = Stopwatch::start();
+        while connection.0.fill_buf().is_err() {
+            if watch.used() > STALL / 2 {
+                return true;
+            }
+        }
+        assert_eq!(connection.answer().status, "200 OK");
+        false
+    });
+    connection.0.get_ref().set_read_timeout(patience).unwrap();
+    answers.expect("requests wait when the log is full")
+}
+
+/// The program, with a log that is read only when a test wants to.
+struct Unheard {
+    child: Child,
+    log: Option<BufReader<PipeReader>>,
+}
+
+impl Unheard {
+    /// Starts it, and reads until it intercepts.
+    fn start(lab: &Lab) -> Unheard {
+        let mut unheard = Unheard::spawn(lab, pipe().unwrap().0, 0);
+        unheard.read_to("Created table");
+        unheard
+    }
+
+    /// Starts it, with flags for its end of the pipe.
+    fn spawn(lab: &Lab, reader: PipeReader, flags: i32) -> Unheard {
+        let mut command = lab.node.command(PROGRAM);
+        command.args(["--cidr", CIDRS]);
+        let child = command.stderr(pipe_of(&reader, flags)).spawn().unwrap();
+        let log = Some(BufReader::new(reader));
+        Unheard { child, log }
+    }
+
+    /// Reads up to a line with this text.
+    fn read_to(&mut self, text: &str) {
+        let log = self.log.as_mut().unwrap();
+        let mut line = String::new();
+        while !line.contains(text) {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "no line with {text}");
+        }
+    }
+
+    fn guard(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Reads what is there and what comes, to the end.
+    fn read(&mut self) -> thread::JoinHandle<String> {
+        let mut log = self.log.take().unwrap();
+        thread::spawn(move || {
+            let mut text = String::new();
+            log.read_to_string(&mut text).unwrap();
+            text
+        })
+    }
+
+    /// Stops it in order, which takes no longer than it may.
+    fn stop(&mut self) -> ExitStatus {
+        kill(self.guard(), Signal::SIGTERM).unwrap();
+        let watch = Stopwatch::start();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            watch.check_longest("the stop", watch.elapsed(), LONGEST_STOP);
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Unheard {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The end of a pipe that takes bytes, opened anew.
+fn pipe_of(reader: &PipeReader, flags: i32) -> File {
+    let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+    let mut options = OpenOptions::new();
+    options.write(true).custom_flags(flags).open(path).unwrap()
+}
+
+/// Leaves no room in a pipe for another line.
+fn fill(reader: &PipeReader) {
+    let mut pipe = pipe_of(reader, O_NONBLOCK);
+    for length in [4096, 1] {
+        while pipe.write(&vec![b'\n'; length]).is_ok() {}
+    }
+}
+
+/// What somebody removes comes back, again and again.
+fn heals(lab: &Lab) {
+    let before = lab.remains();
+    for loss in [
+        "ip rule del fwmark 0x1/0x1 lookup 100",
+        "ip -6 rule del fwmark 0x1/0x1 lookup 100",
+        "ip route flush table 100",
+    ] {
+        lab.node.run(loss);
+        wait_until(loss, || lab.remains() == before);
+    }
+}
+
+#[test]
+fn while_nobody_reads_the_log_requests_wait_and_memory_does_not_grow() {
+    // Also where somebody made the pipe non-blocking.
+    for flags in [0, O_NONBLOCK] {
+        let lab = Lab::new();
+        let mut unheard = Unheard::spawn(&lab, pipe().unwrap().0, flags);
+        unheard.read_to("Created table");
+        let mut connection = lab.client.talk(POD);
+        let answered = ask_until_it_stalls(&mut connection);
+        let healthy = lab.node.get("127.0.0.1:1", "/healthz");
+        let peak = peak_memory(crate::lab::server_of(unheard.guard()));
+
+        let text = unheard.read();
+        let late = connection.answer();
+        assert!(unheard.stop().success());
+        let text = text.join().unwrap();
+
+        assert!(answered > 100, "{answered} answers before the log is full");
+        assert!(
+            healthy.ends_with("ok\n"),
+            "probes are not logged: {healthy}"
+        );
+        assert!(peak < 4 << 20, "{peak} bytes");
+        assert_eq!(late.status, "200 OK");
+        assert_eq!(received(&text), answered + 1);
+    }
+}
+
+#[test]
+fn while_nobody_reads_the_log_a_start_captures_nothing() {
+    let lab = Lab::new();
+    lab.pod.serve(8180);
+    let (reader, _writer) = pipe().unwrap();
+    fill(&reader);
+    let mut unheard = Unheard::spawn(&lab, reader, 0);
+    wait_until("the table is claimed", || !lab.node.tables().is_empty());
+    assert!(lab.client.get(POD, "/").ends_with("pod"));
+    unheard.read_to("Created table");
+    assert!(lab.client.get(POD, "/").contains("Request received"));
+}
+
+#[test]
+fn while_nobody_reads_the_log_no_server_outlives_a_stop() {
+    let lab = Lab::new();
+    let (reader, _writer) = pipe().unwrap();
+    let first_lines = {
+        let mut daemon = lab.start(&["--cidr", CIDRS]);
+        daemon.stop();
+        let log = daemon.log();
+        log.split_inclusive('\n')
+            .take(3)
+            .map(str::len)
+            .sum::<usize>()
+    };
+    // Room for the lines of the guard, but not for one that the server says before it serves.
+    let mut room = pipe_of(&reader, 0);
+    for page in 1..=16 {
+        let length = if page < 16 { 4096 } else { 4096 - first_lines };
+        room.write_all(&vec![b'\n'; length]).unwrap();
+    }
+    let mut command = lab.node.command("prlimit");
+    command.args(["--nofile=64", PROGRAM, "--cidr", CIDRS]);
+    let child = command.stderr(pipe_of(&reader, 0)).spawn().unwrap();
+    let log = Some(BufReader::new(reader));
+    let mut unheard = Unheard { child, log };
+    let guard = unheard.guard();
+    let children = || std::fs::read_to_string(format!("/proc/{guard}/task/{guard}/children"));
+    wait_until("there is a server", || {
+        children().is_ok_and(|it| !it.is_empty())
+    });
+    let server = crate::lab::server_of(guard);
+    wait_until("it has got so far that it says so, or intercepts", || {
+        let stat = std::fs::read_to_string(format!("/proc/{server}/stat")).unwrap();
+        stat.contains(") S ")
+    });
+    assert!(unheard.stop().success());
+    wait_until("the server is gone", || {
+        let status = std::fs::read_to_string(format!("/proc/{server}/status"));
+        status.map_or(true, |status| status.contains("State:\tZ"))
+    });
+}
+
+#[test]
+fn while_nobody_reads_the_log_the_guard_heals() {
+    let lab = Lab::new();
+    let unheard = Unheard::start(&lab);
+    fill(unheard.log.as_ref().unwrap().get_ref());
+    heals(&lab);
+    assert!(lab.client.get(POD, "/").contains("Request received"));
+}
+
+#[test]
+fn while_nobody_reads_the_log_a_stop_ends_in_order_within_its_time() {
+    let lab = Lab::new();
+    let mut unheard = Unheard::start(&lab);
+    ask_until_it_stalls(&mut lab.client.talk(POD));
+    assert_eq!(unheard.stop().code(), Some(0));
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+#[test]
+fn with_a_slow_reader_a_stop_ends_in_order_within_its_time() {
+    let lab = Lab::new();
+    let mut unheard = Unheard::start(&lab);
+    ask_until_it_stalls(&mut lab.client.talk(POD));
+    let mut log = unheard.log.take().unwrap();
+    thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(1..) = log.read(&mut piece) {
+            thread::sleep(Duration::from_millis(300));
+        }
+    });
+    assert_eq!(unheard.stop().code(), Some(0));
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+#[test]
+fn while_nobody_reads_the_log_the_nodes_own_requests_are_answered_and_their_lines_counted() {
+    let lab = Lab::new();
+    let mut unheard = Unheard::start(&lab);
+    let mut connection = lab.client.talk(POD);
+    ask_until_it_stalls(&mut connection);
+    for _ in 0..8 {
+        let answer = lab.node.get("127.0.0.1:1", "/nothing");
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    }
+    let healthy = lab.node.get("127.0.0.1:1", "/healthz");
+    assert!(healthy.ends_with("ok\n"), "{healthy}");
+    let text = unheard.read();
+    assert_eq!(connection.answer().status, "200 OK");
+    assert!(unheard.stop().success());
+    let text = text.join().unwrap();
+    // The line of the last may come late, and find room.
+    let written = text.matches(" Received request to /nothing : ").count();
+    let lost = text.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(" WARN  Lost ")?;
+        let number = rest.strip_suffix(" log lines: nobody read the log")?;
+        Some(number.parse::<usize>().unwrap())
+    });
+    let lost: usize = lost.sum();
+    assert!(lost > 0 && lost + written == 8, "{lost} and {written}");
+}
+
+#[test]
+fn without_a_reader_lines_are_lost_and_all_else_goes_on() {
+    let lab = Lab::new();
+    let mut unheard = Unheard::start(&lab);
+    drop(unheard.log.take());
+    for _ in 0..3 {
+        assert!(lab.client.get(POD, "/").contains("Request received"));
+        heals(&lab);
+    }
+    assert_eq!(unheard.stop().code(), Some(0));
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+#[test]
+fn while_the_disk_is_full_lines_are_lost_and_all_else_goes_on() {
+    let lab = Lab::new();
+    // The mount goes with the test's namespace, the directory is the build's.
+    let disk = concat!(env!("CARGO_TARGET_TMPDIR"), "/disk");
+    std::fs::create_dir_all(disk).unwrap();
+    let mount = |options| {
+        let line = format!("mount -t tmpfs -o {options} none {disk}");
+        lab.node.run(&line)
+    };
+    mount("size=64k");
+    let path = format!("{disk}/log");
+    let mut command = lab.node.command(PROGRAM);
+    command.args(["--cidr", CIDRS]);
+    let mut unheard = Unheard {
+        child: command
+            .stderr(File::create(&path).unwrap())
+            .spawn()
+            .unwrap(),
+        log: None,
+    };
+    let log = || std::fs::read_to_string(&path).unwrap();
+    wait_until("it intercepts", || log().contains("Created table"));
+
+    let mut connection = lab.client.talk(POD);
+    let mut ask = || assert_eq!(connection.ask(REQUEST).status, "200 OK");
+    wait_until("the disk is full", || {
+        (0..100).for_each(|_| ask());
+        log().len() == 64 * 1024
+    });
+    (0..100).for_each(|_| ask());
+    heals(&lab);
+
+    mount("remount,size=1m");
+    wait_until("there are lines again", || {
+        ask();
+        log().len() > 64 * 1024
+    });
+    assert_eq!(unheard.stop().code(), Some(0));
+    assert_eq!(lab.remains(), [""; 0]);
+    let log = log();
+    assert!(log.contains("Stopping") && log.contains("Removed table"));
+}
+
+#[test]
+fn a_stop_in_order_loses_no_line() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&[]);
+    let answered = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut connection = lab.client.talk(POD);
+                loop {
+                    let answer = connection.ask(REQUEST);
+                    answered.fetch_add(1, Ordering::SeqCst);
+                    if answer.other_fields() == ["Connection: close"] {
+                        break;
+                    }
+                }
+            });
+        }
+        wait_until("there is load", || answered.load(Ordering::SeqCst) > 1000);
+        assert_eq!(daemon.stop(), Some(0));
+    });
+    let answered = answered.into_inner();
+    assert_eq!(received(&daemon.log()), answered);
+    let served = format!("Served {answered} requests on 4 connections");
+    assert!(daemon.log().contains(&served), "{served}");
+}
+
+#[test]
+fn a_line_is_written_within_a_moment_and_waits_for_no_other() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let mut connection = lab.client.talk(POD);
+    let took = (1..=20).map(|round| {
+        for _ in 0..5 {
+            assert_eq!(connection.ask(REQUEST).status, "200 OK");
+        }
+        let start = Instant::now();
+        wait_until("the last line is written", || {
+            received(&daemon.log()) == 5 * round
+        });
+        start.elapsed()
+    });
+    let mut took: Vec<Duration> = took.collect();
+    took.sort();
+    // Long for the few milliseconds that lines are gathered, short for anything else. Where the machine is busy,
+    // some are later.
+    assert!(took[10] < Duration::from_millis(100), "{took:?}");
+}

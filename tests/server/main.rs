@@ -1,0 +1,8 @@
+//! The server with slow and hostile clients, and its log.
+
+#[path = "../lab/mod.rs"]
+mod lab;
+
+mod deadlines;
+mod hostile;
+mod logs;
