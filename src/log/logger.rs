@@ -1,7 +1,8 @@
-//! Log lines on stderr: the time, the level, the message. The level is `RUST_LOG`, `info` if unset.
+//! The logger behind the `log` crate. A line is the time, the level and the message, and goes to stderr.
+//! The level is `RUST_LOG`, `info` if unset.
 //!
-//! Lines of two processes do not mix: a write is whole lines, and at most `PIPE_BUF` bytes (pipe(7)),
-//! unless to a file.
+//! Lines of the guard and of the server do not mix: each write has whole lines, and at most `PIPE_BUF`
+//! bytes, which a pipe takes in one piece (pipe(7)). A file takes any length in one piece.
 
 use std::cell::Cell;
 use std::fmt::{self, Write as _};
@@ -15,43 +16,59 @@ use log::{Level, Log, Metadata, Record};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::log::buffer::Buffer;
-use crate::log::queue::{Full, LogQueue};
+use crate::log::queue::{LogQueue, WhenFull};
 use crate::log::text::Text;
 use crate::log::timestamp::Timestamp;
 
 static QUEUE: LogQueue = LogQueue::empty();
 
-/// Whether there is a thread that writes what is in the queue.
-static IS_QUEUED: AtomicBool = AtomicBool::new(false);
+/// Whether the writer thread has started.
+static HAS_WRITER: AtomicBool = AtomicBool::new(false);
 
-/// How many bytes stderr takes at once, without those of another process between them.
-static LONGEST: AtomicUsize = AtomicUsize::new(libc::PIPE_BUF);
+/// The longest write that stderr takes in one piece, in bytes.
+static MAX_WRITE: AtomicUsize = AtomicUsize::new(libc::PIPE_BUF);
 
 thread_local! {
-    /// What becomes of this thread's lines while nobody reads the log.
-    static FULL: Cell<Full> = const { Cell::new(Full::Lose) };
+    /// What this thread does with a line for which the queue has no space.
+    static WHEN_FULL: Cell<WhenFull> = const { Cell::new(WhenFull::Discard) };
 }
 
-/// Starts logging, each line with a write of its own.
+/// Starts logging. Each line is written before the call that logs it returns.
 pub fn start() {
     let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
     let is_file = stderr.and_then(|stderr| Ok(stderr.metadata()?.is_file()));
     if matches!(is_file, Ok(true)) {
-        LONGEST.store(usize::MAX, Ordering::SeqCst);
+        MAX_WRITE.store(usize::MAX, Ordering::SeqCst);
     }
     let level = env_logger::Env::default().default_filter_or("info");
     let filter = env_logger::Builder::from_env(level).build();
     log::set_max_level(filter.filter());
-    // Nobody has set another one: a program starts once.
-    let _ = log::set_logger(Box::leak(Box::new(Lines { filter })));
+    // Fails only if a logger is set, and a process starts logging once.
+    let _ = log::set_logger(Box::leak(Box::new(Logger { filter })));
 }
 
-/// Records as lines.
-struct Lines {
+/// Starts the writer thread: from now on lines are queued, and written a few milliseconds later. Before
+/// the process exits it has to flush the logger. To be called once per process.
+///
+/// # Errors
+/// `EAGAIN`, or any other error of clone(2).
+pub fn start_writer() -> io::Result<()> {
+    let max_write = MAX_WRITE.load(Ordering::SeqCst);
+    thread::Builder::new().spawn(move || QUEUE.write_lines(max_write, write_stderr))?;
+    HAS_WRITER.store(true, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Makes this thread wait while the queue is full. Other threads discard their lines.
+pub fn block_when_full() {
+    WHEN_FULL.set(WhenFull::Block);
+}
+
+struct Logger {
     filter: env_logger::Logger,
 }
 
-impl Log for Lines {
+impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         self.filter.enabled(metadata)
     }
@@ -60,20 +77,19 @@ impl Log for Lines {
         if !self.filter.matches(record) {
             return;
         }
-        let beginning = beginning(record.level());
-        match IS_QUEUED.load(Ordering::SeqCst) {
-            true => QUEUE.push(FULL.get(), |lines, lost| {
+        let prefix = prefix(record.level());
+        if HAS_WRITER.load(Ordering::SeqCst) {
+            QUEUE.push(WHEN_FULL.get(), |lines, lost| {
                 if lost > 0 {
-                    let notice = format_args!("Lost {lost} log lines: nobody read the log");
-                    write(lines, &self::beginning(Level::Warn), &notice);
+                    let notice = format_args!("Lost {lost} log lines: the log was not read");
+                    push_line(lines, &self::prefix(Level::Warn), &notice);
                 }
-                write(lines, &beginning, record.args());
-            }),
-            false => {
-                let mut line = Buffer::EMPTY;
-                write(&mut line, &beginning, record.args());
-                write_out(line.bytes());
-            }
+                push_line(lines, &prefix, record.args());
+            });
+        } else {
+            let mut line = Buffer::EMPTY;
+            push_line(&mut line, &prefix, record.args());
+            write_stderr(line.bytes());
         }
     }
 
@@ -82,92 +98,44 @@ impl Log for Lines {
     }
 }
 
-/// The time and the level.
-fn beginning(level: Level) -> Text<31> {
-    let mut beginning = Text::EMPTY;
-    beginning.push(Timestamp::now().rfc3339().as_str());
-    beginning.push(match level {
+/// The time and the level, in front of a message.
+type Prefix = Text<31>;
+
+fn prefix(level: Level) -> Prefix {
+    let mut prefix = Text::EMPTY;
+    prefix.push(Timestamp::now().rfc3339().as_str());
+    prefix.push(match level {
         Level::Error => " ERROR ",
         Level::Warn => " WARN  ",
         Level::Info => " INFO  ",
         Level::Debug => " DEBUG ",
         Level::Trace => " TRACE ",
     });
-    beginning
+    prefix
 }
 
-fn write(line: &mut Buffer, beginning: &Text<31>, message: &fmt::Arguments<'_>) {
-    line.push(beginning.as_bytes());
-    let written = line.write_fmt(*message);
-    debug_assert!(written.is_ok(), "memory takes every byte");
-    line.push(b"\n");
+fn push_line(lines: &mut Buffer, prefix: &Prefix, message: &fmt::Arguments<'_>) {
+    lines.push(prefix.as_bytes());
+    let written = lines.write_fmt(*message);
+    debug_assert!(written.is_ok(), "a buffer grows");
+    lines.push(b"\n");
 }
 
-/// Writes lines together from here on, a few milliseconds later: who ends this process has to flush
-/// the logger. Logging waits for nobody then, and lines are lost while nobody reads them. To be called
-/// once.
-///
-/// # Errors
-/// What the kernel answers to a new thread.
-pub fn gather() -> io::Result<()> {
-    let longest = LONGEST.load(Ordering::SeqCst);
-    thread::Builder::new().spawn(move || QUEUE.write_lines(longest, write_out))?;
-    IS_QUEUED.store(true, Ordering::SeqCst);
-    Ok(())
-}
-
-/// Has this thread wait while nobody reads the log, so that none of its lines is lost.
-pub fn wait_for_readers() {
-    FULL.set(Full::Wait);
-}
-
-/// Writes to stderr, also where somebody made it non-blocking. What it refuses is lost.
-fn write_out(mut lines: &[u8]) {
+/// Writes lines to stderr, and waits while it is full. After an error the rest is lost.
+fn write_stderr(mut lines: &[u8]) {
     let stderr = io::stderr();
     while !lines.is_empty() {
-        // Without the lock that a panic's message needs: this may wait for long.
+        // Not through `Stderr`, whose lock a panic message needs: this call may block for long.
         match nix::unistd::write(&stderr, lines).map_err(io::Error::from) {
             Ok(written @ 1..) => lines = &lines[written..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // Another process that shares the open file may have set O_NONBLOCK.
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-                // What keeps it from waiting, the next write reports.
-                let _ = poll(&mut room, PollTimeout::NONE);
+                let mut stderr = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+                // An error of poll(2) is one of the next write(2), too.
+                let _ = poll(&mut stderr, PollTimeout::NONE);
             }
             Ok(_) | Err(_) => return,
         }
     }
 }
-
-/// The most characters of a value that a log line shows: with five of them it stays within
-/// `PIPE_BUF` (limits.h), so that the lines of guard and server do not mix.
-const SHOWN: usize = 512;
-
-/// Bytes that somebody sent, safe to show: printable ASCII as it is, all else as `\n`, `\x1b`, `\"`;
-/// `...` stands for what is too long.
-pub fn escaped(bytes: &[u8]) -> impl fmt::Display {
-    let shown = match bytes.len() {
-        0..=LONGEST_SAFE => bytes.len(),
-        _ => {
-            let ends = bytes.iter().scan(0, |end, byte| {
-                *end += std::ascii::escape_default(*byte).len();
-                Some(*end)
-            });
-            ends.take_while(|end| *end <= SHOWN).count()
-        }
-    };
-    let dots = if shown < bytes.len() { "..." } else { "" };
-    fmt::from_fn(move |f| write!(f, "{}{dots}", bytes[..shown].escape_ascii()))
-}
-
-/// Appends them, mostly as they are.
-pub fn push_escaped(line: &mut Buffer, bytes: &[u8]) {
-    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && !b"\"'\\".contains(byte);
-    match bytes.len() <= SHOWN && bytes.iter().all(is_plain) {
-        true => line.push(bytes),
-        false => line.push(escaped(bytes).to_string().as_bytes()),
-    }
-}
-
-/// So many bytes fit however they are escaped: a byte takes four characters at most.
-const LONGEST_SAFE: usize = SHOWN / 4;

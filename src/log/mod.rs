@@ -1,5 +1,17 @@
-//! Log lines: `logger` makes them, `queue` gathers them and one thread writes them; `once` limits how
-//! often one is written. `timestamp`, `text` and `buffer` are what lines, and responses, are made with.
+//! Logging. A line takes this way from a request to stderr:
+//!
+//! 1. `server/connection.rs` has answered a request, gets the text from `http/echo.rs`
+//!    (`Served::line`) and passes it to `log::info!`.
+//! 2. The `log` crate calls `logger`, which filters by level and adds the time and the level.
+//! 3. `logger` appends the line to `queue`, and the thread of the request goes on.
+//! 4. The writer thread takes all queued lines, 4 ms after the first of them or when they are 128 KiB,
+//!    and passes them to `logger::write_stderr`: one write(2) for many lines.
+//!
+//! Before the writer thread has started, step 3 writes the line to stderr at once. The guard and the
+//! server are two processes, and each has a queue and a writer thread of its own.
+//!
+//! `once` limits how often a line is logged. `timestamp`, `text` and `buffer` are what log lines, and
+//! responses, are built from.
 
 pub mod buffer;
 pub mod logger;

@@ -1,25 +1,27 @@
-//! Something that the kernel, or the program, has no more of: told once, however often it is missed.
+//! Rate-limited logging of a condition that persists, for example a lack of descriptors.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// How long nothing must have been missed, until it is told again.
-const CALM: Duration = Duration::from_secs(10);
+use crate::lock::unpoisoned;
 
-/// When something was missed last.
+/// The time without an occurrence after which the next one is logged again.
+const QUIET_PERIOD: Duration = Duration::from_secs(10);
+
+/// The time of the last occurrence of a condition.
 #[derive(Debug, Default)]
 pub struct LogOnce(Mutex<Option<Instant>>);
 
 impl LogOnce {
-    /// It is missed now; returns whether that is worth telling.
+    /// Records an occurrence, and returns whether to log it: the first one, and the first one after
+    /// `QUIET_PERIOD`.
     pub fn should_log(&self) -> bool {
         self.should_log_at(Instant::now())
     }
 
     fn should_log_at(&self, now: Instant) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = last.replace(now);
-        before.is_none_or(|before| now.saturating_duration_since(before) >= CALM)
+        let last = unpoisoned(self.0.lock()).replace(now);
+        last.is_none_or(|last| now.saturating_duration_since(last) >= QUIET_PERIOD)
     }
 }
 
@@ -28,13 +30,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_should_log_again_after_it_was_not_missed_for_a_while() {
-        let shortage = LogOnce::default();
+    fn an_occurrence_is_logged_again_after_a_quiet_period() {
+        let condition = LogOnce::default();
         let start = Instant::now();
-        let news = [0, 9, 18, 28, 29].map(|second| {
+        let logged = [0, 9, 18, 28, 29].map(|second| {
             let now = start + Duration::from_secs(second);
-            shortage.should_log_at(now)
+            condition.should_log_at(now)
         });
-        assert_eq!(news, [true, false, false, true, false]);
+        assert_eq!(logged, [true, false, false, true, false]);
     }
 }

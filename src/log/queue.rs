@@ -1,63 +1,68 @@
-//! Log lines that threads hand over, and that one thread writes, many at once: a system call for each
-//! would cost a request more than anything else that is its own.
+//! A bounded queue of log lines between the threads that log and the writer thread. The writer takes
+//! many lines at once: a system call for each would be the largest cost of a request.
 //!
-//! Memory is bounded. While nothing can be written, a thread waits for room, or its lines are lost: it
-//! says which. A flush ends also then.
+//! The queue knows neither the format of a line nor where it is written. If the writer is blocked, the
+//! queue fills; then a thread either waits or discards its line. A flush gives up after a time limit.
 
 use std::mem;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::lock::unpoisoned;
 use crate::log::buffer::Buffer;
 
-/// Bytes that may wait to be written; as many again may be in writing. A line has at most `PIPE_BUF`.
+/// The capacity of the queue, in bytes. The batch that is being written may have as many again.
 const CAPACITY: usize = 256 * 1024;
 
-/// Bytes that are worth a write at once.
-const MANY: usize = CAPACITY / 2;
+/// The size of the queue, in bytes, at which the writer does not wait for more lines.
+const BATCH: usize = CAPACITY / 2;
 
-/// How long lines are gathered, if they are not many before.
-const GATHER: Duration = Duration::from_millis(4);
+/// The longest time for which the writer waits for more lines.
+const BATCH_DELAY: Duration = Duration::from_millis(4);
 
-/// How long nothing is written before a flush gives up.
+/// The time without a write after which a flush gives up.
 const STALL: Duration = Duration::from_secs(1);
 
-/// How long a flush takes at most, however slowly lines are written.
-const LONGEST_FLUSH: Duration = Duration::from_secs(2);
+/// The longest time that a flush takes, even if lines are being written.
+const MAX_FLUSH: Duration = Duration::from_secs(2);
 
-/// What becomes of a line for which there is no room.
+/// What a thread does with a line for which the queue has no space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Full {
-    /// It waits, and with it the thread.
-    Wait,
-    /// It is lost, and counted.
-    Lose,
+pub enum WhenFull {
+    /// It waits for space.
+    Block,
+    /// It discards the line, and the queue counts it.
+    Discard,
 }
 
-/// Lines on their way to where they are written.
+/// The queue.
 #[derive(Debug)]
 pub struct LogQueue {
     lines: Mutex<Lines>,
-    /// There are lines again.
-    filled: Condvar,
-    /// There is room again.
-    taken: Condvar,
-    /// A batch is written.
+    /// Notified when the first line is queued, and when `BATCH` bytes are.
+    not_empty: Condvar,
+    /// Notified when the writer has taken the lines.
+    not_full: Condvar,
+    /// Notified after each write.
     written: Condvar,
-    /// How many writes have ended.
-    writes: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Lines {
-    waiting: Buffer,
-    /// How many batches were taken out to be written.
-    taken: u64,
+    queued: Buffer,
+    /// The bytes that were queued since the start.
+    bytes_queued: u64,
     /// How many of them are written.
-    written: u64,
-    /// How many lines were lost since the last that was not.
+    bytes_written: u64,
+    /// The lines that were discarded since the last one that was queued.
     lost: u64,
+}
+
+impl Lines {
+    /// Whether there is no space for the longest line, which has `PIPE_BUF` bytes.
+    fn is_full(&self) -> bool {
+        self.queued.len() + libc::PIPE_BUF > CAPACITY
+    }
 }
 
 impl LogQueue {
@@ -65,146 +70,137 @@ impl LogQueue {
     pub const fn empty() -> LogQueue {
         LogQueue {
             lines: Mutex::new(Lines {
-                waiting: Buffer::EMPTY,
-                taken: 0,
-                written: 0,
+                queued: Buffer::EMPTY,
+                bytes_queued: 0,
+                bytes_written: 0,
                 lost: 0,
             }),
-            filled: Condvar::new(),
-            taken: Condvar::new(),
+            not_empty: Condvar::new(),
+            not_full: Condvar::new(),
             written: Condvar::new(),
-            writes: AtomicU64::new(0),
         }
     }
 
-    /// Has `write` append a line, if there is room for the longest, and say how many were lost just
-    /// before it.
-    pub fn push(&self, full: Full, write: impl FnOnce(&mut Buffer, u64)) {
-        let is_full = |lines: &mut Lines| lines.waiting.len() + libc::PIPE_BUF > CAPACITY;
-        let mut lines = self.lines();
-        if full == Full::Lose && is_full(&mut lines) {
-            lines.lost += 1;
-            return;
+    /// Calls `append` with the buffer of the queue and the number of lines that were discarded just
+    /// before, unless this line is discarded.
+    pub fn push(&self, when_full: WhenFull, append: impl FnOnce(&mut Buffer, u64)) {
+        let mut lines = self.lock();
+        while lines.is_full() {
+            if when_full == WhenFull::Discard {
+                lines.lost += 1;
+                return;
+            }
+            lines = unpoisoned(self.not_full.wait(lines));
         }
-        lines = wait_while(&self.taken, lines, is_full);
-        let before = lines.waiting.len();
+        let before = lines.queued.len();
         let lost = mem::take(&mut lines.lost);
-        write(&mut lines.waiting, lost);
-        if before == 0 || (before < MANY && lines.waiting.len() >= MANY) {
-            self.filled.notify_one();
+        append(&mut lines.queued, lost);
+        let after = lines.queued.len();
+        lines.bytes_queued += (after - before) as u64;
+        if before == 0 || (before < BATCH && after >= BATCH) {
+            self.not_empty.notify_one();
         }
     }
 
-    /// Has `write` write lines as they come, without end: whole ones, as many as are within `longest`
-    /// bytes.
-    pub fn write_lines(&self, longest: usize, mut write: impl FnMut(&[u8])) -> ! {
+    /// Passes lines to `write` as they are queued, forever: whole lines, at most `max_write` bytes at
+    /// once.
+    pub fn write_lines(&self, max_write: usize, mut write: impl FnMut(&[u8])) -> ! {
         let mut batch = Buffer::EMPTY;
         loop {
-            let is_idle = |lines: &mut Lines| lines.waiting.is_empty();
-            let lines = wait_while(&self.filled, self.lines(), is_idle);
-            let mut lines = self.gather(lines);
-            mem::swap(&mut lines.waiting, &mut batch);
-            lines.taken += 1;
-            drop(lines);
-            self.taken.notify_all();
-            for piece in pieces(batch.bytes(), longest) {
-                write(piece);
-                self.writes.fetch_add(1, Ordering::Relaxed);
+            self.take_batch(&mut batch);
+            for lines in split_lines(batch.bytes(), max_write) {
+                write(lines);
+                self.lock().bytes_written += lines.len() as u64;
+                self.written.notify_all();
             }
             batch.clear(0);
-            self.lines().written += 1;
-            self.written.notify_all();
         }
     }
 
-    /// Waits until every line is written that was handed over before, or until nothing was for
-    /// [`STALL`]; [`LONGEST_FLUSH`] at most.
+    /// Waits for lines, then for more of them, and moves them into the empty `batch`.
+    fn take_batch(&self, batch: &mut Buffer) {
+        let is_empty = |lines: &mut Lines| lines.queued.is_empty();
+        let is_small = |lines: &mut Lines| lines.queued.len() < BATCH;
+        let lines = unpoisoned(self.not_empty.wait_while(self.lock(), is_empty));
+        let waited = self
+            .not_empty
+            .wait_timeout_while(lines, BATCH_DELAY, is_small);
+        let mut lines = unpoisoned(waited).0;
+        mem::swap(&mut lines.queued, batch);
+        drop(lines);
+        self.not_full.notify_all();
+    }
+
+    /// Waits until the lines that are queued now are written. Gives up if nothing is written for
+    /// `STALL`, and after `MAX_FLUSH`.
     pub fn flush(&self) {
-        let mut lines = self.lines();
-        let last = lines.taken + u64::from(!lines.waiting.is_empty());
-        let mut writes = self.writes.load(Ordering::Relaxed);
-        let begin = Instant::now();
-        let mut moved = begin;
-        while lines.written < last && moved.elapsed() < STALL && begin.elapsed() < LONGEST_FLUSH {
-            let waited = self.written.wait_timeout(lines, STALL / 10);
-            lines = waited.unwrap_or_else(PoisonError::into_inner).0;
-            let now = self.writes.load(Ordering::Relaxed);
-            if now != writes {
-                (writes, moved) = (now, Instant::now());
+        let deadline = Instant::now() + MAX_FLUSH;
+        let mut lines = self.lock();
+        let last = lines.bytes_queued;
+        while lines.bytes_written < last {
+            let before = lines.bytes_written;
+            let limit = STALL.min(deadline.saturating_duration_since(Instant::now()));
+            let is_stalled = |lines: &mut Lines| lines.bytes_written == before;
+            let waited = self.written.wait_timeout_while(lines, limit, is_stalled);
+            let (guard, waited) = unpoisoned(waited);
+            if waited.timed_out() {
+                return;
             }
+            lines = guard;
         }
     }
 
-    fn gather<'l>(&self, lines: MutexGuard<'l, Lines>) -> MutexGuard<'l, Lines> {
-        let are_few = |lines: &mut Lines| lines.waiting.len() < MANY;
-        let gathered = self.filled.wait_timeout_while(lines, GATHER, are_few);
-        gathered.unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    /// The lines are whole at any moment, also after a panic.
-    fn lines(&self) -> MutexGuard<'_, Lines> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        unpoisoned(self.lines.lock())
     }
 }
 
-fn wait_while<'l>(
-    condition: &Condvar,
-    lines: MutexGuard<'l, Lines>,
-    holds: impl FnMut(&mut Lines) -> bool,
-) -> MutexGuard<'l, Lines> {
-    condition
-        .wait_while(lines, holds)
-        .unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Cuts lines into pieces of at most `longest` bytes. A line that is longer is cut as well.
-fn pieces(mut lines: &[u8], longest: usize) -> impl Iterator<Item = &[u8]> {
+/// Splits lines into parts of whole lines, each of at most `max` bytes. A longer line is split, too.
+fn split_lines(mut lines: &[u8], max: usize) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
-        let fits = lines.get(..longest).unwrap_or(lines);
+        let fits = lines.get(..max).unwrap_or(lines);
         let end = fits.iter().rposition(|byte| *byte == b'\n');
-        let (piece, rest) = lines.split_at(end.map_or(fits.len(), |end| end + 1));
+        let (part, rest) = lines.split_at(end.map_or(fits.len(), |end| end + 1));
         lines = rest;
-        (!piece.is_empty()).then_some(piece)
+        (!part.is_empty()).then_some(part)
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::sync::mpsc;
     use std::thread;
 
     use super::*;
 
-    /// Fills a queue, and returns how many lines it has taken.
+    /// Fills a queue, and returns the number of lines that it accepted.
     fn fill(queue: &LogQueue) -> usize {
-        let mut taken = 0;
+        let mut accepted = 0;
         for _ in 0..2 * CAPACITY / 1000 {
-            queue.push(Full::Lose, |lines, _| {
-                taken += 1;
+            queue.push(WhenFull::Discard, |lines, _| {
+                accepted += 1;
                 lines.push(&[b'\n'; 1000]);
             });
         }
-        taken
+        accepted
     }
 
     #[test]
-    fn the_line_after_those_that_were_lost_hears_how_many_they_were() {
+    fn the_line_after_lost_lines_gets_their_number() {
         static QUEUE: LogQueue = LogQueue::empty();
         let lost = (2 * CAPACITY / 1000 - fill(&QUEUE)) as u64;
         assert!(lost > 0);
         thread::spawn(|| QUEUE.write_lines(usize::MAX, |_| {}));
-        let heard: Vec<u64> = (0..2)
-            .map(|_| {
-                let mut heard = 0;
-                QUEUE.push(Full::Wait, |lines, lost| {
-                    heard = lost;
-                    lines.push(b"\n");
-                });
-                heard
-            })
-            .collect();
-        assert_eq!(heard, [lost, 0]);
+        let numbers = [(); 2].map(|()| {
+            let mut number = 0;
+            QUEUE.push(WhenFull::Block, |lines, lost| {
+                number = lost;
+                lines.push(b"\n");
+            });
+            number
+        });
+        assert_eq!(numbers, [lost, 0]);
     }
 
     #[test]
@@ -228,10 +224,10 @@ mod tests {
             thread::sleep(STALL / 50);
             written.fetch_add(lines.len() as u64, Ordering::SeqCst);
         };
-        let handed_over = QUEUE.lines().waiting.len() as u64;
+        let queued = QUEUE.lock().queued.len() as u64;
         thread::spawn(move || QUEUE.write_lines(CAPACITY / 12, slow));
         QUEUE.flush();
-        assert_eq!(written.load(Ordering::SeqCst), handed_over);
+        assert_eq!(written.load(Ordering::SeqCst), queued);
     }
 
     #[test]
@@ -243,20 +239,17 @@ mod tests {
         let start = Instant::now();
         QUEUE.flush();
         let took = start.elapsed();
-        assert!(
-            took >= LONGEST_FLUSH && took < 2 * LONGEST_FLUSH,
-            "{took:?}"
-        );
+        assert!(took >= MAX_FLUSH && took < 2 * MAX_FLUSH, "{took:?}");
     }
 
     #[test]
-    fn a_flush_ends_while_others_log_without_end() {
+    fn a_flush_ends_while_other_threads_log_without_end() {
         static QUEUE: LogQueue = LogQueue::empty();
         static IS_OVER: AtomicBool = AtomicBool::new(false);
         thread::spawn(|| QUEUE.write_lines(usize::MAX, |_| {}));
         let log = || {
             while !IS_OVER.load(Ordering::SeqCst) {
-                QUEUE.push(Full::Wait, |lines, _| lines.push(&[b'\n'; 1000]));
+                QUEUE.push(WhenFull::Block, |lines, _| lines.push(&[b'\n'; 1000]));
             }
         };
         (0..2).for_each(|_| drop(thread::spawn(log)));
@@ -271,19 +264,19 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_is_whole_lines_as_many_as_a_pipe_takes_at_once() {
+    fn a_part_is_as_many_whole_lines_as_a_pipe_takes_at_once() {
         let line = |length: usize| format!("{}\n", "x".repeat(length - 1));
         let lines = [line(4000), line(96), line(1), line(5000), line(7)].concat();
-        let lengths: Vec<usize> = pieces(lines.as_bytes(), libc::PIPE_BUF)
+        let lengths: Vec<usize> = split_lines(lines.as_bytes(), libc::PIPE_BUF)
             .map(<[u8]>::len)
             .collect();
         assert_eq!(lengths, [4096, 1, 4096, 904 + 7]);
         assert_eq!(
-            pieces(lines.as_bytes(), libc::PIPE_BUF)
+            split_lines(lines.as_bytes(), libc::PIPE_BUF)
                 .collect::<Vec<_>>()
                 .concat(),
             lines.as_bytes()
         );
-        assert_eq!(pieces(b"", libc::PIPE_BUF).count(), 0);
+        assert_eq!(split_lines(b"", libc::PIPE_BUF).count(), 0);
     }
 }

@@ -1,20 +1,21 @@
-//! The time of day as HTTP and the log write it, in UTC.
+//! The current time in UTC, in the formats of HTTP and of the log.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::log::text::Text;
 
+/// From the weekday of 1970-01-01.
 const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 const MONTHS: [&str; 12] = [
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
 ];
 
-/// A moment, as the time since 1970.
+/// A point in time, as the time since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timestamp(Duration);
 
 impl Timestamp {
-    /// This moment.
+    /// The current time.
     pub fn now() -> Timestamp {
         Timestamp(
             SystemTime::now()
@@ -67,12 +68,14 @@ impl Timestamp {
         text.push_digits(second % 60, 2);
     }
 
+    /// Days since 1970-01-01.
     fn days(self) -> u64 {
         self.0.as_secs() / 86_400
     }
 
-    /// Year, month and day: eras of 400 years, each counted from a 1st of March, so that the leap
-    /// day comes last.
+    /// Year, month and day of the proleptic Gregorian calendar. An era has 400 years (146,097 days) and
+    /// begins on a 1st of March, so that a leap day is the last day of a year. 1970-01-01 is day
+    /// 719,468 since the 1st of March of the year 0.
     fn date(self) -> (u64, u64, u64) {
         let days = self.days() + 719_468;
         let (era, day) = (days / 146_097, days % 146_097);
@@ -93,31 +96,31 @@ impl Timestamp {
 mod tests {
     use super::*;
 
-    fn moment(seconds: u64) -> Timestamp {
+    fn at(seconds: u64) -> Timestamp {
         Timestamp(Duration::from_millis(seconds * 1000 + 7))
     }
 
     #[test]
-    fn the_example_of_rfc_9110_is_written_as_there() {
+    fn the_example_of_rfc_9110_is_formatted_as_there() {
         assert_eq!(
-            moment(784_111_777).imf_fixdate().as_str(),
+            at(784_111_777).imf_fixdate().as_str(),
             "Sun, 06 Nov 1994 08:49:37 GMT"
         );
         assert_eq!(
-            moment(784_111_777).rfc3339().as_str(),
+            at(784_111_777).rfc3339().as_str(),
             "1994-11-06T08:49:37.007Z"
         );
     }
 
     #[test]
-    fn leap_days_and_the_ends_of_years_are_right() {
+    fn leap_days_and_year_ends_are_formatted_correctly() {
         for (seconds, text) in [
             (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
             (951_782_400, "Tue, 29 Feb 2000 00:00:00 GMT"),
             (1_735_689_599, "Tue, 31 Dec 2024 23:59:59 GMT"),
             (4_107_542_400, "Mon, 01 Mar 2100 00:00:00 GMT"),
         ] {
-            assert_eq!(moment(seconds).imf_fixdate().as_str(), text);
+            assert_eq!(at(seconds).imf_fixdate().as_str(), text);
         }
     }
 }
