@@ -98,7 +98,7 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
             };
             sandbox::enter_guard(child)?;
             let fault = |error| Error::new("start a thread", error);
-            logger::gather().map_err(fault)?;
+            logger::start_writer().map_err(fault)?;
             Ok(status(guard.run()))
         }
     }

@@ -92,7 +92,7 @@ pub fn run(
     let probes = Acceptor::new(listeners.direct).map_err(fault("listen"))?;
     sandbox::enter_server(guard)?;
     // Nothing is logged before: it would wait for the log's reader, and outlive the guard meanwhile.
-    logger::gather().map_err(fault("start a thread"))?;
+    logger::start_writer().map_err(fault("start a thread"))?;
     let connections = with_files(allowed, max_connections);
     let server = Arc::new(Server::new(clients, probes, connections));
     server
@@ -243,7 +243,7 @@ impl Server {
 
     /// The life of a thread that serves clients, and counts as waiting at first.
     fn worker(self: &Arc<Server>) {
-        logger::wait_for_readers();
+        logger::block_when_full();
         let seat = self.seats.add();
         let mut buffers = Buffers::default();
         loop {

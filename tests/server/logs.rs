@@ -287,7 +287,7 @@ fn while_nobody_reads_the_log_the_nodes_own_requests_are_answered_and_their_line
     let written = text.matches(" Received request to /nothing : ").count();
     let lost = text.lines().filter_map(|line| {
         let (_, rest) = line.split_once(" WARN  Lost ")?;
-        let number = rest.strip_suffix(" log lines: nobody read the log")?;
+        let number = rest.strip_suffix(" log lines: the log was not read")?;
         Some(number.parse::<usize>().unwrap())
     });
     let lost: usize = lost.sum();
