@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::log::logger::escaped;
+use crate::log::text::escaped;
 use crate::rules::line::{self, RuleError};
 use crate::rules::rule::{self, Rule, Target};
 use crate::rules::template::Line;
