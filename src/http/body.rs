@@ -1,82 +1,100 @@
-//! Where a body ends (RFC 9112, 6 and 7): a decoder that is fed bytes in whatever pieces, hands on
-//! the content, and stops exactly at the end.
+//! The body of a request (RFC 9112, 6 and 7). `Decoder` takes input in pieces of any size, passes the
+//! content on, and stops exactly at the end of the body.
 
-use crate::http::head::{MAX_CONTENT, Rejection, Status, bad, is_token_byte};
+use crate::http::status::{Rejection, Status, bad};
+use crate::http::syntax::{is_text_byte, is_token_byte};
 
-/// The longest line of a chunk size with its extensions and its CRLF, in bytes.
+/// The largest content, in bytes.
+pub const MAX_CONTENT: u64 = 1 << 30;
+
+/// The longest line with a chunk size, in bytes, with its extensions and its CRLF.
 pub const MAX_CHUNK_LINE: usize = 4096;
 
 /// The longest trailer section, in bytes.
 pub const MAX_TRAILERS: usize = 8192;
 
-/// How the end of a body is known.
+/// How the length of a body is determined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// There is no body.
     None,
-    /// By its length, in bytes.
+    /// By Content-Length, in bytes.
     Length(u64),
     /// By the chunked transfer coding.
     Chunked,
 }
 
-/// A body that is being read.
+/// Decodes one body.
 #[derive(Debug)]
 pub struct Decoder {
     state: State,
+    /// The bytes that are left of the body, or of the current chunk; while a chunk size is read, its
+    /// value so far.
+    left: u64,
     /// The content so far, in bytes.
     received: u64,
-    /// The length of the chunk line, or of the trailers, so far.
+    /// The length of the current chunk line, or of the trailer section, so far, in bytes.
     overhead: usize,
 }
 
-/// What comes next.
+/// What comes next in the input. The names are those of the grammar (RFC 9112, 7.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// So many bytes of content, then nothing.
-    Length(u64),
+    /// Content of a body with a known length.
+    Content,
     /// The first digit of a chunk size.
     FirstDigit,
-    /// More digits of a chunk size, or what ends them.
-    Size(u64),
-    /// Blanks in front of a `;`.
-    Blank(u64),
-    /// Blanks in front of an extension's name.
-    ExtensionStart(u64),
-    /// An extension, up to its CR.
-    Extension(u64),
-    /// The LF of a chunk's line.
-    SizeLf(u64),
-    /// So many bytes of a chunk.
-    Data(u64),
-    /// The CR behind a chunk.
-    DataCr,
-    /// The LF behind a chunk.
-    DataLf,
-    /// A trailer field, or the CR of the last line.
+    /// More digits of a chunk size, or what follows it.
+    Size,
+    /// Whitespace in front of a `;`.
+    Whitespace,
+    /// A chunk extension: whitespace, or its name.
+    ExtensionStart,
+    /// The rest of the chunk extensions.
+    Extension,
+    /// The LF behind a chunk size and its extensions.
+    SizeLf,
+    /// Content of a chunk.
+    ChunkData,
+    /// The CR behind the content of a chunk.
+    ChunkCr,
+    /// The LF behind the content of a chunk.
+    ChunkLf,
+    /// A trailer field, or the CR of the empty line behind them.
     TrailerStart,
     /// The name of a trailer field.
     TrailerName,
     /// The value of a trailer field.
     TrailerValue,
-    /// The LF of a trailer field.
+    /// The LF behind a trailer field.
     TrailerLf,
-    /// The LF of the last line.
+    /// The LF of the empty line.
     LastLf,
-    /// Nothing.
+    /// Nothing: the body is complete.
     Done,
+}
+
+impl State {
+    fn is_in_trailers(self) -> bool {
+        use State::{LastLf, TrailerLf, TrailerName, TrailerStart, TrailerValue};
+        matches!(
+            self,
+            TrailerStart | TrailerName | TrailerValue | TrailerLf | LastLf
+        )
+    }
 }
 
 impl Decoder {
     /// A decoder at the first byte of a body.
     pub fn new(framing: Framing) -> Decoder {
-        let state = match framing {
-            Framing::None | Framing::Length(0) => State::Done,
-            Framing::Length(length) => State::Length(length),
-            Framing::Chunked => State::FirstDigit,
+        let (state, left) = match framing {
+            Framing::None | Framing::Length(0) => (State::Done, 0),
+            Framing::Length(length) => (State::Content, length),
+            Framing::Chunked => (State::FirstDigit, 0),
         };
         Decoder {
             state,
+            left,
             received: 0,
             overhead: 0,
         }
@@ -92,31 +110,32 @@ impl Decoder {
         self.received
     }
 
-    /// Reads as much of `input` as belongs to the body, hands its content to `content`, and returns
-    /// how many bytes it was: all of them, unless the body is complete.
+    /// Decodes the part of `input` that belongs to the body, passes its content to `content`, and
+    /// returns the length of that part: less than `input` has only if the body is complete.
     ///
     /// # Errors
-    /// 400 for malformed framing, 413 for more than 1 GiB of content, 431 for long trailers.
+    /// 400 for malformed framing, 413 for more than [`MAX_CONTENT`], 431 for more than
+    /// [`MAX_TRAILERS`].
     pub fn decode(
         &mut self,
         input: &[u8],
         mut content: impl FnMut(&[u8]),
     ) -> Result<usize, Rejection> {
         let mut rest = input;
-        while let Some(first) = rest.first().copied() {
+        while let Some(byte) = rest.first().copied() {
             match self.state {
                 State::Done => break,
-                State::Length(left) | State::Data(left) => {
-                    let take =
-                        usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
-                    let (data, behind) = rest.split_at(take);
+                State::Content | State::ChunkData => {
+                    let length =
+                        usize::try_from(self.left).map_or(rest.len(), |left| left.min(rest.len()));
+                    let (data, behind) = rest.split_at(length);
                     content(data);
-                    self.received += take as u64;
-                    self.state = self.state.after_content(left - take as u64);
+                    self.count_content(length as u64);
                     rest = behind;
                 }
-                state => {
-                    self.state = self.step(state, first)?;
+                _ => {
+                    self.count_overhead()?;
+                    self.state = self.next_state(byte)?;
                     rest = &rest[1..];
                 }
             }
@@ -124,33 +143,50 @@ impl Decoder {
         Ok(input.len() - rest.len())
     }
 
-    /// One byte that is not content.
-    fn step(&mut self, state: State, byte: u8) -> Result<State, Rejection> {
-        self.count(state)?;
-        Ok(match (state, byte) {
-            (State::FirstDigit, byte) if byte.is_ascii_hexdigit() => {
-                State::Size(self.longer(0, byte)?)
+    fn count_content(&mut self, length: u64) {
+        self.received += length;
+        self.left -= length;
+        if self.left == 0 {
+            self.state = match self.state {
+                State::ChunkData => State::ChunkCr,
+                _ => State::Done,
+            };
+        }
+    }
+
+    /// The state behind a byte that is not content.
+    fn next_state(&mut self, byte: u8) -> Result<State, Rejection> {
+        Ok(match (self.state, byte) {
+            (State::FirstDigit | State::Size, byte) if byte.is_ascii_hexdigit() => {
+                self.add_digit(byte)?;
+                State::Size
             }
-            (State::Size(size), byte) if byte.is_ascii_hexdigit() => {
-                State::Size(self.longer(size, byte)?)
-            }
-            (State::Size(size) | State::Extension(size), b'\r') => State::SizeLf(size),
-            (State::Size(size) | State::Blank(size), b' ' | b'\t') => State::Blank(size),
-            (State::Size(size) | State::Blank(size), b';') => State::ExtensionStart(size),
-            (State::ExtensionStart(size), b' ' | b'\t') => State::ExtensionStart(size),
-            (State::ExtensionStart(size), byte) if is_token_byte(byte) => State::Extension(size),
-            (State::FirstDigit | State::Size(_) | State::Blank(_), _) => {
+            (State::Size | State::Extension, b'\r') => State::SizeLf,
+            (State::Size | State::Whitespace, b' ' | b'\t') => State::Whitespace,
+            (State::Size | State::Whitespace, b';') => State::ExtensionStart,
+            (State::FirstDigit | State::Size | State::Whitespace, _) => {
                 return Err(bad("the chunk size is malformed"));
             }
-            (State::Extension(size), byte) if is_text(byte) => State::Extension(size),
-            (State::ExtensionStart(_) | State::Extension(_), _) => {
+            (State::ExtensionStart, b' ' | b'\t') => State::ExtensionStart,
+            (State::ExtensionStart, byte) if is_token_byte(byte) => State::Extension,
+            (State::Extension, byte) if is_text_byte(byte) => State::Extension,
+            (State::ExtensionStart | State::Extension, _) => {
                 return Err(bad("a chunk extension is malformed"));
             }
-            (State::SizeLf(0), b'\n') => self.next_line(State::TrailerStart),
-            (State::SizeLf(size), b'\n') => self.next_line(State::Data(size)),
-            (State::DataCr, b'\r') => State::DataLf,
-            (State::DataLf, b'\n') => self.next_line(State::FirstDigit),
-            (State::DataCr | State::DataLf, _) => {
+            (State::SizeLf, b'\n') => {
+                self.overhead = 0;
+                match self.left {
+                    0 => State::TrailerStart,
+                    _ => State::ChunkData,
+                }
+            }
+            (State::SizeLf, _) => return Err(bad("a line does not end with CRLF")),
+            (State::ChunkCr, b'\r') => State::ChunkLf,
+            (State::ChunkLf, b'\n') => {
+                self.overhead = 0;
+                State::FirstDigit
+            }
+            (State::ChunkCr | State::ChunkLf, _) => {
                 return Err(bad("a chunk is longer than its size"));
             }
             (State::TrailerStart, b'\r') => State::LastLf,
@@ -159,67 +195,39 @@ impl Decoder {
             }
             (State::TrailerName, b':') => State::TrailerValue,
             (State::TrailerValue, b'\r') => State::TrailerLf,
-            (State::TrailerValue, byte) if is_text(byte) => State::TrailerValue,
+            (State::TrailerValue, byte) if is_text_byte(byte) => State::TrailerValue,
             (State::TrailerLf, b'\n') => State::TrailerStart,
             (State::LastLf, b'\n') => State::Done,
-            (State::SizeLf(_), _) => return Err(bad("a line does not end with CRLF")),
             _ => return Err(bad("a trailer field is malformed")),
         })
     }
 
-    /// Bounds what a client can send without sending content.
-    fn count(&mut self, state: State) -> Result<(), Rejection> {
+    /// Limits what a client may send besides content.
+    fn count_overhead(&mut self) -> Result<(), Rejection> {
         self.overhead += 1;
-        let trailers = matches!(
-            state,
-            State::TrailerStart
-                | State::TrailerName
-                | State::TrailerValue
-                | State::TrailerLf
-                | State::LastLf
-        );
-        match trailers {
+        match self.state.is_in_trailers() {
+            true if self.overhead > MAX_TRAILERS => Err(Rejection::new(
+                Status::RequestHeaderFieldsTooLarge,
+                "the trailers are longer than 8 KiB",
+            )),
             false if self.overhead > MAX_CHUNK_LINE => {
                 Err(bad("a chunk's line is longer than 4 KiB"))
             }
-            true if self.overhead > MAX_TRAILERS => Err(Rejection {
-                status: Status::RequestHeaderFieldsTooLarge,
-                reason: "the trailers are longer than 8 KiB",
-            }),
             _ => Ok(()),
         }
     }
 
-    fn next_line(&mut self, state: State) -> State {
-        self.overhead = 0;
-        state
-    }
-
-    /// A chunk size with one more digit, which the rest of the content must have room for.
-    fn longer(&self, size: u64, digit: u8) -> Result<u64, Rejection> {
-        let size = (size << 4) + u64::from(char::from(digit).to_digit(16).unwrap_or_default());
-        match self.received + size <= MAX_CONTENT {
-            true => Ok(size),
-            false => Err(Rejection {
-                status: Status::ContentTooLarge,
-                reason: "the content is longer than 1 GiB",
-            }),
+    /// Adds a hexadecimal digit to the chunk size. The content, with this chunk, must be within
+    /// [`MAX_CONTENT`].
+    fn add_digit(&mut self, digit: u8) -> Result<(), Rejection> {
+        let digit = char::from(digit).to_digit(16).unwrap_or_default();
+        self.left = self.left << 4 | u64::from(digit);
+        match self.received + self.left <= MAX_CONTENT {
+            true => Ok(()),
+            false => Err(Rejection::new(
+                Status::ContentTooLarge,
+                "the content is longer than 1 GiB",
+            )),
         }
     }
-}
-
-impl State {
-    fn after_content(self, left: u64) -> State {
-        match (self, left) {
-            (State::Data(_), 0) => State::DataCr,
-            (State::Data(_), left) => State::Data(left),
-            (_, 0) => State::Done,
-            (_, left) => State::Length(left),
-        }
-    }
-}
-
-/// What a field value or an extension is made of (RFC 9110, 5.5).
-fn is_text(byte: u8) -> bool {
-    byte == b'\t' || !byte.is_ascii_control()
 }

@@ -1,30 +1,30 @@
-//! What a client reads, and what the log says about it.
+//! The echo, which is the content of a response, and the log line of a request.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::http::head::{Head, Rejection, Status};
+use crate::http::head::Head;
+use crate::http::status::{Rejection, Status};
 use crate::log::buffer::Buffer;
-use crate::log::logger::{escaped, push_escaped};
-use crate::log::text::Text;
+use crate::log::text::{Text, escaped, push_escaped};
 use crate::log::timestamp::Timestamp;
 
-/// The most content that is echoed, in bytes; the rest is read and counted.
+/// The largest content that is echoed, in bytes. The rest is read and counted.
 pub const MAX_ECHO: usize = 64 * 1024;
 
-/// The two ends of a connection, as they are shown: addresses with their ports.
+/// The longest address, in bytes: `[IPv6 address%scope]:port`.
+const MAX_ADDRESS: usize = 64;
+
+/// The addresses and ports of a connection, as text.
 #[derive(Clone, Copy, Debug)]
 pub struct Endpoints {
-    client: Text<LONGEST_END>,
-    destination: Text<LONGEST_END>,
+    client: Text<MAX_ADDRESS>,
+    destination: Text<MAX_ADDRESS>,
 }
 
-/// `[IPv6 address%scope]:port`, at its longest.
-const LONGEST_END: usize = 64;
-
 impl Endpoints {
-    /// Who connected, and where to: the address that the client knows, not the listener's.
+    /// The client's address, and the address to which it connected, which is not the listener's.
     pub fn new(client: SocketAddr, destination: SocketAddr) -> Endpoints {
         Endpoints {
             client: Text::of(client),
@@ -39,8 +39,9 @@ impl fmt::Display for Endpoints {
     }
 }
 
-/// Begins the echo of a request: the first line, who and where, and the head as it came.
-pub fn begin(echo: &mut Buffer, head: &Head<'_>, ends: &Endpoints, node: Option<&str>) {
+/// Begins the echo of a request: the first line, the endpoints, the node, the time, and the head as
+/// received. The content of the request follows.
+pub fn begin(echo: &mut Buffer, head: &Head<'_>, endpoints: &Endpoints, node: Option<&str>) {
     echo.push(b"Request received from ");
     echo.push(head.host);
     echo.push(b" destination ");
@@ -52,9 +53,9 @@ pub fn begin(echo: &mut Buffer, head: &Head<'_>, ends: &Endpoints, node: Option<
     echo.push(b" ");
     echo.push(head.version);
     echo.push(b"\nClient: ");
-    echo.push(ends.client.as_bytes());
+    echo.push(endpoints.client.as_bytes());
     echo.push(b"\nDestination: ");
-    echo.push(ends.destination.as_bytes());
+    echo.push(endpoints.destination.as_bytes());
     if let Some(node) = node {
         echo.push(b"\nNode: ");
         echo.push(node.as_bytes());
@@ -65,38 +66,40 @@ pub fn begin(echo: &mut Buffer, head: &Head<'_>, ends: &Endpoints, node: Option<
     echo.push(head.bytes);
 }
 
-/// Ends the echo, with a word on what it leaves out.
+/// Ends the echo of a request whose content has `received` bytes: says how many are not echoed.
 pub fn end(echo: &mut Buffer, received: u64) {
     if let Some(more @ 1..) = received.checked_sub(MAX_ECHO as u64) {
-        let left_out = format!("\n[{more} more bytes of {received} are not echoed]\n");
-        echo.push(left_out.as_bytes());
+        let note = format!("\n[{more} more bytes of {received} are not echoed]\n");
+        echo.push(note.as_bytes());
     }
 }
 
-/// The text of an answer that refuses a request.
-pub fn refusal(answer: &mut Buffer, rejection: Rejection) {
+/// Writes the content of a response that refuses a request.
+pub fn refusal(content: &mut Buffer, rejection: Rejection) {
     let text = format!("{}: {}\n", rejection.status.line(), rejection.reason);
-    answer.push(text.as_bytes());
+    content.push(text.as_bytes());
 }
 
-/// A request that was answered.
+/// A request that was answered, for its log line.
 pub struct Served<'a> {
     /// The head of the request.
     pub head: &'a Head<'a>,
-    /// The two ends of its connection.
-    pub ends: &'a Endpoints,
-    /// The length of its content, in bytes.
+    /// The endpoints of the connection.
+    pub endpoints: &'a Endpoints,
+    /// The length of the request's content, in bytes.
     pub received: u64,
-    /// How it was answered.
+    /// The status of the response.
     pub status: Status,
-    /// From its first byte to the answer's last.
+    /// The time from the first byte of the request to the last byte of the response.
     pub took: Duration,
 }
 
 impl Served<'_> {
-    /// The line for the log.
+    /// The log line, written into `line`.
     pub fn line<'l>(&self, line: &'l mut Buffer) -> &'l str {
-        let Served { head, ends, .. } = self;
+        let Served {
+            head, endpoints, ..
+        } = self;
         let mut numbers = Text::<60>::EMPTY;
         numbers.push("\" body=");
         numbers.push_number(self.received);
@@ -109,9 +112,9 @@ impl Served<'_> {
         line.push(b"Received request to ");
         push_escaped(line, head.target);
         line.push(b" : client=");
-        line.push(ends.client.as_bytes());
+        line.push(endpoints.client.as_bytes());
         line.push(b" destination=");
-        line.push(ends.destination.as_bytes());
+        line.push(endpoints.destination.as_bytes());
         line.push(b" method=");
         push_escaped(line, head.method);
         line.push(b" target=");
@@ -127,57 +130,24 @@ impl Served<'_> {
     }
 }
 
-/// How many bytes of a request that was not answered the log shows.
+/// The number of bytes that the log line of an unanswered request shows.
 const SHOWN: usize = 64;
 
-/// A request that was refused.
-pub struct Refused<'a> {
-    /// The two ends of its connection.
-    pub ends: &'a Endpoints,
-    /// Why.
-    pub rejection: Rejection,
-    /// What came, from the first byte of the request.
-    pub bytes: &'a [u8],
+/// The log line of a request that was refused; `input` begins with its first byte.
+pub fn refused_line(endpoints: &Endpoints, rejection: Rejection, input: &[u8]) -> String {
+    format!(
+        "Refused request : {endpoints} status={} reason=\"{}\" bytes=\"{}\"",
+        rejection.status.code(),
+        rejection.reason,
+        escaped(&input[..input.len().min(SHOWN)]),
+    )
 }
 
-impl fmt::Display for Refused<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Refused {
-            ends,
-            rejection,
-            bytes,
-        } = self;
-        write!(
-            f,
-            "Refused request : {ends} status={} reason=\"{}\" bytes=\"{}\"",
-            rejection.status.code(),
-            rejection.reason,
-            escaped(&bytes[..bytes.len().min(SHOWN)]),
-        )
-    }
-}
-
-/// A request that was not answered.
-pub struct Lost<'a> {
-    /// The two ends of its connection.
-    pub ends: &'a Endpoints,
-    /// Why.
-    pub reason: &'a str,
-    /// What came, from the first byte of the request.
-    pub bytes: &'a [u8],
-}
-
-impl fmt::Display for Lost<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Lost {
-            ends,
-            reason,
-            bytes,
-        } = self;
-        write!(
-            f,
-            "Lost request : {ends} reason=\"{reason}\" bytes=\"{}\"",
-            escaped(&bytes[..bytes.len().min(SHOWN)])
-        )
-    }
+/// The log line of a request that could not be read or answered to its end; `input` begins with its
+/// first byte.
+pub fn lost_line(endpoints: &Endpoints, reason: &str, input: &[u8]) -> String {
+    format!(
+        "Lost request : {endpoints} reason=\"{reason}\" bytes=\"{}\"",
+        escaped(&input[..input.len().min(SHOWN)]),
+    )
 }

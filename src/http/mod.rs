@@ -1,12 +1,33 @@
-//! Bytes to a request, and a response to bytes. Nothing here knows a socket.
+//! HTTP/1 (RFC 9110, RFC 9112) as an origin server reads and writes it: bytes to a request, and a
+//! response to bytes. Nothing here performs I/O.
 //!
-//! In the order in which data passes through: `head` finds and reads a request head, with
-//! `request_line` and `fields`; `body` decodes what follows it; `echo` writes what the client reads and
-//! what the log says; `response` puts the head of the response in front.
+//! In the order in which data passes through:
+//!
+//! 1. `head`: `HeadScanner` finds the end of a request head, `Head::parse` reads it. `request_line`
+//!    reads its first line; `fields` interprets the field lines, which `httparse` splits.
+//! 2. `body`: decodes what follows the head.
+//! 3. `echo`: writes the content of the response, and the log line of the request.
+//! 4. `response`: puts the head of the response in front of its content.
+//!
+//! Below them: `status` (status codes, and why a request is refused) and `syntax` (character classes).
+//!
+//! Supported:
+//! - HTTP/1.0 and every HTTP/1.x (a higher minor version is read as 1.1: RFC 9110, 2.5)
+//! - the target in origin-form, in absolute-form and, for OPTIONS, in asterisk-form
+//! - framing by Content-Length or by the chunked transfer coding
+//! - persistent connections in both versions, `Expect: 100-continue`
+//!
+//! Refused, with the status that the RFCs ask for:
+//! - other protocols: TLS, HTTP/2, HTTP/0.9
+//! - lines that do not end with CRLF, folded field lines, whitespace in front of a colon, more than one
+//!   Host field, and every form of framing that two parsers could interpret differently
+//! - CONNECT, transfer codings other than chunked, expectations other than 100-continue
 
 pub mod body;
 pub mod echo;
-mod fields;
+pub mod fields;
 pub mod head;
-mod request_line;
+pub mod request_line;
 pub mod response;
+pub mod status;
+pub mod syntax;

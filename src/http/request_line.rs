@@ -1,20 +1,42 @@
-//! The request line (RFC 9112, 3): what of it is malformed, and which version it speaks.
+//! The request line (RFC 9112, 3): `METHOD TARGET HTTP/1.x`.
+//!
+//! `httparse` does not read it: it refuses targets with bytes beyond ASCII, which clients send, and
+//! HTTP/1.2 to 1.9, which a server reads as 1.1 (RFC 9110, 2.5). The field lines are its part.
 
-use super::fields::is_host;
-use super::head::{MAX_REQUEST_LINE, Rejection, Status, Version, bad, reject};
+use crate::http::status::{Rejection, Status, bad};
+use crate::http::syntax::{is_host, is_token_byte};
 
-/// `METHOD TARGET HTTP/1.x`, as the lengths of its first two words.
+/// The longest request line, in bytes, without its CRLF (RFC 9112, 3 asks for at least 8000).
+pub const MAX_REQUEST_LINE: usize = 8192;
+
+/// The length of `HTTP/1.x`, in bytes.
+const VERSION_LENGTH: usize = 8;
+
+/// The minor version of HTTP/1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub(super) enum Version {
+    /// HTTP/1.0
+    Http10,
+    /// HTTP/1.1 to HTTP/1.9
+    Http11,
+}
+
+/// A valid request line. It has lengths instead of slices because the input buffer may move before the
+/// head is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RequestLine {
-    pub(super) method: usize,
-    pub(super) target: usize,
+    /// The length of the method, in bytes.
+    method: usize,
+    /// The length of the target, in bytes.
+    target: usize,
     pub(super) version: Version,
 }
 
 impl RequestLine {
-    /// What can be said before the line is complete.
+    /// Checks the beginning of a line whose end has not arrived.
     pub(super) fn check_beginning(line: &[u8]) -> Result<(), Rejection> {
         match line {
+            // The content type of a TLS handshake record (RFC 8446, 5.1).
             [0x16, ..] => return Err(bad("the client speaks TLS, not HTTP")),
             [first, ..] if !is_token_byte(*first) && *first != b'\r' => {
                 return Err(bad("this is not HTTP"));
@@ -24,13 +46,15 @@ impl RequestLine {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         match line.get(..=MAX_REQUEST_LINE) {
             None => Ok(()),
-            Some(beginning) if beginning.contains(&b' ') => {
-                reject(Status::UriTooLong, "the request line is longer than 8 KiB")
-            }
+            Some(beginning) if beginning.contains(&b' ') => Err(Rejection::new(
+                Status::UriTooLong,
+                "the request line is longer than 8 KiB",
+            )),
             _ => Err(bad("the method does not end")),
         }
     }
 
+    /// Reads a complete line, without its CRLF.
     pub(super) fn parse(line: &[u8]) -> Result<RequestLine, Rejection> {
         let mut words = line.splitn(4, |byte| *byte == b' ');
         let (Some(method), Some(target), Some(version), None) =
@@ -38,71 +62,72 @@ impl RequestLine {
         else {
             return Err(bad("the request line is not METHOD TARGET VERSION"));
         };
-        let version = match version {
-            [b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor] if minor.is_ascii_digit() => {
-                match minor {
-                    b'0' => Version::Http10,
-                    _ => Version::Http11,
-                }
-            }
-            b"HTTP/2.0" if method == b"PRI" => {
-                return reject(
-                    Status::HttpVersionNotSupported,
-                    "the client speaks HTTP/2, not HTTP/1.1",
-                );
-            }
-            [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-                if major.is_ascii_digit() && minor.is_ascii_digit() =>
-            {
-                return reject(
-                    Status::HttpVersionNotSupported,
-                    "the version is not HTTP/1.x",
-                );
-            }
-            _ => return Err(bad("the version is malformed")),
-        };
+        let version = parse_version(version, method)?;
         if method.is_empty() || !method.iter().copied().all(is_token_byte) {
             return Err(bad("the method is malformed"));
         }
         if method == b"CONNECT" {
-            return reject(Status::MethodNotAllowed, "CONNECT is for proxies");
+            return Err(Rejection::new(
+                Status::MethodNotAllowed,
+                "CONNECT is for proxies",
+            ));
         }
-        match is_target(method, target) {
-            true => Ok(RequestLine {
-                method: method.len(),
-                target: target.len(),
-                version,
-            }),
-            false => Err(bad("the target is malformed")),
+        if !is_target(target, method) {
+            return Err(bad("the target is malformed"));
         }
+        Ok(RequestLine {
+            method: method.len(),
+            target: target.len(),
+            version,
+        })
+    }
+
+    /// Splits the bytes of a head, which begin with this line, into method, target, version, and the
+    /// lines that follow.
+    pub(super) fn split<'a>(&self, head: &'a [u8]) -> [&'a [u8]; 4] {
+        let (method, rest) = head.split_at(self.method);
+        let (target, rest) = rest[1..].split_at(self.target);
+        let (version, rest) = rest[1..].split_at(VERSION_LENGTH);
+        [method, target, version, &rest[2..]]
     }
 }
 
-/// RFC 9112, 3.2. Bytes beyond ASCII are let through, as curl sends what it is given.
-fn is_target(method: &[u8], target: &[u8]) -> bool {
-    let absolute = || {
-        let colon = target.iter().position(|byte| *byte == b':').unwrap_or(0);
-        let (scheme, rest) = target.split_at(colon);
-        scheme.iter().all(u8::is_ascii_alphanumeric)
-            && scheme.first().is_some_and(u8::is_ascii_alphabetic)
-            && rest.strip_prefix(b"://").is_some_and(has_authority)
+/// `HTTP/1.x`. The preface of HTTP/2 is a request with the method PRI (RFC 9113, 3.4).
+fn parse_version(version: &[u8], method: &[u8]) -> Result<Version, Rejection> {
+    let [major @ b'0'..=b'9', b'.', minor @ b'0'..=b'9'] =
+        version.strip_prefix(b"HTTP/").unwrap_or_default()
+    else {
+        return Err(bad("the version is malformed"));
     };
-    let visible = target
-        .iter()
-        .all(|byte| !byte.is_ascii_control() && *byte != b' ');
-    visible && (target.starts_with(b"/") || (target == b"*" && method == b"OPTIONS") || absolute())
+    let reason = match (major, minor) {
+        (b'1', b'0') => return Ok(Version::Http10),
+        (b'1', _) => return Ok(Version::Http11),
+        (b'2', b'0') if method == b"PRI" => "the client speaks HTTP/2, not HTTP/1.1",
+        _ => "the version is not HTTP/1.x",
+    };
+    Err(Rejection::new(Status::HttpVersionNotSupported, reason))
 }
 
-/// Whether this begins with a host, and a port or none, as a Host field has it: without one a target is
-/// invalid (RFC 9110, 4.2.1), and userinfo is an error (RFC 9110, 4.2.4).
-fn has_authority(hierarchy: &[u8]) -> bool {
-    let mut parts = hierarchy.split(|byte| b"/?#".contains(byte));
-    parts
-        .next()
-        .is_some_and(|authority| is_host(authority) && !matches!(authority, b"" | b":"))
+/// Whether a target is in origin-form, in absolute-form or, for OPTIONS, in asterisk-form (RFC 9112,
+/// 3.2). Bytes beyond ASCII are accepted: curl sends them as they are given to it.
+fn is_target(target: &[u8], method: &[u8]) -> bool {
+    let is_visible = |byte: &u8| !byte.is_ascii_control() && *byte != b' ';
+    target.iter().all(is_visible)
+        && (target.starts_with(b"/")
+            || (target == b"*" && method == b"OPTIONS")
+            || is_absolute(target))
 }
 
-/// `tchar` (RFC 9110, 5.6.2).
-pub fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+/// `scheme "://" authority` and any path. An empty host is invalid (RFC 9110, 4.2.1), and userinfo is
+/// an error (RFC 9110, 4.2.4), so the authority is what a Host field may contain.
+fn is_absolute(target: &[u8]) -> bool {
+    let colon = target.iter().position(|byte| *byte == b':').unwrap_or(0);
+    let (scheme, rest) = target.split_at(colon);
+    let authority = rest.strip_prefix(b"://").and_then(|rest| {
+        let mut parts = rest.split(|byte| b"/?#".contains(byte));
+        parts.next()
+    });
+    scheme.iter().all(u8::is_ascii_alphanumeric)
+        && scheme.first().is_some_and(u8::is_ascii_alphabetic)
+        && authority.is_some_and(|authority| is_host(authority) && !matches!(authority, b"" | b":"))
 }

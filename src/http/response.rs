@@ -1,37 +1,38 @@
-//! An answer: content first, then the head in front of it, so that its length is known and one
-//! write sends both.
+//! A response: its content is written first, then its head in front of it, because the head has the
+//! length of the content. One write then sends both.
 
-use crate::http::head::{Persistence, Status};
+use crate::http::fields::Persistence;
+use crate::http::status::Status;
 use crate::log::buffer::Buffer;
 use crate::log::text::Text;
 use crate::log::timestamp::Timestamp;
 
-/// Room for the head; the longest has 204 bytes.
+/// The space that is reserved for the head, in bytes. The longest head has 204.
 const HEADROOM: usize = 256;
 
-/// What is kept from one answer to the next, in bytes.
-const KEPT: usize = 8 * 1024;
+/// The most memory that is kept between two responses, in bytes.
+const MAX_KEPT: usize = 8 * 1024;
 
-/// What asks the client to send the body that it holds back.
+/// The interim response to `Expect: 100-continue` (RFC 9110, 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// A buffer for one answer after the other.
+/// A buffer for the responses of a connection, one after the other.
 #[derive(Debug, Default)]
 pub struct Response(Buffer);
 
 impl Response {
-    /// Forgets the last answer.
+    /// Begins a response without content.
     pub fn clear(&mut self) {
-        self.0.shrink(KEPT);
+        self.0.shrink(MAX_KEPT);
         self.0.clear(HEADROOM);
     }
 
-    /// Where content is appended.
+    /// The buffer to which the content is appended.
     pub fn content(&mut self) -> &mut Buffer {
         &mut self.0
     }
 
-    /// The finished answer; to HEAD, only its head (RFC 9110, 9.3.2).
+    /// The complete response; to a HEAD request, only its head (RFC 9110, 9.3.2).
     pub fn finish(&mut self, status: Status, persistence: Persistence, to_head: bool) -> &[u8] {
         let bytes = self.0.bytes();
         let length = bytes.len() - HEADROOM;
@@ -47,7 +48,7 @@ impl Response {
             _ => "",
         };
         let mut start = HEADROOM;
-        // From the last to the first, so that the head ends where the content begins.
+        // Backwards: the head ends where the content begins.
         for part in [
             "\r\n",
             connection,
