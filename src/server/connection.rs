@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::http::body::{Decoder, Framing};
-use crate::http::echo::{self, Endpoints, Lost, Refused, Served};
-use crate::http::head::{Head, HeadScanner, MAX_HEAD, Persistence, Rejection, Span, Status};
+use crate::http::echo::{self, Endpoints, Served};
+use crate::http::fields::Persistence;
+use crate::http::head::{Head, HeadScanner, MAX_HEAD, Span};
 use crate::http::response::{CONTINUE, Response};
+use crate::http::status::{Rejection, Status};
 use crate::log::buffer::Buffer;
 use crate::server::idle::Seat;
 use crate::server::listener::Timeouts;
@@ -180,12 +182,8 @@ impl<'c> Connection<'c> {
                     break log::info!("Connection without a request : {}", self.ends);
                 }
                 Err(End::Lost(reason)) => {
-                    let lost = Lost {
-                        ends: &self.ends,
-                        reason: &reason,
-                        bytes: &buffers.input[..filled],
-                    };
-                    break log::info!("{lost}");
+                    let input = &buffers.input[..filled];
+                    break log::info!("{}", echo::lost_line(&self.ends, &reason, input));
                 }
             }
         }
@@ -224,7 +222,7 @@ impl<'c> Connection<'c> {
         written.map_err(|failure| End::Lost(format!("the answer was not taken: {failure}")))?;
         let served = Served {
             head: &head,
-            ends: &self.ends,
+            endpoints: &self.ends,
             received: body.received,
             status,
             took: started.elapsed(),
@@ -401,14 +399,7 @@ impl<'c> Connection<'c> {
         );
         let written = self.wire.finish(bytes_out, self.deadlines.answer);
         self.count();
-        log::warn!(
-            "{}",
-            Refused {
-                ends: &self.ends,
-                rejection,
-                bytes
-            }
-        );
+        log::warn!("{}", echo::refused_line(&self.ends, rejection, bytes));
         if written.is_ok() {
             self.wire.hear_out(self.deadlines.linger);
         }
