@@ -1,10 +1,10 @@
 //! How bytes are read as requests: the same however they are cut, and limited exactly.
 
 use crate::stream::{Outcome, read};
-use tproxy_pod::http::body::{Decoder, Framing, MAX_CHUNK_LINE, MAX_TRAILERS};
-use tproxy_pod::http::head::{
-    Head, HeadScanner, MAX_CONTENT, MAX_FIELDS, MAX_HEAD, MAX_REQUEST_LINE, Rejection, Status,
-};
+use tproxy_pod::http::body::{Decoder, Framing, MAX_CHUNK_LINE, MAX_CONTENT, MAX_TRAILERS};
+use tproxy_pod::http::head::{Head, HeadScanner, MAX_FIELDS, MAX_HEAD};
+use tproxy_pod::http::request_line::MAX_REQUEST_LINE;
+use tproxy_pod::http::status::{Rejection, Status};
 
 /// An outcome in a word: the content of a request, the status of a refusal.
 fn word(outcome: &Outcome) -> String {

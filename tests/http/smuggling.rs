@@ -5,7 +5,8 @@
 use crate::lab::refusal::{SMUGGLED, each_is_refused};
 use crate::lab::{Lab, POD};
 use tproxy_pod::http::body::Framing;
-use tproxy_pod::http::head::{Head, HeadScanner, is_token_byte};
+use tproxy_pod::http::head::{Head, HeadScanner};
+use tproxy_pod::http::syntax::is_token_byte;
 
 const BAD: &str = "400 Bad Request";
 const EXPECTATION: &str = "417 Expectation Failed";

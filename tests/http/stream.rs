@@ -1,7 +1,8 @@
 //! Reads a stream of requests as a connection does, without a socket: for tests and the fuzzer.
 
 use tproxy_pod::http::body::Decoder;
-use tproxy_pod::http::head::{Head, HeadScanner, Rejection};
+use tproxy_pod::http::head::{Head, HeadScanner};
+use tproxy_pod::http::status::Rejection;
 
 /// What one request of a stream turns out to be.
 #[derive(Debug, PartialEq)]
