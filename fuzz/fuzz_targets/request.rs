@@ -1,6 +1,6 @@
-//! A stream of requests is read alike, however it is cut: the same requests, of the same length,
-//! with the same content, and the same refusal behind them. Each ends where RFC 9112 says, and what
-//! is answered and logged is whole and safe to show, whatever was sent.
+//! A stream of requests is parsed the same way, however it is split: into the same requests, with the
+//! same lengths and content, and the same refusal behind them. Each request ends where RFC 9112 says.
+//! Responses are well-formed, and log lines are printable, whatever the client sends.
 
 #![no_main]
 
@@ -13,15 +13,15 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use stream::{Outcome, read};
 use tproxy_pod::http::body::Framing;
-use tproxy_pod::http::echo::{self, Endpoints, Lost, Refused, Served};
-use tproxy_pod::http::head::{
-    Head, HeadScanner, MAX_FIELDS, MAX_HEAD, Persistence, Rejection, Status,
-};
+use tproxy_pod::http::echo::{self, Endpoints, Served};
+use tproxy_pod::http::fields::Persistence;
+use tproxy_pod::http::head::{Head, HeadScanner, MAX_FIELDS, MAX_HEAD};
 use tproxy_pod::http::response::Response;
+use tproxy_pod::http::status::{Rejection, Status};
 use tproxy_pod::log::buffer::Buffer;
 use tproxy_pod_fuzz::framing;
 
-/// So many of the last bytes of an input are the lengths of pieces, over and over.
+/// The number of bytes at the end of an input that are lengths of pieces.
 const CUTS: usize = 4;
 
 fuzz_target!(|input: &[u8]| {
@@ -29,7 +29,7 @@ fuzz_target!(|input: &[u8]| {
     let stream = unfold(input);
     let outcomes = read([stream.as_slice()]);
     assert_eq!(read(stream.chunks(1)), outcomes, "byte by byte");
-    assert_eq!(read(pieces(&stream, cuts)), outcomes, "cut by {cuts:?}");
+    assert_eq!(read(pieces(&stream, cuts)), outcomes, "split by {cuts:?}");
     let mut rest = stream.as_slice();
     for outcome in &outcomes {
         match outcome {
@@ -45,8 +45,8 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// Limits are far away: 0xff and a number stand for more of the byte in front, 0xfe and a number for
-/// more of the line in front.
+/// Expands an input, because limits are large: 0xff and a number repeat the previous byte, 0xfe and a
+/// number repeat the previous line.
 fn unfold(input: &[u8]) -> Vec<u8> {
     let mut stream = Vec::new();
     let mut bytes = input.iter();
@@ -74,7 +74,7 @@ fn last_line(stream: &[u8]) -> &[u8] {
     &stream[start.map_or(0, |at| at + 1)..]
 }
 
-/// Pieces of these lengths, over and over; 0 is a long one.
+/// Splits a stream into pieces of these lengths, in turn. 0 stands for 5000.
 fn pieces<'s>(mut stream: &'s [u8], cuts: &[u8]) -> Vec<&'s [u8]> {
     let lengths = cuts.iter().map(|cut| match *cut {
         0 => 5000,
@@ -92,13 +92,13 @@ fn pieces<'s>(mut stream: &'s [u8], cuts: &[u8]) -> Vec<&'s [u8]> {
     pieces
 }
 
-fn ends() -> Endpoints {
+fn endpoints() -> Endpoints {
     let address: SocketAddr = "[2001:db8:1::2]:40001".parse().unwrap();
     Endpoints::new(address, address)
 }
 
 fn accepted(stream: &[u8], content: &[u8], length: usize) {
-    let reference = framing::first(stream).expect("what is accepted has an end");
+    let reference = framing::first(stream).expect("an accepted request is complete");
     assert_eq!(reference.length, length);
     assert_eq!(reference.content, content);
     let span = HeadScanner::default().scan(stream).unwrap().unwrap();
@@ -113,7 +113,7 @@ fn accepted(stream: &[u8], content: &[u8], length: usize) {
     let mut line = Buffer::EMPTY;
     let served = Served {
         head: &head,
-        ends: &ends(),
+        endpoints: &endpoints(),
         received: content.len() as u64,
         status: Status::Ok,
         took: Duration::from_micros(1234),
@@ -122,60 +122,51 @@ fn accepted(stream: &[u8], content: &[u8], length: usize) {
     assert!(!line.is_empty());
 }
 
-/// The echo is the content of one answer, and repeats the head as it came.
+/// The echo is the content of one response, and contains the head as received.
 fn echoed(head: &Head<'_>, content: &[u8]) {
-    let mut answer = Response::default();
-    answer.clear();
-    let before = answer.content().len();
-    echo::begin(answer.content(), head, &ends(), Some("node"));
-    answer
+    let mut response = Response::default();
+    response.clear();
+    let before = response.content().len();
+    echo::begin(response.content(), head, &endpoints(), Some("node"));
+    response
         .content()
         .push(&content[..content.len().min(echo::MAX_ECHO)]);
-    echo::end(answer.content(), content.len() as u64);
-    let echoed = answer.content().bytes()[before..].to_vec();
+    echo::end(response.content(), content.len() as u64);
+    let echoed = response.content().bytes()[before..].to_vec();
     assert!(
         echoed
             .windows(head.bytes.len())
             .any(|part| part == head.bytes)
     );
     let to_head = head.method == b"HEAD";
-    let bytes = answer.finish(Status::Ok, head.persistence, to_head);
-    assert_is_answer(bytes, &echoed, to_head);
+    let bytes = response.finish(Status::Ok, head.persistence, to_head);
+    assert_is_response(bytes, &echoed, to_head);
 }
 
 fn refused(stream: &[u8], rejection: Rejection) {
     let plain = framing::first(stream).is_some_and(|request| request.is_plain());
     assert!(!plain, "refused without a reason: {rejection:?}");
-    let mut answer = Response::default();
-    answer.clear();
-    let before = answer.content().len();
-    echo::refusal(answer.content(), rejection);
-    let text = answer.content().bytes()[before..].to_vec();
-    let bytes = answer.finish(rejection.status, Persistence::Close, false);
-    assert_is_answer(bytes, &text, false);
-    let refused = Refused {
-        ends: &ends(),
-        rejection,
-        bytes: stream,
-    };
-    assert_is_safe(&refused.to_string());
+    let mut response = Response::default();
+    response.clear();
+    let before = response.content().len();
+    echo::refusal(response.content(), rejection);
+    let text = response.content().bytes()[before..].to_vec();
+    let bytes = response.finish(rejection.status, Persistence::Close, false);
+    assert_is_response(bytes, &text, false);
+    assert_is_safe(&echo::refused_line(&endpoints(), rejection, stream));
 }
 
 fn lost(stream: &[u8]) {
     let plain = framing::first(stream).is_some_and(|request| request.is_plain());
-    assert!(!plain, "it has an end");
-    let lost = Lost {
-        ends: &ends(),
-        reason: "the head is not complete",
-        bytes: stream,
-    };
-    assert_is_safe(&lost.to_string());
+    assert!(!plain, "a plain request is complete");
+    let reason = "the head is not complete";
+    assert_is_safe(&echo::lost_line(&endpoints(), reason, stream));
 }
 
-/// A status line, fields, and content of the length that they say.
-fn assert_is_answer(answer: &[u8], content: &[u8], to_head: bool) {
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
-    let (head, sent) = answer.split_at(end.unwrap() + 4);
+/// A status line, fields, and content of the length that Content-Length says.
+fn assert_is_response(response: &[u8], content: &[u8], to_head: bool) {
+    let end = response.windows(4).position(|four| four == b"\r\n\r\n");
+    let (head, sent) = response.split_at(end.unwrap() + 4);
     let head = str::from_utf8(head).unwrap();
     assert!(head.starts_with("HTTP/1.1 "), "{head}");
     let length = format!("\r\nContent-Length: {}\r\n", content.len());
@@ -183,7 +174,7 @@ fn assert_is_answer(answer: &[u8], content: &[u8], to_head: bool) {
     assert_eq!(sent, if to_head { b"" } else { content });
 }
 
-/// One line of printable ASCII, which with time and level is within `PIPE_BUF`.
+/// One line of printable ASCII, which is within `PIPE_BUF` with its time and level.
 fn assert_is_safe(line: &str) {
     assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
     assert!((1..libc::PIPE_BUF - 32).contains(&line.len()), "{line}");

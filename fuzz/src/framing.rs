@@ -1,18 +1,18 @@
-//! Where a request ends, by the letter of RFC 9112: the whole stream is there, and is read line by
-//! line. It refuses little; what the program accepts it has to read, and to the same end.
+//! A reference for where a request ends, to the letter of RFC 9112. It has the whole stream, reads it
+//! line by line, and refuses little: what the program accepts it must accept, with the same end.
 
-/// A request that is complete.
+/// A complete request.
 #[derive(Debug, PartialEq)]
 pub struct Request<'a> {
     /// Its lines up to the empty one, without their CRLF.
     pub lines: Vec<&'a [u8]>,
-    /// What its body holds.
+    /// The content.
     pub content: Vec<u8>,
-    /// How many bytes it is, an empty line in front of it included.
+    /// Its length in bytes, an empty line in front of it included.
     pub length: usize,
 }
 
-/// The request that a stream begins with; `None` if it is malformed or does not end.
+/// The first request of a stream; `None` if it is malformed or incomplete.
 pub fn first(stream: &[u8]) -> Option<Request<'_>> {
     let mut rest = stream.strip_prefix(b"\r\n").unwrap_or(stream);
     let mut lines = Vec::new();
@@ -38,7 +38,7 @@ pub fn first(stream: &[u8]) -> Option<Request<'_>> {
     })
 }
 
-/// A line that ends with CRLF and has neither CR nor LF in it.
+/// Takes a line that ends with CRLF and contains neither CR nor LF.
 fn take_line<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let end = rest.windows(2).position(|two| two == b"\r\n")?;
     let line = &rest[..end];
@@ -46,7 +46,7 @@ fn take_line<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     (!line.contains(&b'\r') && !line.contains(&b'\n')).then_some(line)
 }
 
-/// The values of the fields of that name, without the blanks around them.
+/// The values of the fields of that name, without the whitespace around them.
 fn values<'a>(lines: &[&'a [u8]], name: &[u8]) -> Vec<&'a [u8]> {
     let field = |line: &&'a [u8]| {
         let colon = line.iter().position(|byte| *byte == b':')?;
@@ -57,14 +57,14 @@ fn values<'a>(lines: &[&'a [u8]], name: &[u8]) -> Vec<&'a [u8]> {
     lines.iter().skip(1).filter_map(field).collect()
 }
 
-/// `chunked`, alone. A recipient ignores empty members of a list (RFC 9110, 5.6.1.2), and this is
-/// stricter: where one reader takes `,chunked` for chunked and another does not, a request ends in two
-/// places.
+/// Whether the list of codings is `chunked` alone. This is stricter than RFC 9110, 5.6.1.2, by which a
+/// recipient ignores empty members: if one parser takes `,chunked` for chunked and another does not, a
+/// request ends in two places.
 fn is_chunked(codings: &[u8]) -> bool {
     codings.eq_ignore_ascii_case(b"chunked")
 }
 
-/// A body of that length (RFC 9112, 6.2).
+/// Takes a body of that length (RFC 9112, 6.2).
 fn take_content(rest: &mut &[u8], length: &[u8]) -> Option<Vec<u8>> {
     let all_digits = !length.is_empty() && length.iter().all(u8::is_ascii_digit);
     let length: usize = str::from_utf8(length).ok()?.parse().ok()?;
@@ -73,7 +73,7 @@ fn take_content(rest: &mut &[u8], length: &[u8]) -> Option<Vec<u8>> {
     Some(content.to_vec())
 }
 
-/// A chunked body with its trailers (RFC 9112, 7.1).
+/// Takes a chunked body with its trailers (RFC 9112, 7.1).
 fn take_chunks(rest: &mut &[u8]) -> Option<Vec<u8>> {
     let mut content = Vec::new();
     loop {
@@ -99,32 +99,32 @@ fn take_chunks(rest: &mut &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// `BWS ";" BWS token` and whatever text (RFC 9112, 7.1.1).
+/// `BWS ";" BWS token` and any text (RFC 9112, 7.1.1).
 fn is_extension(text: &[u8]) -> bool {
     let name = text.trim_ascii_start().strip_prefix(b";");
     let name = name.map(<[u8]>::trim_ascii_start).unwrap_or_default();
     name.first().copied().is_some_and(is_token_byte) && text.iter().all(is_text)
 }
 
-/// `token ":"` and whatever text.
+/// `token ":"` and any text.
 fn is_trailer(line: &[u8]) -> bool {
     let colon = line.iter().position(|byte| *byte == b':').unwrap_or(0);
     let name = &line[..colon];
     !name.is_empty() && name.iter().copied().all(is_token_byte) && line.iter().all(is_text)
 }
 
-/// RFC 9110, 5.6.2.
+/// `tchar` (RFC 9110, 5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&byte)
 }
 
-/// RFC 9110, 5.5.
+/// HTAB, SP, `VCHAR` or `obs-text` (RFC 9110, 5.5).
 fn is_text(byte: &u8) -> bool {
     matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
 }
 
 impl Request<'_> {
-    /// Whether it is so plain and small that there is no reason to refuse it.
+    /// Whether the request is so simple and small that no server may refuse it.
     pub fn is_plain(&self) -> bool {
         let plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
         let is_field = |line: &&[u8]| {
