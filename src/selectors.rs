@@ -53,6 +53,14 @@ impl Family {
             Family::V6 => Ipv6Addr::LOCALHOST.into(),
         }
     }
+
+    /// Suffix of the names of chains and sets of one family.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Family::V4 => "-v4",
+            Family::V6 => "-v6",
+        }
+    }
 }
 
 impl fmt::Display for Family {

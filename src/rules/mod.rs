@@ -7,5 +7,6 @@
 pub mod line;
 pub mod rule;
 pub mod script;
+pub mod tcp;
 pub mod template;
 mod values;
