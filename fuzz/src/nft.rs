@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use tproxy_pod::nftables::compile::{CompiledRule, Ruleset};
 use tproxy_pod::nftables::expression::{Expression, NFT_SOCKET_TRANSPARENT, NFT_SOCKET_WILDCARD};
+use tproxy_pod::nftables::nft::Field;
+use tproxy_pod::nftables::ruleset::{CompiledRule, Ruleset};
 use tproxy_pod::rules::rule::Protocol;
 use tproxy_pod::rules::script::PREROUTING;
 use tproxy_pod::selectors::Family;
@@ -33,7 +34,7 @@ impl<'r> Machine<'r> {
     /// Sorts the rules by their chains, each of which has to be there once.
     pub fn new(ruleset: &'r Ruleset) -> Machine<'r> {
         let mut chains: HashMap<&str, Vec<&CompiledRule>> = HashMap::new();
-        for chain in &ruleset.chains {
+        for chain in ruleset.chains.iter().map(|chain| chain.name.as_str()) {
             assert!(chain.len() < 128, "NFT_CHAIN_MAXNAMELEN: {chain}");
             assert!(chains.insert(chain, Vec::new()).is_none(), "{chain} twice");
         }
@@ -118,11 +119,7 @@ impl Run<'_, '_> {
     fn load(&mut self, step: &Expression) -> bool {
         match step {
             Expression::Meta(key) => self.register = self.meta(*key),
-            Expression::Payload {
-                base,
-                offset,
-                length,
-            } => self.register = self.payload(*base, *offset as usize, *length as usize),
+            Expression::Payload(field) => self.register = self.payload(*field),
             Expression::Socket(key) => match (self.packet.socket, *key) {
                 (Some(owner), NFT_SOCKET_TRANSPARENT) => {
                     self.register = vec![owner.transparent.into()];
@@ -161,7 +158,7 @@ impl Run<'_, '_> {
 
     fn is_in(&self, set: u32) -> bool {
         let set = &self.machine.ruleset.sets[set as usize];
-        assert_eq!(set.width, self.register.len());
+        assert_eq!(set.field.length as usize, self.register.len());
         let add = |number: u128, byte: &u8| number << 8 | u128::from(*byte);
         let number = self.register.iter().fold(0, add);
         set.ranges.iter().any(|range| range.contains(&number))
@@ -184,8 +181,8 @@ impl Run<'_, '_> {
         }
     }
 
-    fn payload(&self, base: i32, offset: usize, length: usize) -> Vec<u8> {
-        let bytes: Vec<u8> = match base {
+    fn payload(&self, field: Field) -> Vec<u8> {
+        let bytes: Vec<u8> = match field.base {
             libc::NFT_PAYLOAD_TRANSPORT_HEADER => {
                 let mut header = self.packet.ports.map(u16::to_be_bytes).concat();
                 header.resize(20, 0);
@@ -206,7 +203,8 @@ impl Run<'_, '_> {
             }
             base => panic!("header {base} is never asked for"),
         };
-        bytes[offset..offset + length].to_vec()
+        let offset = field.offset as usize;
+        bytes[offset..offset + field.length as usize].to_vec()
     }
 }
 

@@ -1,309 +1,370 @@
-//! What lifts frames out of the bridges of a node, so that IP, and with it the rules of the scripts,
-//! meets them: two Pods of one bridge talk to each other below IP.
+//! The table `bridge tproxy-pod`: redirects captured frames from a bridge to IP, where the rules of the
+//! scripts see them. Without it two Pods of one bridge talk below IP, and are not captured.
 //!
-//! A frame with a SYN to a captured address and port is lifted, and its connection is remembered;
-//! so are the client's other frames, if their connection is remembered. Connections from before, and
-//! those that the Pod itself answers, stay on the bridge. To be lifted, a frame is sent to the hardware
-//! address of the bridge's port by which it came in: a bridge hands what is for one of its ports to IP,
-//! as if it were for itself (`br_fdb_add_local`, net/bridge/br_fdb.c).
+//! A redirected frame gets the hardware address of the port by which it came in: a bridge passes a
+//! frame with the address of one of its ports to IP (`br_fdb_add_local`, net/bridge/br_fdb.c).
+//! Connections that are older than the table, or that the Pod itself answers, stay on the bridge.
+//!
+//! A client's frame passes these chains; the names of chains and sets end in `-v4` or `-v6`:
+//!
+//! ```text
+//! chain        if the frame is                               it
+//! PREROUTING   for a captured address and port               goes to senders
+//! senders      of a neighbour, or for the bridge itself      goes to states
+//! states       a SYN                                         goes to handshakes
+//!              of a connection in one of the sets            follows the table below
+//! handshakes   any (during a stop: none)                     enters syn-seen, and is redirected
+//! ```
+//!
+//! The state of a connection is the set that holds its addresses and ports. A connection in no set stays
+//! on the bridge, and so does a connection that finds its set full.
+//!
+//! ```text
+//! set            entered when                 left when                  other frames than SYNs
+//! syn-seen       the client sends a SYN       10 s pass; 1 s after it    are redirected, and the
+//!                                             has entered another set    connection enters established
+//! pod-answered   the Pod sends a SYN-ACK,     2 s pass                   stay on the bridge, unless it
+//!                and it is in syn-seen                                   is in established, too
+//! established    the client sends a frame     120 s pass without a       are redirected
+//!                behind the SYN, and it is    PSH, or 20 s after
+//!                in syn-seen alone            FIN or RST
+//! ```
+//!
+//! If `established` is full, the connection stays in `syn-seen`, 120 s after each frame.
 
-use crate::nftables::compile::{
-    Kind, LIFTED_PRIORITY, Named, Ruleset, TYPE_INET_SERVICE, TYPE_IP6ADDR, TYPE_IPADDR, equals,
-};
 use crate::nftables::expression::Expression;
-use crate::routing::bridges::BridgeMonitor;
+use crate::nftables::matches;
+use crate::nftables::nft::{self, Field, TYPE_IFINDEX};
+use crate::nftables::ruleset::{MapElements, NamedSet, REDIRECTED_PRIORITY, Ruleset, SetKind};
 use crate::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Test, merge};
 use crate::rules::script::PREROUTING;
+use crate::rules::tcp::{ACK, FIN, PSH, RST, SYN};
 use crate::selectors::{Cidr, Family, PortRange, families};
 
-/// How long a connection is remembered, in seconds: after a SYN; once the client has answered the
-/// SYN-ACK, after each frame that pushes data, of which there is one in each deadline; and after the
-/// client's FIN or RST, behind which are acknowledgements and what was lost.
-const ASKED: u32 = 10;
-const OPEN: u32 = 120;
-const CLOSED: u32 = 20;
+/// Time-out of a connection in `syn-seen`, in seconds
+const HANDSHAKE_TIMEOUT: u32 = 10;
+/// Time-out of a connection in `syn-seen` once it is in another set, in seconds
+const DECIDED_TIMEOUT: u32 = 1;
+/// Time-out of a connection in `pod-answered`, in seconds: longer than what is left in `syn-seen`
+const POD_ANSWERED_TIMEOUT: u32 = 2;
+/// Time-out of a connection after a frame with PSH, in seconds; the server's deadlines are shorter
+const ESTABLISHED_TIMEOUT: u32 = 120;
+/// Time-out of a connection after FIN or RST, in seconds: acknowledgements and retransmissions follow
+const CLOSED_TIMEOUT: u32 = 20;
 
-/// How long what was asked stays when it is known who answers, and how long it does not count if the
-/// Pod itself has sent the SYN-ACK.
-const PASSED: u32 = 1;
-const ANSWERED: u32 = 2;
+/// Most connections in `syn-seen` and in `pod-answered`; each takes about 100 bytes of the kernel
+const HANDSHAKES_SIZE: u32 = 65_536;
+/// Most connections in `established`
+const ESTABLISHED_SIZE: u32 = 262_144;
 
-/// So many connections are remembered in each set; more are left on their bridge. Each takes about 100
-/// bytes of the kernel.
-const MOST_ASKED: u32 = 65_536;
-const MOST_OPEN: u32 = 262_144;
+/// After the chains that filter frames, before br_netfilter, which runs the IP hooks for frames that
+/// stay on the bridge
+const PRIORITY: i32 = libc::NF_BR_PRI_BRNF - 1;
 
-/// Flags of byte 13 of the TCP header (RFC 9293, 3.1).
-const FIN: u8 = 1;
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const PSH: u8 = 8;
-const ACK: u8 = 16;
-
-/// `PACKET_HOST` (linux/if_packet.h): the frame is for this host, whatever address it has
+/// `PACKET_HOST` (linux/if_packet.h): the frame is for this host
 const PACKET_HOST: u8 = 0;
 
-/// `ETH_P_IP`, `ETH_P_IPV6` (linux/if_ether.h), and where a frame has them; one with a VLAN tag has
-/// the tag's type there
+/// `ETH_P_IP`, `ETH_P_IPV6` (linux/if_ether.h)
 fn ether_type(family: Family) -> u16 {
     match family {
-        Family::V4 => 0x0800,
-        Family::V6 => 0x86dd,
+        Family::V4 => libc::ETH_P_IP as u16,
+        Family::V6 => libc::ETH_P_IPV6 as u16,
     }
 }
-const ETHER_TYPE: u32 = 12;
 
-/// nft(8) packs the types of a key's parts, the first one highest (its include/datatype.h).
-const TYPE_BITS: u32 = 6;
+/// The map from the ports of bridges to their hardware addresses.
+const PORTS: &str = "ports";
 
-/// Its number for the index of a device.
-const TYPE_IFINDEX: u32 = 20;
+/// The bridges of the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bridges {
+    /// Indices and hardware addresses of their ports.
+    pub ports: Vec<(u32, [u8; 6])>,
+    /// Hardware addresses of the bridges themselves, as numbers.
+    pub addresses: Ranges,
+    /// For each family, the IP addresses on their links: IP finds the way back to these clients.
+    pub neighbours: Vec<(Family, Ranges)>,
+}
 
-/// The rules that lift frames.
+/// The rules that redirect frames to captured destinations.
 #[derive(Clone, Debug)]
 pub struct BridgeRedirect {
-    /// Of each family, the captured addresses.
-    blocks: Vec<(Family, Ranges)>,
+    /// The captured addresses of each family.
+    addresses: Vec<(Family, Ranges)>,
     /// The captured ports.
     ports: Ranges,
 }
-
-/// The chain whose rules lift what belongs to no connection yet.
-pub fn new_chain(family: Family) -> String {
-    name("new", family)
-}
-
-/// The chain whose rules know the bridges.
-pub fn from_chain(family: Family) -> String {
-    name("from", family)
-}
-
-fn name(chain: &str, family: Family) -> String {
-    match family {
-        Family::V4 => format!("{chain}-v4"),
-        Family::V6 => format!("{chain}-v6"),
-    }
-}
-
-/// The sets of connections: whose SYN was lifted, of those which the Pod has answered itself, and
-/// whose client has answered the SYN-ACK.
-fn asked(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "asked-v4",
-        Family::V6 => "asked-v6",
-    }
-}
-
-fn answered(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "answered-v4",
-        Family::V6 => "answered-v6",
-    }
-}
-
-fn open(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "open-v4",
-        Family::V6 => "open-v6",
-    }
-}
-
-/// The map of the ports of bridges.
-pub const PORTS: &str = "ports";
 
 impl BridgeRedirect {
     /// The rules for these destinations.
     pub fn new(cidrs: &[Cidr], dports: &[PortRange]) -> BridgeRedirect {
         let of = |family| {
-            let blocks = cidrs.iter().filter(|cidr| cidr.family() == family);
-            (family, merge(blocks.map(Cidr::range).collect()))
+            let cidrs = cidrs.iter().filter(|cidr| cidr.family() == family);
+            (family, merge(cidrs.map(Cidr::range).collect()))
         };
         let ports = dports.iter().map(|it| it.low.into()..=it.high.into());
         BridgeRedirect {
-            blocks: families(cidrs).map(of).collect(),
+            addresses: families(cidrs).map(of).collect(),
             ports: merge(ports.collect()),
         }
     }
 
-    /// Whose frames are lifted.
+    /// The families of the captured addresses.
     pub fn families(&self) -> impl Iterator<Item = Family> {
-        self.blocks.iter().map(|(family, _)| *family)
+        self.addresses.iter().map(|(family, _)| *family)
     }
 
-    /// The chains and sets, and the rules for frames to what is captured.
-    pub fn base(&self) -> Ruleset {
+    /// The whole table, for an empty one.
+    pub fn table(&self, bridges: &Bridges) -> Ruleset {
         let mut ruleset = Ruleset::default();
-        ruleset.chains.push(PREROUTING.to_owned());
-        ruleset.named.push(Named {
-            name: PORTS,
+        ruleset.add_base_chain(PREROUTING, PRIORITY);
+        ruleset.named_sets.push(NamedSet {
+            name: PORTS.to_owned(),
             key_type: TYPE_IFINDEX,
-            width: 4,
-            kind: Kind::Hardware,
+            key_length: 4,
+            kind: SetKind::EtherMap,
         });
-        for (family, blocks) in &self.blocks {
-            add_sets(&mut ruleset, *family);
-            add_rules(&mut ruleset, *family);
-            self.choose(&mut ruleset, *family, blocks);
+        for (family, addresses) in &self.addresses {
+            let of_family = FamilyTable::new(*family);
+            of_family.add_chains_and_sets(&mut ruleset);
+            of_family.add_states(&mut ruleset);
+            of_family.add_prerouting(&mut ruleset, addresses, &self.ports);
         }
+        self.add_bridges(&mut ruleset, bridges);
         ruleset
     }
 
-    /// The rules that every frame passes: as few as can be.
-    fn choose(&self, ruleset: &mut Ruleset, family: Family, blocks: &Ranges) {
-        let to_captured = vec![
-            Test::Protocol(Protocol::Tcp),
-            Test::Ports(PortOf::Destination, self.ports.clone()),
-            Test::Address(AddressOf::Destination, blocks.clone()),
-        ];
-        let accepted = vec![
-            Test::Protocol(Protocol::Tcp),
-            flags(SYN | ACK, SYN | ACK),
-            Test::Ports(PortOf::Source, self.ports.clone()),
-            Test::Address(AddressOf::Source, blocks.clone()),
-        ];
-        let jump = [Expression::Jump(from_chain(family))];
-        choose(ruleset, family, to_captured, &jump);
-        choose(ruleset, family, accepted, &pass(family));
-    }
-
-    /// The rules that know these bridges: they lift what their neighbours send, and what is sent to the
-    /// bridges themselves, which is for IP in any case.
-    pub fn follow(&self, bridges: &BridgeMonitor) -> Ruleset {
+    /// The change of the table when the bridges have changed.
+    pub fn changed_bridges(&self, bridges: &Bridges) -> Ruleset {
         let mut ruleset = Ruleset::default();
-        for family in self.families() {
-            let (from, neighbours) = (from_chain(family), bridges.neighbours(family));
-            let jump = vec![Expression::Jump(name("lift", family))];
-            if !neighbours.is_empty() {
-                let of_neighbour = Test::Address(AddressOf::Source, neighbours.clone());
-                let steps = ruleset.steps(&[plain(of_neighbour)], family);
-                ruleset.append(&from, [&steps[..], &jump].concat());
-            }
-            if !bridges.own().is_empty() {
-                let steps = ruleset.to_hardware(bridges.own());
-                ruleset.append(&from, [&steps[..], &jump].concat());
-            }
-        }
+        let chains = self.families().map(|it| FamilyTable::new(it).senders);
+        ruleset.flushed_chains.extend(chains);
+        self.add_bridges(&mut ruleset, bridges);
         ruleset
     }
-}
 
-/// A rule for frames of a family that pass these tests.
-fn choose(ruleset: &mut Ruleset, family: Family, tests: Vec<Test>, then: &[Expression]) {
-    let (base, offset, length) = (libc::NFT_PAYLOAD_LL_HEADER, ETHER_TYPE, 2);
-    let mut steps = vec![
-        Expression::Payload {
-            base,
-            offset,
-            length,
-        },
-        equals(ether_type(family).to_be_bytes().into()),
-    ];
-    let tests: Vec<Match> = tests.into_iter().map(plain).collect();
-    steps.extend(ruleset.steps(&tests, family));
-    steps.extend_from_slice(then);
-    ruleset.append(PREROUTING, steps);
-}
-
-/// The Pod has answered in place of the listener.
-fn pass(family: Family) -> [Expression; 4] {
-    let is_answer = true;
-    [
-        Expression::Connection { family, is_answer },
-        known(asked(family)),
-        Expression::Remember(asked(family), PASSED),
-        Expression::Remember(answered(family), ANSWERED),
-    ]
-}
-
-fn add_sets(ruleset: &mut Ruleset, family: Family) {
-    let (width, kind) = match family {
-        Family::V4 => (4, TYPE_IPADDR),
-        Family::V6 => (16, TYPE_IP6ADDR),
-    };
-    let types = [kind, kind, TYPE_INET_SERVICE, TYPE_INET_SERVICE];
-    let pack = |packed, kind| (packed << TYPE_BITS) | kind;
-    let connections = [
-        (asked(family), MOST_ASKED),
-        (answered(family), MOST_ASKED),
-        (open(family), MOST_OPEN),
-    ];
-    ruleset.named.extend(connections.map(|(name, most)| Named {
-        name,
-        key_type: types.into_iter().fold(0, pack),
-        width: 2 * (width + 4),
-        kind: Kind::Connections(most),
-    }));
-}
-
-fn add_rules(ruleset: &mut Ruleset, family: Family) {
-    let (lift, new) = (name("lift", family), new_chain(family));
-    let chains = [from_chain(family), lift.clone(), new.clone()];
-    ruleset.chains.extend(chains);
-    let is_answer = false;
-    let loads = [
-        Expression::Hardware(PORTS),
-        Expression::Connection { family, is_answer },
-    ];
-    let some = |mask| Match {
-        negated: true,
-        test: flags(mask, 0),
-    };
-    let begins = ruleset.steps(&[plain(flags(FIN | SYN | RST | ACK, SYN))], family);
-    let ends = ruleset.steps(&[some(FIN | RST)], family);
-    let pushes = ruleset.steps(&[some(PSH)], family);
-    let (asked, answered, open) = (asked(family), answered(family), open(family));
-    let jump = [Expression::Jump(new.clone())];
-    let is_open = [&loads[..], &[known(open)]].concat();
-    let is_asked = [&loads[..], &[known(asked), unknown(answered)]].concat();
-    let stays = |seconds| [Expression::Remember(open, seconds)];
-    let opens = [
-        Expression::Remember(open, OPEN),
-        Expression::Remember(asked, PASSED),
-    ];
-    let remembers = |seconds| [Expression::Remember(asked, seconds)];
-    let away = away();
-    for rule in [
-        [&begins[..], &jump].concat(),
-        [&ends[..], &is_open, &stays(CLOSED), &away].concat(),
-        [&pushes[..], &is_open, &stays(OPEN), &away].concat(),
-        [&is_open[..], &away].concat(),
-        [&is_asked[..], &opens, &away].concat(),
-        // There is no room among those that are open.
-        [&is_asked[..], &remembers(OPEN), &away].concat(),
-    ] {
-        ruleset.append(&lift, rule);
+    /// The change of the table when a stop begins: no new connection is redirected.
+    pub fn draining(&self) -> Ruleset {
+        let mut ruleset = Ruleset::default();
+        let chains = self.families().map(|it| FamilyTable::new(it).handshakes);
+        ruleset.flushed_chains.extend(chains);
+        ruleset
     }
-    ruleset.append(&new, [&loads[..], &remembers(ASKED), &away].concat());
+
+    /// The rules for the senders of frames, and the ports.
+    fn add_bridges(&self, ruleset: &mut Ruleset, bridges: &Bridges) {
+        for family in self.families() {
+            let FamilyTable {
+                senders, states, ..
+            } = FamilyTable::new(family);
+            let jump = [Expression::Jump(states)];
+            let of_family = |(of, _): &&(Family, Ranges)| *of == family;
+            let neighbours = bridges.neighbours.iter().find(of_family);
+            let mut add = |field: Field, ranges: &Ranges| {
+                if !ranges.is_empty() {
+                    let is_sender = ruleset.in_ranges(field, ranges, false);
+                    ruleset.append(&senders, &[&is_sender, &jump]);
+                }
+            };
+            if let Some((_, neighbours)) = neighbours {
+                add(nft::source_address(family), neighbours);
+            }
+            add(nft::ETHER_DESTINATION, &bridges.addresses);
+        }
+        ruleset.map = Some(MapElements {
+            map: PORTS.to_owned(),
+            elements: bridges.ports.clone(),
+        });
+    }
 }
 
-/// Sends the frame to the address that is loaded, with our sign.
-fn away() -> [Expression; 4] {
-    let sign = LIFTED_PRIORITY.to_ne_bytes();
+/// The names of the chains and sets of one family.
+struct FamilyTable {
+    family: Family,
+    senders: String,
+    states: String,
+    handshakes: String,
+    syn_seen: String,
+    pod_answered: String,
+    established: String,
+}
+
+impl FamilyTable {
+    fn new(family: Family) -> FamilyTable {
+        let name = |name| format!("{name}{}", family.suffix());
+        FamilyTable {
+            family,
+            senders: name("senders"),
+            states: name("states"),
+            handshakes: name("handshakes"),
+            syn_seen: name("syn-seen"),
+            pod_answered: name("pod-answered"),
+            established: name("established"),
+        }
+    }
+
+    fn add_chains_and_sets(&self, ruleset: &mut Ruleset) {
+        for chain in [&self.senders, &self.states, &self.handshakes] {
+            ruleset.add_chain(chain);
+        }
+        let key = self.client_key();
+        for (name, size) in [
+            (&self.syn_seen, HANDSHAKES_SIZE),
+            (&self.pod_answered, HANDSHAKES_SIZE),
+            (&self.established, ESTABLISHED_SIZE),
+        ] {
+            ruleset.named_sets.push(NamedSet {
+                name: name.clone(),
+                key_type: nft::concatenated_type(&key),
+                key_length: nft::concatenated_length(&key),
+                kind: SetKind::Dynamic { size },
+            });
+        }
+    }
+
+    /// The key of a connection in a frame of the client: its address, the server's, and both ports.
+    fn client_key(&self) -> [Field; 4] {
+        [
+            nft::source_address(self.family),
+            nft::destination_address(self.family),
+            nft::SOURCE_PORT,
+            nft::DESTINATION_PORT,
+        ]
+    }
+
+    /// The same key in a frame of the server.
+    fn server_key(&self) -> [Field; 4] {
+        let [client, server, client_port, server_port] = self.client_key();
+        [server, client, server_port, client_port]
+    }
+
+    /// The rules that every frame passes: as few as possible.
+    fn add_prerouting(&self, ruleset: &mut Ruleset, addresses: &Ranges, ports: &Ranges) {
+        let to_captured = [
+            Test::Protocol(Protocol::Tcp),
+            Test::Ports(PortOf::Destination, ports.clone()),
+            Test::Address(AddressOf::Destination, addresses.clone()),
+        ];
+        let is_syn_ack_of_pod = [
+            Test::Protocol(Protocol::Tcp),
+            are_set(SYN | ACK),
+            Test::Ports(PortOf::Source, ports.clone()),
+            Test::Address(AddressOf::Source, addresses.clone()),
+        ];
+        let pod_answered = [
+            Expression::Concatenation(self.server_key().into()),
+            is_in(&self.syn_seen),
+            update(&self.syn_seen, DECIDED_TIMEOUT),
+            update(&self.pod_answered, POD_ANSWERED_TIMEOUT),
+        ];
+        let jump = [Expression::Jump(self.senders.clone())];
+        self.add_frame_rule(ruleset, to_captured.into(), &jump);
+        self.add_frame_rule(ruleset, is_syn_ack_of_pod.into(), &pod_answered);
+    }
+
+    /// Appends a rule for frames of this family that pass the tests.
+    fn add_frame_rule(&self, ruleset: &mut Ruleset, tests: Vec<Test>, action: &[Expression]) {
+        let is_family = [
+            Expression::Payload(nft::ETHER_TYPE),
+            Expression::equals(ether_type(self.family).to_be_bytes().into()),
+        ];
+        let tests: Vec<Match> = tests.into_iter().map(holds).collect();
+        let tests = matches::expressions(ruleset, &tests, self.family);
+        ruleset.append(PREROUTING, &[&is_family, &tests, action]);
+    }
+
+    /// The rules for the states in the head of this file. Frames of a device that is not in the map of
+    /// ports stay on the bridge.
+    fn add_states(&self, ruleset: &mut Ruleset) {
+        let mut flags = |it: Match| matches::expressions(ruleset, &[it], self.family);
+        let is_syn = flags(holds(Test::TcpFlags {
+            mask: FIN | SYN | RST | ACK,
+            set: SYN,
+        }));
+        let has_fin_or_rst = flags(any_of(FIN | RST));
+        let has_psh = flags(any_of(PSH));
+        let (syn_seen, established) = (&self.syn_seen, &self.established);
+        let load = [
+            map_input_device(),
+            Expression::Concatenation(self.client_key().into()),
+        ];
+        let is_established = [is_in(established)];
+        let is_syn_seen = [is_in(syn_seen), is_not_in(&self.pod_answered)];
+        let establish = [
+            update(established, ESTABLISHED_TIMEOUT),
+            update(syn_seen, DECIDED_TIMEOUT),
+        ];
+        let renew = [update(established, ESTABLISHED_TIMEOUT)];
+        let close = [update(established, CLOSED_TIMEOUT)];
+        let enter = [update(syn_seen, HANDSHAKE_TIMEOUT)];
+        let stay = [update(syn_seen, ESTABLISHED_TIMEOUT)];
+        let jump = [Expression::Jump(self.handshakes.clone())];
+        let redirect = redirect();
+        let mut rule = |parts: &[&[Expression]]| ruleset.append(&self.states, parts);
+        rule(&[&is_syn, &jump]);
+        rule(&[&has_fin_or_rst, &load, &is_established, &close, &redirect]);
+        rule(&[&has_psh, &load, &is_established, &renew, &redirect]);
+        rule(&[&load, &is_established, &redirect]);
+        rule(&[&load, &is_syn_seen, &establish, &redirect]);
+        // The rule above has ended because `established` is full.
+        rule(&[&load, &is_syn_seen, &stay, &redirect]);
+        ruleset.append(&self.handshakes, &[&load, &enter, &redirect]);
+    }
+}
+
+fn map_input_device() -> Expression {
+    let map = PORTS.to_owned();
+    Expression::MapInputDevice { map }
+}
+
+/// Sends the frame to IP. The packet priority tells the rules of the scripts that it was redirected.
+fn redirect() -> [Expression; 4] {
+    let priority = REDIRECTED_PRIORITY.to_ne_bytes();
     [
-        Expression::SendThere,
-        Expression::Set(libc::NFT_META_PKTTYPE, vec![PACKET_HOST]),
-        Expression::Set(libc::NFT_META_PRIORITY, sign.into()),
+        Expression::SetEtherDestination,
+        Expression::SetMeta(libc::NFT_META_PKTTYPE, vec![PACKET_HOST]),
+        Expression::SetMeta(libc::NFT_META_PRIORITY, priority.into()),
         Expression::Verdict(libc::NF_ACCEPT),
     ]
 }
 
-fn known(set: &'static str) -> Expression {
-    let negated = false;
-    Expression::Known { negated, set }
+fn is_in(set: &str) -> Expression {
+    let (negated, set) = (false, set.to_owned());
+    Expression::LookupNamed { negated, set }
 }
 
-fn unknown(set: &'static str) -> Expression {
-    let negated = true;
-    Expression::Known { negated, set }
+fn is_not_in(set: &str) -> Expression {
+    let (negated, set) = (true, set.to_owned());
+    Expression::LookupNamed { negated, set }
 }
 
-fn plain(test: Test) -> Match {
+fn update(set: &str, timeout: u32) -> Expression {
+    let set = set.to_owned();
+    Expression::Update { set, timeout }
+}
+
+fn holds(test: Test) -> Match {
     Match {
         negated: false,
         test,
     }
 }
 
-fn flags(mask: u8, set: u8) -> Test {
-    Test::TcpFlags { mask, set }
+/// All of these flags are set.
+fn are_set(flags: u8) -> Test {
+    Test::TcpFlags {
+        mask: flags,
+        set: flags,
+    }
+}
+
+/// At least one of these flags is set.
+fn any_of(flags: u8) -> Match {
+    Match {
+        negated: true,
+        test: Test::TcpFlags {
+            mask: flags,
+            set: 0,
+        },
+    }
 }

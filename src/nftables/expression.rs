@@ -1,25 +1,25 @@
-//! The nf_tables expressions that rules are made of, and how they are written as attributes.
+//! nf_tables expressions, the steps of a rule, and their netlink attributes.
 //!
-//! From linux/netfilter/nf_tables.h. Numbers are in network order, data as it is compared. Values
-//! pass through one register; TPROXY needs a second.
+//! An expression loads a value into a register, tests it, or acts on the packet. Attributes and
+//! registers are those of linux/netfilter/nf_tables.h; numbers in attributes are in network order.
 
 use std::net::IpAddr;
 
 use libc::c_int;
 
 use crate::netlink::message::Message;
-use crate::selectors::{Family, Mark};
+use crate::nftables::nft::{self, Field};
+use crate::selectors::Mark;
 
-/// Lists: `NFTA_LIST_ELEM`
+/// One item of a list
 pub const NFTA_LIST_ELEM: u16 = 1;
-/// Data: a plain value
-pub const NFTA_DATA_VALUE: u16 = 1;
+/// The name of an expression
+pub const NFTA_EXPR_NAME: u16 = 1;
 
+const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CODE: u16 = 1;
 const NFTA_VERDICT_CHAIN: u16 = 2;
-/// An expression: what it is called
-pub const NFTA_EXPR_NAME: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_IMMEDIATE_DREG: u16 = 1;
 const NFTA_IMMEDIATE_DATA: u16 = 2;
@@ -59,188 +59,155 @@ const NFTA_TPROXY_FAMILY: u16 = 1;
 const NFTA_TPROXY_REG_ADDR: u16 = 2;
 const NFTA_TPROXY_REG_PORT: u16 = 3;
 
-/// Socket expression: the value of `IP_TRANSPARENT`; no socket ends the rule
+/// Key of the socket expression: the socket option `IP_TRANSPARENT`; without a socket the rule ends
 pub const NFT_SOCKET_TRANSPARENT: u32 = 0;
-/// Socket expression: whether the socket is bound to any address; since Linux 5.10
+/// Key of the socket expression: the socket is bound to any address; since Linux 5.10
 pub const NFT_SOCKET_WILDCARD: u32 = 2;
 
-/// The name that an anonymous set asks for; it is found by its id.
+/// Name of an anonymous set before the kernel numbers it; an id in the same transaction finds it
 pub const ANONYMOUS_SET: &str = "__set%d";
 
+/// Register of the value that is tested
 const VALUE: c_int = libc::NFT_REG_1;
+/// Register of the port for TPROXY
 const PORT: c_int = libc::NFT_REG_2;
+/// First of the 4-byte registers that make up [`VALUE`], for a concatenation
+const CONCATENATION: c_int = libc::NFT_REG32_00;
+/// Registers of a hardware address, behind the longest concatenation (40 bytes)
+const ETHER_ADDRESS: c_int = libc::NFT_REG32_12;
 
-/// Behind the longest key of a connection, which takes 40 bytes.
-const HARDWARE: c_int = libc::NFT_REG32_12;
-const HARDWARE_LENGTH: u32 = 6;
-
-/// One step of a rule. A comparison that fails ends the rule.
+/// One step of a rule. If a test fails, the rule ends, and the chain goes on to the next one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expression {
-    /// Loads a property of the packet (`NFT_META_…`).
+    /// Loads metadata of the packet (`NFT_META_…`).
     Meta(c_int),
-    /// Loads bytes of a header (`NFT_PAYLOAD_…`), from an offset.
-    Payload {
-        /// Which header.
-        base: c_int,
-        /// Where in it, in bytes.
-        offset: u32,
-        /// How many bytes.
-        length: u32,
-    },
+    /// Loads a field of a header.
+    Payload(Field),
+    /// Loads several fields, each padded to 4 bytes: `ip saddr . ip daddr`.
+    Concatenation(Vec<Field>),
     /// Loads a property of the socket that owns the packet (`NFT_SOCKET_…`).
     Socket(u32),
     /// `value = value & mask ^ xor`
     Bitwise {
-        /// The bits that stay.
+        /// The bits to keep.
         mask: Vec<u8>,
-        /// The bits that are flipped then.
+        /// The bits to flip then.
         xor: Vec<u8>,
     },
-    /// The value is these bytes, or is not.
+    /// Tests whether the value starts with these bytes.
     Compare {
-        /// Whether it is not.
+        /// Inverts the test.
         negated: bool,
         /// The bytes.
         data: Vec<u8>,
     },
-    /// The value is from … to …, both included, or is not.
+    /// Tests whether the value is in a range.
     Range {
-        /// Whether it is not.
+        /// Inverts the test.
         negated: bool,
         /// The lowest value.
         from: Vec<u8>,
         /// The highest value.
         to: Vec<u8>,
     },
-    /// The value is in this anonymous set, or is not.
+    /// Tests whether the value is in an anonymous set.
     Lookup {
-        /// Whether it is not.
+        /// Inverts the test.
         negated: bool,
-        /// The place of the set among those of its table.
+        /// The index of the set in its ruleset.
         set: u32,
     },
-    /// Hands the packet to a transparent listener; if there is none, the rule ends.
+    /// Tests whether the value is in a named set: `@set`.
+    LookupNamed {
+        /// Inverts the test.
+        negated: bool,
+        /// The name of the set.
+        set: String,
+    },
+    /// Adds the value to a dynamic set, or renews it there: `update @set { … timeout 10s }`. If the set
+    /// is full, the rule ends.
+    Update {
+        /// The name of the set.
+        set: String,
+        /// Time-out of the element, in seconds.
+        timeout: u32,
+    },
+    /// Hands the packet to a transparent listener. Without a listener the rule ends.
     Tproxy {
         /// `NFPROTO_IPV4` or `NFPROTO_IPV6`
         family: c_int,
-        /// The listener's address.
+        /// The listener's address; the address of the input interface, if none.
         address: Option<IpAddr>,
-        /// The listener's port, host order; 0 for the packet's own.
+        /// The listener's port, host order; the packet's own, if 0.
         port: u16,
     },
-    /// Loads what tells a TCP connection from others: both addresses and both ports, the client's first.
-    Connection {
-        /// Of the packet.
-        family: Family,
-        /// Whether the packet goes to the client.
-        is_answer: bool,
-    },
-    /// The loaded connection is in the set of this name, or is not.
-    Known {
-        /// Whether it is not.
-        negated: bool,
-        /// The name.
-        set: &'static str,
-    },
-    /// Has the loaded connection stay in the set for so many seconds from now; a set that is full
-    /// ends the rule.
-    Remember(&'static str, u32),
     /// `mark = mark & !mask ^ value`
     SetMark(Mark),
-    /// Loads the hardware address that the map of this name has for the device the packet came in by;
-    /// a device that is not in the map ends the rule.
-    Hardware(&'static str),
-    /// Sends the frame to the hardware address that is loaded.
-    SendThere,
-    /// Sets a property of the packet (`NFT_META_…`) to these bytes.
-    Set(c_int, Vec<u8>),
-    /// Ends the rule (`NF_ACCEPT`, `NF_DROP`, `NFT_RETURN`).
+    /// Sets metadata of the packet (`NFT_META_…`).
+    SetMeta(c_int, Vec<u8>),
+    /// Loads the hardware address that a map holds for the input device: `iif map @ports`. Without an
+    /// element the rule ends.
+    MapInputDevice {
+        /// The name of the map.
+        map: String,
+    },
+    /// Sets `ether daddr` to the address that [`Expression::MapInputDevice`] has loaded.
+    SetEtherDestination,
+    /// A verdict on the packet (`NF_ACCEPT`, `NF_DROP`) or the end of the chain (`NFT_RETURN`).
     Verdict(c_int),
-    /// Goes through another chain.
+    /// Calls another chain.
     Jump(String),
 }
 
 impl Expression {
-    /// Appends the expression to a rule's list; the sets of its table have ids from `first_set` on.
+    /// Tests whether the value starts with these bytes.
+    pub fn equals(data: Vec<u8>) -> Expression {
+        let negated = false;
+        Expression::Compare { negated, data }
+    }
+
+    /// `value = value & mask`
+    pub fn masked(mask: Vec<u8>) -> Expression {
+        let xor = vec![0; mask.len()];
+        Expression::Bitwise { mask, xor }
+    }
+
+    /// Appends the expression to the list of a rule. Anonymous sets have ids from `first_set` on.
     pub fn write(&self, list: &mut Message, first_set: u32) {
         match self {
             Expression::Meta(key) => load_meta(list, *key),
-            Expression::Payload {
-                base,
-                offset,
-                length,
-            } => payload(list, VALUE, *base, *offset, *length),
+            Expression::Payload(field) => load_field(list, VALUE, *field),
+            Expression::Concatenation(fields) => concatenation(list, fields),
             Expression::Socket(key) => element(list, "socket", |data| {
                 data.put_be32(NFTA_SOCKET_KEY, *key)
                     .put_be32(NFTA_SOCKET_DREG, VALUE as u32);
             }),
             Expression::Bitwise { mask, xor } => bitwise(list, mask, xor),
-            Expression::Compare {
-                negated,
-                data: bytes,
-            } => element(list, "cmp", |data| {
-                let operator = if *negated {
-                    libc::NFT_CMP_NEQ
-                } else {
-                    libc::NFT_CMP_EQ
-                };
-                data.put_be32(NFTA_CMP_SREG, VALUE as u32)
-                    .put_be32(NFTA_CMP_OP, operator as u32);
-                value(data, NFTA_CMP_DATA, bytes);
-            }),
-            Expression::Range { negated, from, to } => element(list, "range", |data| {
-                let operator = if *negated {
-                    libc::NFT_RANGE_NEQ
-                } else {
-                    libc::NFT_RANGE_EQ
-                };
-                data.put_be32(NFTA_RANGE_SREG, VALUE as u32)
-                    .put_be32(NFTA_RANGE_OP, operator as u32);
-                value(data, NFTA_RANGE_FROM_DATA, from);
-                value(data, NFTA_RANGE_TO_DATA, to);
-            }),
-            Expression::Lookup { negated, set } => element(list, "lookup", |data| {
-                data.put_text(NFTA_LOOKUP_SET, ANONYMOUS_SET)
-                    .put_be32(NFTA_LOOKUP_SET_ID, first_set + *set)
-                    .put_be32(NFTA_LOOKUP_SREG, VALUE as u32)
-                    .put_be32(NFTA_LOOKUP_FLAGS, inversion(*negated));
-            }),
+            Expression::Compare { negated, data } => compare(list, *negated, data),
+            Expression::Range { negated, from, to } => range(list, *negated, from, to),
+            Expression::Lookup { negated, set } => {
+                lookup(list, *negated, ANONYMOUS_SET, Some(first_set + *set));
+            }
+            Expression::LookupNamed { negated, set } => lookup(list, *negated, set, None),
+            Expression::Update { set, timeout } => update(list, set, *timeout),
             Expression::Tproxy {
                 family,
                 address,
                 port,
             } => tproxy(list, *family, *address, *port),
-            Expression::Connection { family, is_answer } => connection(list, *family, *is_answer),
-            Expression::Known { negated, set } => element(list, "lookup", |data| {
-                data.put_text(NFTA_LOOKUP_SET, set)
-                    .put_be32(NFTA_LOOKUP_SREG, VALUE as u32)
-                    .put_be32(NFTA_LOOKUP_FLAGS, inversion(*negated));
-            }),
-            Expression::Remember(set, seconds) => remember(list, set, *seconds),
-            Expression::Hardware(map) => {
-                load_meta(list, libc::NFT_META_IIF);
-                element(list, "lookup", |data| {
-                    data.put_text(NFTA_LOOKUP_SET, map)
-                        .put_be32(NFTA_LOOKUP_SREG, VALUE as u32)
-                        .put_be32(NFTA_LOOKUP_DREG, HARDWARE as u32);
-                });
-            }
-            // The destination comes first in a frame.
-            Expression::SendThere => element(list, "payload", |data| {
-                data.put_be32(NFTA_PAYLOAD_SREG, HARDWARE as u32)
-                    .put_be32(NFTA_PAYLOAD_BASE, libc::NFT_PAYLOAD_LL_HEADER as u32)
-                    .put_be32(NFTA_PAYLOAD_OFFSET, 0)
-                    .put_be32(NFTA_PAYLOAD_LEN, HARDWARE_LENGTH);
-            }),
-            Expression::Set(key, bytes) => {
-                load(list, VALUE, bytes);
-                set_meta(list, *key);
-            }
             Expression::SetMark(mark) => {
                 load_meta(list, libc::NFT_META_MARK);
                 bitwise(list, &(!mark.mask).to_ne_bytes(), &mark.value.to_ne_bytes());
                 set_meta(list, libc::NFT_META_MARK);
+            }
+            Expression::SetMeta(key, bytes) => {
+                load(list, VALUE, bytes);
+                set_meta(list, *key);
+            }
+            Expression::MapInputDevice { map } => map_input_device(list, map),
+            Expression::SetEtherDestination => {
+                let field = nft::ETHER_DESTINATION;
+                payload(list, NFTA_PAYLOAD_SREG, ETHER_ADDRESS, field);
             }
             Expression::Verdict(code) => verdict(list, *code, None),
             Expression::Jump(chain) => verdict(list, libc::NFT_JUMP, Some(chain)),
@@ -248,6 +215,7 @@ impl Expression {
     }
 }
 
+/// Appends one expression to the list of a rule.
 fn element(list: &mut Message, name: &str, fill: impl FnOnce(&mut Message)) {
     list.nest(NFTA_LIST_ELEM, |element| {
         element
@@ -256,7 +224,7 @@ fn element(list: &mut Message, name: &str, fill: impl FnOnce(&mut Message)) {
     });
 }
 
-/// Data that is a plain value.
+/// Appends an attribute that holds data for a register.
 pub fn value(data: &mut Message, kind: u16, bytes: &[u8]) {
     data.nest(kind, |value| {
         value.put(NFTA_DATA_VALUE, bytes);
@@ -270,54 +238,79 @@ fn load(list: &mut Message, register: c_int, bytes: &[u8]) {
     });
 }
 
-fn inversion(negated: bool) -> u32 {
-    if negated {
-        libc::NFT_LOOKUP_F_INV as u32
-    } else {
-        0
-    }
+fn compare(list: &mut Message, negated: bool, bytes: &[u8]) {
+    let operator = match negated {
+        false => libc::NFT_CMP_EQ,
+        true => libc::NFT_CMP_NEQ,
+    };
+    element(list, "cmp", |data| {
+        data.put_be32(NFTA_CMP_SREG, VALUE as u32)
+            .put_be32(NFTA_CMP_OP, operator as u32);
+        value(data, NFTA_CMP_DATA, bytes);
+    });
+}
+
+fn range(list: &mut Message, negated: bool, from: &[u8], to: &[u8]) {
+    let operator = match negated {
+        false => libc::NFT_RANGE_EQ,
+        true => libc::NFT_RANGE_NEQ,
+    };
+    element(list, "range", |data| {
+        data.put_be32(NFTA_RANGE_SREG, VALUE as u32)
+            .put_be32(NFTA_RANGE_OP, operator as u32);
+        value(data, NFTA_RANGE_FROM_DATA, from);
+        value(data, NFTA_RANGE_TO_DATA, to);
+    });
+}
+
+fn lookup(list: &mut Message, negated: bool, set: &str, id: Option<u32>) {
+    let flags = match negated {
+        false => 0,
+        true => libc::NFT_LOOKUP_F_INV,
+    };
+    element(list, "lookup", |data| {
+        data.put_text(NFTA_LOOKUP_SET, set);
+        if let Some(id) = id {
+            data.put_be32(NFTA_LOOKUP_SET_ID, id);
+        }
+        data.put_be32(NFTA_LOOKUP_SREG, VALUE as u32)
+            .put_be32(NFTA_LOOKUP_FLAGS, flags as u32);
+    });
+}
+
+fn map_input_device(list: &mut Message, map: &str) {
+    load_meta(list, libc::NFT_META_IIF);
+    element(list, "lookup", |data| {
+        data.put_text(NFTA_LOOKUP_SET, map)
+            .put_be32(NFTA_LOOKUP_SREG, VALUE as u32)
+            .put_be32(NFTA_LOOKUP_DREG, ETHER_ADDRESS as u32);
+    });
 }
 
 fn load_meta(list: &mut Message, key: c_int) {
-    element(list, "meta", |data| {
-        data.put_be32(NFTA_META_DREG, VALUE as u32)
-            .put_be32(NFTA_META_KEY, key as u32);
-    });
+    meta(list, NFTA_META_DREG, key);
 }
 
 fn set_meta(list: &mut Message, key: c_int) {
+    meta(list, NFTA_META_SREG, key);
+}
+
+fn meta(list: &mut Message, direction: u16, key: c_int) {
     element(list, "meta", |data| {
-        data.put_be32(NFTA_META_SREG, VALUE as u32)
+        data.put_be32(direction, VALUE as u32)
             .put_be32(NFTA_META_KEY, key as u32);
     });
 }
 
-/// A key of four parts, in registers that follow each other; a port takes 4 bytes of them.
-fn connection(list: &mut Message, family: Family, is_answer: bool) {
-    // Where the source's address stands in its header, and how long one is (RFC 791, 3.1; RFC 8200, 3).
-    let (source, length) = match family {
-        Family::V4 => (12, 4),
-        Family::V6 => (8, 16),
-    };
-    let (network, transport) = (
-        libc::NFT_PAYLOAD_NETWORK_HEADER,
-        libc::NFT_PAYLOAD_TRANSPORT_HEADER,
-    );
-    let client = [(network, source, length), (transport, 0, 2)];
-    let server = [(network, source + length, length), (transport, 2, 2)];
-    let [first, second] = match is_answer {
-        false => [client, server],
-        true => [server, client],
-    };
-    let parts = [first[0], second[0], first[1], second[1]];
-    let mut register = libc::NFT_REG32_00;
-    for (base, offset, length) in parts {
-        payload(list, register, base, offset, length);
-        register += length.div_ceil(4) as c_int;
+fn concatenation(list: &mut Message, fields: &[Field]) {
+    let mut register = CONCATENATION;
+    for field in fields {
+        load_field(list, register, *field);
+        register += field.length.div_ceil(4) as c_int;
     }
 }
 
-fn remember(list: &mut Message, set: &str, seconds: u32) {
+fn update(list: &mut Message, set: &str, seconds: u32) {
     let milliseconds = u64::from(seconds) * 1000;
     element(list, "dynset", |data| {
         data.put_text(NFTA_DYNSET_SET_NAME, set)
@@ -337,12 +330,17 @@ fn bitwise(list: &mut Message, mask: &[u8], xor: &[u8]) {
     });
 }
 
-fn payload(list: &mut Message, register: c_int, base: c_int, offset: u32, length: u32) {
+fn load_field(list: &mut Message, register: c_int, field: Field) {
+    payload(list, NFTA_PAYLOAD_DREG, register, field);
+}
+
+/// `direction` is `NFTA_PAYLOAD_DREG` to load the field, `NFTA_PAYLOAD_SREG` to set it.
+fn payload(list: &mut Message, direction: u16, register: c_int, field: Field) {
     element(list, "payload", |data| {
-        data.put_be32(NFTA_PAYLOAD_DREG, register as u32)
-            .put_be32(NFTA_PAYLOAD_BASE, base as u32)
-            .put_be32(NFTA_PAYLOAD_OFFSET, offset)
-            .put_be32(NFTA_PAYLOAD_LEN, length);
+        data.put_be32(direction, register as u32)
+            .put_be32(NFTA_PAYLOAD_BASE, field.base as u32)
+            .put_be32(NFTA_PAYLOAD_OFFSET, field.offset)
+            .put_be32(NFTA_PAYLOAD_LEN, field.length);
     });
 }
 
@@ -353,8 +351,8 @@ fn tproxy(list: &mut Message, family: c_int, address: Option<IpAddr>, port: u16)
         None => {}
     }
     match (address, port) {
-        // The kernel wants an address or a port: the packet's own, which is what 0 means.
-        (None, 0) => payload(list, PORT, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2),
+        // The kernel requires an address or a port; 0 stands for the packet's own.
+        (None, 0) => load_field(list, PORT, nft::DESTINATION_PORT),
         (Some(_), 0) => {}
         (_, port) => load(list, PORT, &port.to_be_bytes()),
     }

@@ -1,8 +1,9 @@
-//! The tables `inet tproxy-pod` and `bridge tproxy-pod`: claimed for this process, replaced and
-//! removed in one nf_tables transaction each.
+//! The tables `inet tproxy-pod` and `bridge tproxy-pod`: claimed for this process, written and removed,
+//! each time in one transaction.
 //!
-//! With `NFT_TABLE_F_OWNER` (Linux 5.12) the kernel keeps everybody else's hands off the tables and
-//! removes them when the process ends, however it ends. From linux/netfilter/nf_tables.h.
+//! With `NFT_TABLE_F_OWNER` (Linux 5.12, linux/netfilter/nf_tables.h) no other process can change the
+//! tables, and the kernel removes them when this process ends, even by SIGKILL. Rules come as
+//! [`Ruleset`]s; this file knows neither scripts nor bridges.
 
 use std::io::ErrorKind;
 use std::os::linux::net::SocketAddrExt;
@@ -10,277 +11,242 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::batch::{Batch, NFTA_TABLE_NAME, Refused, TABLE, message};
 use crate::error::Error;
 use crate::netlink::message::{Refusal, attributes};
 use crate::netlink::socket::Socket;
-use crate::nftables::bridge::{BridgeRedirect, PORTS, from_chain, new_chain};
-use crate::nftables::compile::{Ruleset, compile};
-use crate::routing::bridges::BridgeMonitor;
-use crate::rules::script::Script;
+use crate::nftables::batch::{Batch, CommitMode, Refused};
+use crate::nftables::messages::{TABLE, TableFamily, get_table};
+use crate::nftables::ruleset::Ruleset;
 use crate::selectors::Family;
-
-pub use super::batch::{Effect, Layer};
 
 const NFT_TABLE_F_OWNER: u32 = 2;
 const NFTA_TABLE_OWNER: u16 = 7;
 
-/// How long a table may still be there whose owner was killed.
-const RELEASE: Duration = Duration::from_secs(1);
+/// Time that the kernel may take to remove the table of a killed owner.
+const RELEASE_TIME: Duration = Duration::from_secs(1);
+
+/// Interval between two attempts to claim a table.
+const CLAIM_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The tables, and the socket that owns them.
 #[derive(Debug)]
 pub struct Table {
     socket: Socket,
-    /// Whether what is asked is done.
-    effect: Effect,
-    /// Where the rules are.
-    layer: Layer,
-    /// The flags that the table has now, or would be created with.
+    mode: CommitMode,
+    /// The family of the table of the scripts.
+    family: TableFamily,
+    /// The flags of the tables; 0 before they exist.
     flags: u32,
-    /// What tells other instances that this one is there, where the table itself cannot.
-    presence: Option<UnixDatagram>,
-    has_rules: bool,
-    /// What is in it.
-    ruleset: Ruleset,
-    /// Whether frames are lifted from bridges, by a table of its own.
-    lifts: bool,
+    /// The lock against a second instance, if the table cannot have an owner.
+    instance_lock: Option<UnixDatagram>,
+    /// The table of the scripts has rules.
+    is_installed: bool,
+    /// The table of the bridge exists.
+    has_bridge_table: bool,
 }
 
 impl Table {
-    /// Claims the table for rules of these families: from here on it belongs to this process, and is
-    /// empty. Before Linux 5.12 nothing is claimed and nothing created yet.
+    /// Claims the table of the scripts, for rules of these families: it is empty, and this process is
+    /// its owner. Before Linux 5.12 the table is only checked, and a lock excludes other instances.
     ///
     /// # Errors
-    /// `EPERM` if the table belongs to another process, or `CAP_NET_ADMIN` is missing; what the kernel
-    /// lacks.
+    /// `EPERM` if another process owns the table or CAP_NET_ADMIN is missing, `EADDRINUSE` if another
+    /// instance has the lock, `EOPNOTSUPP`, `ENOENT` or `EPROTONOSUPPORT` if the kernel lacks a part of
+    /// nf_tables.
     pub fn claim(
-        effect: Effect,
+        mode: CommitMode,
         mut families: impl Iterator<Item = Family>,
     ) -> Result<Table, Error> {
-        let socket = Socket::open(libc::NETLINK_NETFILTER).map_err(|error| {
-            let error = Error::new("open a netlink socket", error);
-            match error.errno() {
-                libc::EPROTONOSUPPORT => error
-                    .hint("the kernel lacks nfnetlink: module nfnetlink, CONFIG_NETFILTER_NETLINK"),
-                _ => error,
-            }
-        })?;
         let mut table = Table {
-            socket,
-            effect,
-            layer: Layer::Inet,
+            socket: open_socket()?,
+            mode,
+            family: TableFamily::Inet,
             flags: 0,
-            presence: None,
-            has_rules: false,
-            ruleset: Ruleset::default(),
-            lifts: false,
+            instance_lock: None,
+            is_installed: false,
+            has_bridge_table: false,
         };
-        let is_ipv4_alone = families.all(|family| family == Family::V4);
+        let is_ipv4_only = families.all(|family| family == Family::V4);
         let mut flags = NFT_TABLE_F_OWNER;
         let start = Instant::now();
-        loop {
-            let Err(error) = table.create(flags) else {
-                return Ok(table);
-            };
-            let layer = table.layer;
-            let owner = table.owner(layer).map_err(|refusal| refusal.errno);
-            match (error.errno(), owner) {
-                (libc::EINVAL, _) if flags != 0 => {
-                    table.presence = Some(present(layer)?);
+        while let Err(error) = table.create(flags) {
+            let family = table.family;
+            let owner = table.owner(family).map_err(|refusal| refusal.errno);
+            match error.errno() {
+                libc::EINVAL if flags != 0 => {
+                    table.instance_lock = Some(lock_instance(family)?);
                     flags = 0;
                 }
-                (libc::EOPNOTSUPP | libc::ENOENT, _)
-                    if is_ipv4_alone && table.layer == Layer::Inet =>
-                {
-                    table.layer = Layer::Ip;
+                libc::EOPNOTSUPP | libc::ENOENT if is_ipv4_only && family == TableFamily::Inet => {
+                    table.family = TableFamily::Ip;
                 }
-                (libc::EPERM, Err(libc::EPERM)) => {
-                    return Err(error.hint("CAP_NET_ADMIN is needed"));
+                libc::EPERM if start.elapsed() < longest_wait(owner) => {
+                    thread::sleep(CLAIM_INTERVAL);
                 }
-                // Its owner may be about to end, or has ended just now.
-                (libc::EPERM, owner) if start.elapsed() < release(owner.ok().flatten()) => {
-                    thread::sleep(RELEASE / 100);
-                }
-                (libc::EPERM, Ok(Some(port))) => {
-                    return Err(error.hint(format!(
-                        "the table has an owner, netlink port {port}: another tproxy-pod is running"
-                    )));
-                }
-                (libc::EOPNOTSUPP | libc::ENOENT, _) => {
-                    return Err(error.hint("the kernel lacks CONFIG_NF_TABLES_INET, or IPv6"));
-                }
-                _ => return Err(error),
+                _ => return Err(explain(error, owner)),
             }
         }
+        Ok(table)
     }
 
-    /// The tables that are there and have no owner: as long as nothing is claimed, somebody else's.
-    pub fn without_owner(&mut self) -> Vec<Layer> {
-        let mut layers = vec![self.layer, Layer::Bridge];
-        layers.retain(|layer| matches!(self.owner(*layer), Ok(None)));
-        layers
+    /// The tables that exist and have no owner. Before anything is installed, they belong to another
+    /// process.
+    pub fn without_owner(&mut self) -> Vec<TableFamily> {
+        let mut families = vec![self.family, TableFamily::Bridge];
+        families.retain(|family| matches!(self.owner(*family), Ok(None)));
+        families
     }
 
-    /// Whether the kernel removes the table with this process.
+    /// Whether the kernel removes the tables with this process.
     pub fn is_owned(&self) -> bool {
         self.flags & NFT_TABLE_F_OWNER != 0
     }
 
-    /// Whether frames are lifted from bridges.
-    pub fn lifts(&self) -> bool {
-        self.lifts
+    /// Whether frames of bridges are redirected.
+    pub fn has_bridge_table(&self) -> bool {
+        self.has_bridge_table
     }
 
-    /// Where there are rules.
-    pub fn layers(&self) -> Vec<Layer> {
-        let scripts = self.has_rules.then_some(self.layer);
-        let lift = self.lifts.then_some(Layer::Bridge);
-        scripts.into_iter().chain(lift).collect()
+    /// The tables that have rules.
+    pub fn installed(&self) -> Vec<TableFamily> {
+        let scripts = self.is_installed.then_some(self.family);
+        let bridge = self.has_bridge_table.then_some(TableFamily::Bridge);
+        scripts.into_iter().chain(bridge).collect()
     }
 
-    /// Puts the rules of these scripts in place of all that is in the table, and has frames lifted
-    /// from these bridges by rules of their own, if the kernel can; returns why it cannot.
+    /// Replaces both tables. If the kernel refuses the table of the bridge, the other one is installed
+    /// alone, and the reason is returned.
     ///
     /// # Errors
-    /// The part of the table that the kernel refuses; nothing is changed then.
-    pub fn install(
-        &mut self,
-        scripts: &[Script],
-        lift: &BridgeRedirect,
-        bridges: &BridgeMonitor,
-    ) -> Result<Option<Error>, Error> {
-        self.ruleset = compile(scripts);
-        let unlifted = match self.install_both(lift, bridges) {
+    /// The part of the table of the scripts that the kernel refuses; nothing has changed then.
+    pub fn install(&mut self, rules: &Ruleset, bridge: &Ruleset) -> Result<Option<Error>, Error> {
+        let no_bridge = match self.install_both(rules, bridge) {
             Ok(()) => None,
             Err(Refused {
-                layer: Some(Layer::Bridge),
+                family: Some(TableFamily::Bridge),
                 error,
             }) => {
-                self.replacing().commit(&mut self.socket, self.effect)?;
+                let batch = self.replace(rules);
+                batch.commit(&mut self.socket, self.mode)?;
                 Some(error)
             }
             Err(refused) => return Err(refused.error),
         };
-        self.lifts = unlifted.is_none();
-        self.has_rules = true;
-        Ok(unlifted)
+        self.has_bridge_table = no_bridge.is_none();
+        self.is_installed = true;
+        Ok(no_bridge)
     }
 
-    fn install_both(
-        &mut self,
-        lift: &BridgeRedirect,
-        bridges: &BridgeMonitor,
-    ) -> Result<(), Refused> {
-        let layer = Layer::Bridge;
+    fn install_both(&mut self, rules: &Ruleset, bridge: &Ruleset) -> Result<(), Refused> {
+        let family = TableFamily::Bridge;
         if !self.is_owned() {
-            let error = Error::numbered(format!("create table {layer}"), libc::EOPNOTSUPP);
+            let error = Error::numbered(format!("create table {family}"), libc::EOPNOTSUPP);
             return Err(Refused {
-                layer: Some(layer),
-                error: error.hint("SIGKILL would leave it, and what it lifts may be lost then"),
+                family: Some(family),
+                error: error.hint("SIGKILL would leave it, and redirected frames may be lost then"),
             });
         }
-        let mut batch = self.replacing();
-        batch.delete(layer, 0);
-        batch.create(layer, self.flags);
-        batch.fill(layer, &lift.base());
-        follow(&mut batch, lift, bridges);
-        batch.commit(&mut self.socket, self.effect)
+        let mut batch = self.replace(rules);
+        batch.delete(family, 0);
+        batch.create(family, self.flags);
+        batch.write(family, bridge);
+        batch.commit(&mut self.socket, self.mode)
     }
 
-    /// Has frames lifted from these bridges, and from no others. The rest is made anew: the chain
-    /// of lifted packets has to come ahead of what br_netfilter may have added with a bridge, and of
-    /// two with one priority the later comes first (`nf_hook_entries_grow`, net/netfilter/core.c).
+    /// Replaces the table of the scripts, and writes a change into the table of the bridge, if there is
+    /// one.
+    ///
+    /// The first table is replaced even if its rules stay: its chain for redirected packets has to run
+    /// before the hooks of br_netfilter, which come with a bridge, and of two hooks with one priority the
+    /// later one runs first (`nf_hook_entries_grow`, net/netfilter/core.c).
     ///
     /// # Errors
-    /// The part of the tables that the kernel refuses; nothing is changed then.
-    pub fn follow(&mut self, lift: &BridgeRedirect, bridges: &BridgeMonitor) -> Result<(), Error> {
-        let mut batch = self.replacing();
-        for family in lift.families() {
-            batch.flush(Layer::Bridge, &from_chain(family));
+    /// The part of the tables that the kernel refuses; nothing has changed then.
+    pub fn update(&mut self, rules: &Ruleset, bridge: &Ruleset) -> Result<(), Error> {
+        let mut batch = self.replace(rules);
+        if self.has_bridge_table {
+            batch.write(TableFamily::Bridge, bridge);
         }
-        follow(&mut batch, lift, bridges);
-        Ok(batch.commit(&mut self.socket, self.effect)?)
-    }
-
-    /// Puts the rules of these scripts in place of all that is in the table; no more connections are
-    /// lifted from bridges than those that are already.
-    ///
-    /// # Errors
-    /// The part of the tables that the kernel refuses; nothing is changed then.
-    pub fn drain(&mut self, scripts: &[Script], lift: &BridgeRedirect) -> Result<(), Error> {
-        self.ruleset = compile(scripts);
-        let mut batch = self.replacing();
-        for family in lift.families().filter(|_| self.lifts) {
-            batch.flush(Layer::Bridge, &new_chain(family));
-        }
-        Ok(batch.commit(&mut self.socket, self.effect)?)
+        Ok(batch.commit(&mut self.socket, self.mode)?)
     }
 
     /// Removes the tables.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// `EPERM` if another process owns a table, `ENOMEM`, or any other error of a transaction.
     pub fn remove(&mut self) -> Result<(), Error> {
         let mut batch = Batch::default();
-        batch.delete(self.layer, self.flags);
-        if self.lifts {
-            batch.delete(Layer::Bridge, self.flags);
+        batch.delete(self.family, self.flags);
+        if self.has_bridge_table {
+            batch.delete(TableFamily::Bridge, self.flags);
         }
-        Ok(batch.commit(&mut self.socket, self.effect)?)
+        Ok(batch.commit(&mut self.socket, self.mode)?)
     }
 
-    fn replacing(&self) -> Batch {
+    /// Starts a transaction that replaces the table of the scripts.
+    fn replace(&self, rules: &Ruleset) -> Batch {
         let mut batch = Batch::default();
-        batch.delete(self.layer, self.flags);
-        batch.create(self.layer, self.flags);
-        batch.fill(self.layer, &self.ruleset);
+        batch.delete(self.family, self.flags);
+        batch.create(self.family, self.flags);
+        batch.write(self.family, rules);
         batch
     }
 
-    /// Creates the table without rules, in place of one that is there. One that would have no owner is
-    /// only tried.
+    /// Creates the table of the scripts with these flags, without rules. Without an owner it is deleted in
+    /// the same transaction: the kernel only checks it.
     fn create(&mut self, flags: u32) -> Result<(), Error> {
         let mut batch = Batch::default();
-        batch.delete(self.layer, self.flags);
-        batch.create(self.layer, flags);
-        batch.fill(self.layer, &compile(&[]));
+        batch.delete(self.family, self.flags);
+        batch.create(self.family, flags);
+        batch.write(self.family, &Ruleset::without_rules());
         if flags & NFT_TABLE_F_OWNER == 0 {
-            batch.delete(self.layer, flags);
+            batch.delete(self.family, flags);
         }
-        batch.commit(&mut self.socket, self.effect)?;
+        batch.commit(&mut self.socket, self.mode)?;
         self.flags = flags;
         Ok(())
     }
 
-    /// The netlink port of a table's owner, if it has one.
+    /// The netlink port of the owner of a table, if it has one.
     ///
     /// # Errors
-    /// `ENOENT` if there is no such table, `EPERM` if this process may not ask.
-    fn owner(&mut self, layer: Layer) -> Result<Option<u32>, Refusal> {
-        let mut question = message(layer, libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK);
-        question.put_text(NFTA_TABLE_NAME, TABLE);
+    /// `ENOENT` if there is no such table, `EPERM` if CAP_NET_ADMIN is missing.
+    fn owner(&mut self, family: TableFamily) -> Result<Option<u32>, Refusal> {
         let mut owner = None;
-        self.socket
-            .ask(question, |answer| owner = read_owner(answer.payload))?;
+        self.socket.ask(get_table(family), |answer| {
+            owner = read_owner(answer.payload)
+        })?;
         Ok(owner)
     }
 }
 
-/// A name in the network namespace, which one process can have, for as long as it lives (unix(7),
-/// "abstract").
-fn present(layer: Layer) -> Result<UnixDatagram, Error> {
+fn open_socket() -> Result<Socket, Error> {
+    Socket::open(libc::NETLINK_NETFILTER).map_err(|error| {
+        let error = Error::new("open a netlink socket", error);
+        match error.errno() {
+            libc::EPROTONOSUPPORT => {
+                error.hint("the kernel lacks nfnetlink: module nfnetlink, CONFIG_NETFILTER_NETLINK")
+            }
+            _ => error,
+        }
+    })
+}
+
+/// Takes the lock against a second instance: an abstract socket address (unix(7)), which one process
+/// in a network namespace can have, until it ends. Another process may be about to end.
+fn lock_instance(family: TableFamily) -> Result<UnixDatagram, Error> {
     let start = Instant::now();
     loop {
-        let name = SocketAddr::from_abstract_name(TABLE);
-        match name.and_then(|name| UnixDatagram::bind_addr(&name)) {
-            // Who has it may be about to end.
-            Err(error) if error.kind() == ErrorKind::AddrInUse && start.elapsed() < RELEASE => {
-                thread::sleep(RELEASE / 100);
+        let address = SocketAddr::from_abstract_name(TABLE);
+        match address.and_then(|address| UnixDatagram::bind_addr(&address)) {
+            Err(error)
+                if error.kind() == ErrorKind::AddrInUse && start.elapsed() < RELEASE_TIME =>
+            {
+                thread::sleep(CLAIM_INTERVAL);
             }
             bound => {
                 return bound.map_err(|error| {
-                    Error::new(format!("create table {layer}"), error)
+                    Error::new(format!("create table {family}"), error)
                         .hint("another tproxy-pod is running")
                 });
             }
@@ -288,21 +254,31 @@ fn present(layer: Layer) -> Result<UnixDatagram, Error> {
     }
 }
 
-/// The rules and ports of these bridges.
-fn follow(batch: &mut Batch, lift: &BridgeRedirect, bridges: &BridgeMonitor) {
-    batch.fill(Layer::Bridge, &lift.follow(bridges));
-    batch.fill_map(Layer::Bridge, PORTS, bridges.ports());
-}
-
-/// How long to wait for a table that this is the owner of: without one, it can be had now.
-fn release(owner: Option<u32>) -> Duration {
+/// The time to wait for a table that the kernel refuses with `EPERM`. A table that has an owner may be
+/// released; one that has none any more was just released, so another attempt is worth more time.
+fn longest_wait(owner: Result<Option<u32>, i32>) -> Duration {
     match owner {
-        Some(_) => RELEASE,
-        None => 2 * RELEASE,
+        Err(libc::EPERM) => Duration::ZERO,
+        Ok(Some(_)) => RELEASE_TIME,
+        _ => 2 * RELEASE_TIME,
     }
 }
 
-/// The netlink port of a table's owner, behind `struct nfgenmsg`.
+/// Adds the reason why a table cannot be claimed.
+fn explain(error: Error, owner: Result<Option<u32>, i32>) -> Error {
+    match (error.errno(), owner) {
+        (libc::EPERM, Err(libc::EPERM)) => error.hint("CAP_NET_ADMIN is needed"),
+        (libc::EPERM, Ok(Some(port))) => error.hint(format!(
+            "the table has an owner, netlink port {port}: another tproxy-pod is running"
+        )),
+        (libc::EOPNOTSUPP | libc::ENOENT, _) => {
+            error.hint("the kernel lacks CONFIG_NF_TABLES_INET, or IPv6")
+        }
+        _ => error,
+    }
+}
+
+/// Reads the netlink port of the owner of a table, behind `struct nfgenmsg`.
 pub fn read_owner(payload: &[u8]) -> Option<u32> {
     let (_, port) = attributes(payload.get(4..)?).find(|(kind, _)| *kind == NFTA_TABLE_OWNER)?;
     Some(u32::from_be_bytes(*port.first_chunk()?))

@@ -307,7 +307,7 @@ fn nobody_takes_an_open_connection_away() {
     forger.forge(&connection.client());
     let answered = bridge
         .node
-        .run("nft list set bridge tproxy-pod answered-v4");
+        .run("nft list set bridge tproxy-pod pod-answered-v4");
     assert!(answered.contains("10.244.0.5 . 10.244.0.6"), "{answered}");
     assert!(echoed(connection.ask(REQUEST).text()));
 }

@@ -1,0 +1,107 @@
+//! The matches of a rule as expressions: what `-p`, `--dport` or `-m socket` test.
+//!
+//! Cheap tests come first, whatever their order in the script: most packets fail after a few
+//! comparisons.
+
+use crate::nftables::expression::{Expression, NFT_SOCKET_TRANSPARENT};
+use crate::nftables::nft::{self, Field};
+use crate::nftables::ruleset::Ruleset;
+use crate::rules::rule::{AddressOf, Match, PortOf, Protocol, Test};
+use crate::selectors::Family;
+
+/// The expressions of these matches; the sets that they look up are added to `ruleset`.
+pub fn expressions(ruleset: &mut Ruleset, matches: &[Match], family: Family) -> Vec<Expression> {
+    let mut sorted: Vec<&Match> = matches.iter().collect();
+    sorted.sort_by_key(|it| cost(&it.test));
+    sorted
+        .into_iter()
+        .flat_map(|it| expressions_of(ruleset, it, family))
+        .collect()
+}
+
+/// The cost of a test, relative to others: lookups in sets come late, lookups of sockets last.
+fn cost(test: &Test) -> u8 {
+    match test {
+        Test::Protocol(_) => 0,
+        Test::Mark(_) => 1,
+        Test::TcpFlags { .. } => 2,
+        Test::Ports(..) => 3,
+        Test::Interface { .. } => 4,
+        Test::Address(..) => 5,
+        Test::Socket { .. } => 6,
+    }
+}
+
+fn expressions_of(ruleset: &mut Ruleset, it: &Match, family: Family) -> Vec<Expression> {
+    let negated = it.negated;
+    match &it.test {
+        Test::Protocol(protocol) => vec![
+            Expression::Meta(libc::NFT_META_L4PROTO),
+            compare(negated, vec![protocol_number(*protocol)]),
+        ],
+        Test::Mark(mark) => vec![
+            Expression::Meta(libc::NFT_META_MARK),
+            Expression::masked(mark.mask.to_ne_bytes().into()),
+            compare(negated, mark.value.to_ne_bytes().into()),
+        ],
+        Test::TcpFlags { mask, set } => vec![
+            Expression::Payload(nft::TCP_FLAGS),
+            Expression::masked(vec![*mask]),
+            compare(negated, vec![*set]),
+        ],
+        Test::Ports(of, ranges) => ruleset.in_ranges(port_field(*of), ranges, negated).into(),
+        Test::Interface { name, prefix } => interface(name, *prefix, negated).into(),
+        Test::Address(of, ranges) => ruleset
+            .in_ranges(address_field(*of, family), ranges, negated)
+            .into(),
+        Test::Socket { transparent, .. } => socket(*transparent),
+    }
+}
+
+fn compare(negated: bool, data: Vec<u8>) -> Expression {
+    Expression::Compare { negated, data }
+}
+
+/// The kernel compares at least one byte: the prefix "" becomes "the name is not empty".
+fn interface(name: &str, is_prefix: bool, negated: bool) -> [Expression; 2] {
+    let mut data = name.as_bytes().to_vec();
+    let is_any = is_prefix && name.is_empty();
+    if is_any || !is_prefix {
+        data.resize(libc::IFNAMSIZ, 0);
+    }
+    [
+        Expression::Meta(libc::NFT_META_IIFNAME),
+        compare(negated != is_any, data),
+    ]
+}
+
+/// Without a socket the first expression ends the rule.
+fn socket(transparent: bool) -> Vec<Expression> {
+    let mut expressions = vec![Expression::Socket(NFT_SOCKET_TRANSPARENT)];
+    if transparent {
+        expressions.push(Expression::equals(vec![1]));
+    }
+    expressions
+}
+
+fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => libc::IPPROTO_TCP as u8,
+        Protocol::Udp => libc::IPPROTO_UDP as u8,
+    }
+}
+
+/// `compile` replaces [`PortOf::Either`] by the other two.
+fn port_field(of: PortOf) -> Field {
+    match of {
+        PortOf::Source => nft::SOURCE_PORT,
+        PortOf::Destination | PortOf::Either => nft::DESTINATION_PORT,
+    }
+}
+
+fn address_field(of: AddressOf, family: Family) -> Field {
+    match of {
+        AddressOf::Source => nft::source_address(family),
+        AddressOf::Destination => nft::destination_address(family),
+    }
+}

@@ -1,0 +1,170 @@
+//! What a transaction writes into a table: chains, sets and compiled rules, as plain data.
+//!
+//! A [`Ruleset`] knows neither scripts nor netlink: `compile` and `bridge` build it, `batch` sends it.
+
+use std::ops::RangeInclusive;
+
+use libc::c_int;
+
+use crate::nftables::expression::Expression;
+use crate::nftables::nft::Field;
+use crate::rules::rule::Ranges;
+use crate::rules::script::PREROUTING;
+
+/// `NF_IP_PRI_MANGLE` (linux/netfilter_ipv4.h)
+const PRIORITY_MANGLE: c_int = -150;
+
+/// The base chain for packets that were redirected from a bridge; it has the rules of [`PREROUTING`].
+/// It has to be the first chain of all: if br_netfilter has already passed such a packet through the IP
+/// hooks, the kernel skips all other chains (`ip_sabotage_in`, net/bridge/br_netfilter_hooks.c), and the
+/// socket that TPROXY chose there is lost between bridge and IP (`ip_rcv_core`).
+pub const REDIRECTED: &str = "REDIRECTED";
+
+/// The packet priority (`skb->priority`) of a redirected frame. For a packet that is delivered locally,
+/// the field has no other use.
+pub const REDIRECTED_PRIORITY: u32 = u32::from_be_bytes(*b"TPxy");
+
+/// What a transaction writes into a table, in this order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ruleset {
+    /// New chains.
+    pub chains: Vec<Chain>,
+    /// New sets that rules find by name.
+    pub named_sets: Vec<NamedSet>,
+    /// Chains whose rules are removed.
+    pub flushed_chains: Vec<String>,
+    /// New anonymous sets, one for each [`Expression::Lookup`].
+    pub sets: Vec<AnonymousSet>,
+    /// Rules to append.
+    pub rules: Vec<CompiledRule>,
+    /// The new elements of a map; they replace all that it has.
+    pub map: Option<MapElements>,
+}
+
+/// A chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// The name.
+    pub name: String,
+    /// The priority in the prerouting hook; `None` if the chain is no base chain.
+    pub priority: Option<c_int>,
+}
+
+/// A set of ranges, constant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnonymousSet {
+    /// The field that is looked up.
+    pub field: Field,
+    /// The ranges, in ascending order; they do not overlap.
+    pub ranges: Ranges,
+}
+
+/// A set that rules find by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedSet {
+    /// The name.
+    pub name: String,
+    /// The type's number for nft(8).
+    pub key_type: u32,
+    /// Length of a key, in bytes.
+    pub key_length: u32,
+    /// What it holds.
+    pub kind: SetKind,
+}
+
+/// The kinds of named sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetKind {
+    /// `flags dynamic,timeout`: rules add the elements, which expire.
+    Dynamic {
+        /// Most elements.
+        size: u32,
+    },
+    /// A map to hardware addresses.
+    EtherMap,
+}
+
+/// All elements of a [`SetKind::EtherMap`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapElements {
+    /// The map's name.
+    pub map: String,
+    /// Indices of network devices and hardware addresses.
+    pub elements: Vec<(u32, [u8; 6])>,
+}
+
+/// A rule of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompiledRule {
+    /// The chain's name.
+    pub chain: String,
+    /// The steps.
+    pub expressions: Vec<Expression>,
+}
+
+impl Ruleset {
+    /// The base chains of the table of the scripts, without rules.
+    pub fn without_rules() -> Ruleset {
+        let mut ruleset = Ruleset::default();
+        ruleset.add_base_chain(PREROUTING, PRIORITY_MANGLE);
+        ruleset.add_base_chain(REDIRECTED, libc::NF_IP_PRI_FIRST);
+        ruleset
+    }
+
+    /// Adds a chain that the prerouting hook calls.
+    pub fn add_base_chain(&mut self, name: &str, priority: c_int) {
+        self.chains.push(Chain {
+            name: name.to_owned(),
+            priority: Some(priority),
+        });
+    }
+
+    /// Adds a chain that other chains call.
+    pub fn add_chain(&mut self, name: impl Into<String>) {
+        self.chains.push(Chain {
+            name: name.into(),
+            priority: None,
+        });
+    }
+
+    /// Appends a rule to a chain: the expressions of `parts`, one part behind the other.
+    pub fn append(&mut self, chain: &str, parts: &[&[Expression]]) {
+        self.rules.push(CompiledRule {
+            chain: chain.to_owned(),
+            expressions: parts.concat(),
+        });
+    }
+
+    /// The expressions that test whether a field is in one of the ranges; a list of several ranges
+    /// becomes an anonymous set.
+    pub fn in_ranges(
+        &mut self,
+        field: Field,
+        ranges: &[RangeInclusive<u128>],
+        negated: bool,
+    ) -> [Expression; 2] {
+        let test = match ranges {
+            [range] if range.start() == range.end() => Expression::Compare {
+                negated,
+                data: be_bytes(*range.start(), field.length),
+            },
+            [range] => Expression::Range {
+                negated,
+                from: be_bytes(*range.start(), field.length),
+                to: be_bytes(*range.end(), field.length),
+            },
+            ranges => {
+                let set = self.sets.len() as u32;
+                let ranges = ranges.to_vec();
+                self.sets.push(AnonymousSet { field, ranges });
+                Expression::Lookup { negated, set }
+            }
+        };
+        [Expression::Payload(field), test]
+    }
+}
+
+/// The lowest `length` bytes of a number, in network order.
+pub fn be_bytes(number: u128, length: u32) -> Vec<u8> {
+    number.to_be_bytes()[16 - length as usize..].to_vec()
+}
