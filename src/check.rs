@@ -14,10 +14,11 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, getpid};
 
 use crate::error::Error;
-use crate::nftables::bridge::BridgeRedirect;
-use crate::nftables::table::{Effect, Table};
+use crate::nftables::batch::CommitMode;
+use crate::nftables::bridge::{BridgeRedirect, Bridges};
+use crate::nftables::compile::compile;
+use crate::nftables::table::Table;
 use crate::options::Options;
-use crate::routing::bridges::BridgeMonitor;
 use crate::routing::policy::{Routing, raise_loopback};
 use crate::routing::sock_diag::SockDiag;
 use crate::rules::script::Script;
@@ -108,11 +109,11 @@ fn leave() -> Result<(), Error> {
 
 fn try_kernel(options: &Options, scripts: &[Script], findings: &mut Findings) {
     let left = leave();
-    let effect = match left {
-        Ok(()) => Effect::Lasting,
-        Err(_) => Effect::Tried,
+    let mode = match left {
+        Ok(()) => CommitMode::Commit,
+        Err(_) => CommitMode::DryRun,
     };
-    let claimed = Table::claim(effect, options.families());
+    let claimed = Table::claim(mode, options.families());
     if let Some(table) = findings.part("nf_tables", claimed) {
         try_rules(options, scripts, table, findings);
     }
@@ -140,9 +141,8 @@ fn try_rules(options: &Options, scripts: &[Script], mut table: Table, findings: 
              can remove them",
         ),
     }
-    let lift = BridgeRedirect::new(&options.cidrs, &options.dports);
-    let installed =
-        BridgeMonitor::open().and_then(|bridges| table.install(scripts, &lift, &bridges));
+    let redirect = BridgeRedirect::new(&options.cidrs, &options.dports);
+    let installed = table.install(&compile(scripts), &redirect.table(&Bridges::default()));
     let rules = "the rules, with TPROXY and the sockets that own packets";
     match findings.part(rules, installed) {
         Some(None) => findings.ok("Pods of one bridge are captured"),
@@ -161,11 +161,11 @@ fn look_at_node(options: &Options, findings: &mut Findings) {
         let bound = listener::bind(family, options.port, TIMEOUTS);
         findings.part(format_args!("transparent listener at {address}"), bound);
     }
-    let claimed = Table::claim(Effect::Tried, options.families());
+    let claimed = Table::claim(CommitMode::DryRun, options.families());
     if let Some(mut table) = findings.part("nobody else owns the tables", claimed) {
-        for layer in table.without_owner() {
+        for table in table.without_owner() {
             findings.limited(format_args!(
-                "there is a table {layer} without an owner: it would be replaced"
+                "there is a table {table} without an owner: it would be replaced"
             ));
         }
     }

@@ -18,8 +18,9 @@ use tproxy_pod::guard::reconciler::Reconciler;
 use tproxy_pod::guard::server_process::ServerProcess;
 use tproxy_pod::guard::{self, Guard};
 use tproxy_pod::log::logger;
+use tproxy_pod::nftables::batch::CommitMode;
 use tproxy_pod::nftables::bridge::BridgeRedirect;
-use tproxy_pod::nftables::table::{Effect, Table};
+use tproxy_pod::nftables::table::Table;
 use tproxy_pod::options::{self, Command, HELP, Options};
 use tproxy_pod::routing::bridges::BridgeMonitor;
 use tproxy_pod::routing::monitor::Monitor;
@@ -71,7 +72,7 @@ fn run(options: &Options, scripts: Vec<Script>) -> ExitCode {
 
 fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error> {
     let signals = guard::block_signals()?;
-    let table = Table::claim(Effect::Lasting, options.families())?;
+    let table = Table::claim(CommitMode::Commit, options.families())?;
     let listeners = bind(options)?;
     let fault = |error: std::io::Error| Error::new("start the server", error);
     let (guards_end, servers_end) = UnixStream::pair().map_err(fault)?;
@@ -93,7 +94,7 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
                 keeper: Reconciler::new(routing, Monitor::start()?),
                 sockets: SockDiag::new(&options.cidrs, &options.dports)?,
                 scripts,
-                lift: BridgeRedirect::new(&options.cidrs, &options.dports),
+                redirect: BridgeRedirect::new(&options.cidrs, &options.dports),
                 bridges: BridgeMonitor::open()?,
             };
             sandbox::enter_guard(child)?;

@@ -18,7 +18,8 @@ use nix::sys::wait::WaitStatus;
 use crate::error::Error;
 use crate::guard::reconciler::Reconciler;
 use crate::guard::server_process::{Failure, ServerProcess};
-use crate::nftables::bridge::BridgeRedirect;
+use crate::nftables::bridge::{BridgeRedirect, Bridges};
+use crate::nftables::compile::compile;
 use crate::nftables::table::Table;
 use crate::routing::bridges::BridgeMonitor;
 use crate::routing::sock_diag::{SockDiag, States};
@@ -70,9 +71,9 @@ pub struct Guard {
     pub sockets: SockDiag,
     /// The rules.
     pub scripts: Vec<Script>,
-    /// What brings frames of bridges to the rules.
-    pub lift: BridgeRedirect,
-    /// Where frames can be lifted.
+    /// The rules that redirect frames of bridges.
+    pub redirect: BridgeRedirect,
+    /// The bridges.
     pub bridges: BridgeMonitor,
 }
 
@@ -122,11 +123,10 @@ impl Guard {
     fn intercept(&mut self) -> Result<(), Failure> {
         self.keeper.install()?;
         self.bridges.look()?;
-        let unlifted = self
-            .table
-            .install(&self.scripts, &self.lift, &self.bridges)?;
+        let bridge_table = self.redirect.table(&self.known_bridges());
+        let no_bridge = self.table.install(&compile(&self.scripts), &bridge_table)?;
         self.bridges.are_followed();
-        for table in self.table.layers() {
+        for table in self.table.installed() {
             match self.table.is_owned() {
                 true => log::info!(
                     "Created table {table}, owned: the kernel removes it with this process"
@@ -136,7 +136,7 @@ impl Guard {
                 ),
             }
         }
-        if let Some(reason) = unlifted {
+        if let Some(reason) = no_bridge {
             log::warn!("Not capturing between Pods of one bridge: {reason}");
         }
         let outcome = self.watch_over();
@@ -157,7 +157,10 @@ impl Guard {
         loop {
             self.keeper.tend();
             self.follow_bridges();
-            let bridges = self.bridges.deadline().filter(|_| self.table.lifts());
+            let bridges = self
+                .bridges
+                .deadline()
+                .filter(|_| self.table.has_bridge_table());
             let deadlines = [until, self.keeper.deadline(), bridges];
             let deadline = deadlines.into_iter().flatten().min();
             let heard = self.wait(self.keeper.notifications(), deadline)?;
@@ -173,14 +176,30 @@ impl Guard {
         }
     }
 
-    /// Has frames lifted from the bridges that there are now.
+    /// The bridges as they were when they were last read.
+    fn known_bridges(&self) -> Bridges {
+        let ports = self.bridges.ports().iter();
+        let neighbours = |family| (family, self.bridges.neighbours(family).clone());
+        Bridges {
+            ports: ports.map(|port| (port.index, port.hardware)).collect(),
+            addresses: self.bridges.own().clone(),
+            neighbours: self.redirect.families().map(neighbours).collect(),
+        }
+    }
+
+    /// Updates the rules that redirect frames, if the bridges have changed.
     fn follow_bridges(&mut self) {
         let have_changed = self.keeper.have_devices_changed();
-        if !self.table.lifts() || !self.bridges.are_due(have_changed) {
+        if !self.table.has_bridge_table() || !self.bridges.are_due(have_changed) {
             return;
         }
         let followed = self.bridges.look().and_then(|is_behind| match is_behind {
-            true => self.table.follow(&self.lift, &self.bridges).map(Some),
+            true => {
+                let change = self.redirect.changed_bridges(&self.known_bridges());
+                self.table
+                    .update(&compile(&self.scripts), &change)
+                    .map(Some)
+            }
             false => Ok(None),
         });
         match followed {
@@ -219,8 +238,9 @@ impl Guard {
 
     /// New connections go to the Pods from here on; those that are open are finished.
     fn drain(&mut self) -> Result<(), Failure> {
-        let draining: Vec<Script> = self.scripts.iter().map(Script::draining).collect();
-        self.table.drain(&draining, &self.lift)?;
+        self.scripts = self.scripts.iter().map(Script::draining).collect();
+        self.table
+            .update(&compile(&self.scripts), &self.redirect.draining())?;
         log::info!("Stopping: new connections go to the Pods");
         let start = Instant::now();
         self.forget(States::TIME_WAIT);
@@ -263,7 +283,7 @@ impl Guard {
     /// Removes the tables before the routing: a mark without a route is harmless, a route without
     /// a mark too.
     fn undo(&mut self) -> Result<(), Error> {
-        let tables = self.table.layers();
+        let tables = self.table.installed();
         let removed = self.table.remove();
         if removed.is_ok() {
             for table in tables {
