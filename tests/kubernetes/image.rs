@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The most that the image may weigh, packed or unpacked, in bytes.
-const LIMIT: u64 = 650_000;
+/// The limit of the image's size, packed or unpacked, in bytes.
+const LIMIT: u64 = 850_000;
 
 /// An image in the layout of the OCI image specification.
 struct Image {
