@@ -1,3 +1,5 @@
 //! The texts and the sources of this repository.
 
+mod imports;
 mod pages;
+mod rooms;
