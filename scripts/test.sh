@@ -1,39 +1,48 @@
 #!/usr/bin/env bash
-# Everything that has to hold before a change lands.
+# What has to hold before a change lands.
 set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-scripts/test.sh: installs what the tests need, then checks and tests everything.
+scripts/test.sh [--all]: installs what the tests need, then checks and tests.
 
-  format, clippy, shellcheck, unit tests, the static binaries, end-to-end tests
-  of the release binary, the image, the manifest and the demo, a little fuzzing,
-  and a quick run of the benchmark, whatever it measures, in network namespaces of
-  their own; on Debian and x86_64, end-to-end tests on a stock kernel, too. Debian
-  or Ubuntu, x86_64 or arm64. What fails does not keep the rest from being run, and
-  is listed in the end.
+  Without an argument, what each change needs, in a few minutes: format, clippy,
+  shellcheck, the static binaries, unit and end-to-end tests of the release
+  binary, the image and the manifest, and the demo in network namespaces.
 
-As root it installs missing packages; otherwise it says what is missing.
+  --all  adds the lints of the fuzz targets, end-to-end tests on a stock kernel
+         (on Debian and x86_64), unit and HTTP tests for arm64, emulated, a
+         little fuzzing, both stages of the Containerfile, death by want of
+         memory, the demo as an ordinary user, and a quick run of the benchmark,
+         whatever it measures. .ci/run calls it.
+
+It runs on Debian or Ubuntu, x86_64 or arm64, and installs missing packages as
+root; otherwise it says what is missing. A step that fails does not keep the
+others from being run, and is listed at the end.
 TEXT
 }
 
+all=
 case "${1:-}" in
     "") ;;
+    --all) all=yes ;;
     -h | --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
 esac
 cd "$(dirname "$0")/.."
 
 # command:package, of Debian and Ubuntu
-tools=(buildah:buildah c++:g++ cc:gcc curl:curl file:file gnuplot:gnuplot-nox go:golang-go haproxy:haproxy
-    ip:iproute2 iperf3:iperf3 iptables-restore:iptables ipvsadm:ipvsadm nft:nftables nsenter:util-linux
-    python3:python3 qemu-aarch64-static:qemu-user-static runc:runc setpriv:util-linux
-    shellcheck:shellcheck strace:strace sysctl:procps unshare:util-linux wrk:wrk)
+tools=(buildah:buildah cc:gcc curl:curl file:file ip:iproute2 iptables-restore:iptables ipvsadm:ipvsadm nft:nftables
+    nsenter:util-linux python3:python3 qemu-aarch64-static:qemu-user-static runc:runc setpriv:util-linux
+    shellcheck:shellcheck strace:strace sysctl:procps unshare:util-linux)
 stock_kernel=
-if [[ $(uname -m) == x86_64 ]] && grep -qx ID=debian /etc/os-release; then
-    stock_kernel=yes
-    tools+=(busybox:busybox-static cpio:cpio modprobe:kmod qemu-system-x86_64:qemu-system-x86 strip:binutils
-        xz:xz-utils)
+if [[ $all ]]; then
+    tools+=(c++:g++ gnuplot:gnuplot-nox go:golang-go haproxy:haproxy iperf3:iperf3 wrk:wrk)
+    if [[ $(uname -m) == x86_64 ]] && grep -qx ID=debian /etc/os-release; then
+        stock_kernel=yes
+        tools+=(busybox:busybox-static cpio:cpio modprobe:kmod qemu-system-x86_64:qemu-system-x86 strip:binutils
+            xz:xz-utils)
+    fi
 fi
 
 PATH="$PATH:/usr/sbin:/sbin"
@@ -65,11 +74,12 @@ if ! unshare --user --map-root-user --net --mount --pid --fork --mount-proc true
         "kernel.apparmor_restrict_unprivileged_userns): run as root" >&2
     exit 1
 fi
+echo "== installed ($SECONDS s)"
 
 target="$(uname -m)-unknown-linux-musl"
 stage="$(mktemp -d)"
 
-# What fails is listed in the end; the other steps still run.
+# What fails is listed at the end; the other steps still run.
 failed=()
 finish() {
     local status=$?
@@ -79,15 +89,17 @@ finish() {
         printf '%s\n' "${failed[@]}"
         status=1
     fi
+    echo "== ended with status $status ($SECONDS s)"
     exit "$status"
 }
 trap finish EXIT
 
-step() {
-    local before=${#failed[@]}
+step() { # NAME COMMAND…
+    local before=${#failed[@]} began=$SECONDS result=passed
     echo "== $1"
     # What the step adds itself comes behind its name.
-    "${@:2}" || failed=("${failed[@]:0:before}" "$1" "${failed[@]:before}")
+    "${@:2}" || { failed=("${failed[@]:0:before}" "$1" "${failed[@]:before}"); result=failed; }
+    echo "== $1: $result ($((SECONDS - began)) s)"
 }
 
 check_format() {
@@ -95,11 +107,14 @@ check_format() {
 }
 
 check_lints() {
-    cargo clippy --all-targets --target "$target" -- -D warnings &&
-        cargo clippy --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
+    cargo clippy --all-targets --target "$target" -- -D warnings
 }
 
-# Every test, also where one fails: lists tests that failed, and crates that were not built or aborted.
+check_fuzz_lints() {
+    cargo clippy --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
+}
+
+# Runs every test, also where one fails; lists tests that failed, and crates that were not built or aborted.
 run_tests() {
     cargo test --no-fail-fast "$@" 2>&1 | tee "$stage/tests" && return
     mapfile -t -O "${#failed[@]}" failed < <(sed -n -e 's/^test \(.*\) \.\.\. FAILED$/    \1/p' \
@@ -113,8 +128,8 @@ run_arm64_tests() {
     run_tests --target "$target" --lib && run_tests --target "$target" --test http reading::
 }
 
-# What has been found is tried again, then new inputs: the same each time, and not kept.
-fuzz() {
+# Tries the corpus again, then new inputs: the same each time, and not kept.
+fuzz() { # TARGET RUNS
     cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz --version 0.13.2 || return
     mkdir "$stage/$1"
     if ! cargo fuzz run --sanitizer none "$1" "$stage/$1" "fuzz/corpus/$1" -- \
@@ -133,44 +148,58 @@ run_benchmark() {
     BINARY=$binary scripts/bench.sh --quick >/dev/null
 }
 
-step "format" check_format
-step "lints" check_lints
-step "shellcheck" shellcheck scripts/*.sh tests/*/*.sh tests/kubernetes/stage/*.sh .ci/run
-echo "== static binaries"
-scripts/build.sh
+run_demo_as_user() {
+    local user=(setpriv --reuid 65534 --regid 65534 --clear-groups)
+    if ! "${user[@]}" unshare --user --map-root-user true; then
+        echo "no demo as an ordinary user: only root may make namespaces here"
+        return
+    fi
+    install -m 755 "$binary" scripts/demo.sh "$stage"
+    chmod 755 "$stage"
+    run_demo "$stage/tproxy-pod" "${user[@]}" "$stage/demo.sh"
+}
+
+test_for_each_change() {
+    step "format" check_format
+    step "lints" check_lints
+    step "shellcheck" shellcheck scripts/*.sh tests/*/*.sh tests/kubernetes/stage/*.sh .ci/run
+    # Without them there is nothing to test.
+    local began=$SECONDS
+    echo "== static binaries"
+    scripts/build.sh
+    echo "== static binaries: built ($((SECONDS - began)) s)"
+    step "tests of $binary" run_tests --target "$target"
+    step "demo" run_demo "$binary" scripts/demo.sh
+}
+
+test_the_rest() {
+    step "lints of the fuzz targets" check_fuzz_lints
+    if [[ $stock_kernel ]]; then
+        step "tests on a stock kernel, emulated" scripts/kernels.sh
+    else
+        echo "== NOT on a stock kernel: scripts/kernels.sh needs Debian on x86_64"
+    fi
+    step "unit and HTTP tests for arm64, emulated" run_arm64_tests
+    step "fuzzing of requests" fuzz request 40000
+    step "fuzzing of scripts" fuzz script 40000
+    step "fuzzing of options" fuzz options 40000
+    step "fuzzing of netlink messages" fuzz netlink 200000
+    if ((EUID == 0)); then
+        step "both stages of the Containerfile" \
+            unshare --net --mount --pid --fork --kill-child --mount-proc tests/kubernetes/containerfile.sh
+        step "demo as an ordinary user" run_demo_as_user
+    else
+        echo "== not the first stage of the Containerfile: only root may run it here"
+    fi
+    if ((EUID == 0)) && [[ -w /sys/fs/cgroup/cgroup.procs || -w /sys/fs/cgroup/memory/cgroup.procs ]]; then
+        step "death by want of memory" run_tests --target "$target" --test guard -- --ignored death::
+    else
+        echo "== not death by want of memory: only root may make control groups, where they can be changed"
+    fi
+    step "benchmark, quick" run_benchmark
+}
+
 binary="target/$(dpkg --print-architecture)/tproxy-pod"
 export PROGRAM="$PWD/$binary"
-step "tests of $binary" run_tests --target "$target"
-if [[ $stock_kernel ]]; then
-    step "tests on a stock kernel, emulated" scripts/kernels.sh
-else
-    echo "== NOT on a stock kernel: scripts/kernels.sh needs Debian on x86_64"
-fi
-step "unit and HTTP tests for arm64, emulated" run_arm64_tests
-step "fuzzing of requests" fuzz request 40000
-step "fuzzing of scripts" fuzz script 40000
-step "fuzzing of options" fuzz options 40000
-step "fuzzing of netlink messages" fuzz netlink 200000
-if ((EUID == 0)); then
-    step "both stages of the Containerfile" \
-        unshare --net --mount --pid --fork --kill-child --mount-proc tests/kubernetes/containerfile.sh
-else
-    echo "== not the first stage of the Containerfile: only root may run it here"
-fi
-if ((EUID == 0)) && [[ -w /sys/fs/cgroup/cgroup.procs || -w /sys/fs/cgroup/memory/cgroup.procs ]]; then
-    step "death by want of memory" run_tests --target "$target" --test guard -- --ignored death::
-else
-    echo "== not death by want of memory: only root may make control groups, where they can be changed"
-fi
-install -m 755 "$binary" scripts/demo.sh "$stage"
-chmod 755 "$stage"
-step "demo" run_demo "$binary" scripts/demo.sh
-if ((EUID == 0)); then
-    user=(setpriv --reuid 65534 --regid 65534 --clear-groups)
-    if "${user[@]}" unshare --user --map-root-user true; then
-        step "demo as an ordinary user" run_demo "$stage/tproxy-pod" "${user[@]}" "$stage/demo.sh"
-    else
-        echo "== no demo as an ordinary user: only root may make namespaces here"
-    fi
-fi
-step "benchmark, quick" run_benchmark
+test_for_each_change
+[[ -z $all ]] || test_the_rest
