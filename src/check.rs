@@ -22,7 +22,6 @@ use crate::options::Options;
 use crate::routing::policy::{Routing, raise_loopback};
 use crate::routing::sock_diag::SockDiag;
 use crate::rules::script::Script;
-use crate::server::connection::TIMEOUTS;
 use crate::server::listener;
 use crate::{sandbox, sys};
 
@@ -158,7 +157,7 @@ fn try_rules(options: &Options, scripts: &[Script], mut table: Table, findings: 
 fn look_at_node(options: &Options, findings: &mut Findings) {
     for family in options.families() {
         let address = std::net::SocketAddr::new(family.loopback(), options.port);
-        let bound = listener::bind(family, options.port, TIMEOUTS);
+        let bound = listener::bind(family, options.port);
         findings.part(format_args!("transparent listener at {address}"), bound);
     }
     let claimed = Table::claim(CommitMode::DryRun, options.families());

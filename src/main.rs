@@ -30,7 +30,6 @@ use tproxy_pod::rules::script::{self, Script};
 use tproxy_pod::rules::template::{self, Line, Values};
 use tproxy_pod::selectors::{self, Family};
 use tproxy_pod::server::Listeners;
-use tproxy_pod::server::connection::TIMEOUTS;
 use tproxy_pod::server::listener;
 use tproxy_pod::{check, sandbox, server, sys};
 
@@ -110,7 +109,7 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
 fn bind(options: &Options) -> Result<Listeners, Error> {
     let (mut transparent, mut direct) = (Vec::new(), Vec::new());
     for family in options.families() {
-        let listener = listener::bind(family, options.port, TIMEOUTS)?;
+        let listener = listener::bind(family, options.port)?;
         let address = SocketAddr::new(family.loopback(), options.port);
         log::info!("Binding TCP TProxy listener to {address}");
         match listener::bind_direct(&listener) {

@@ -7,7 +7,7 @@
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::http::body::{Decoder, Framing};
 use crate::http::echo::{self, Endpoints, Served};
@@ -16,54 +16,10 @@ use crate::http::head::{Head, HeadScanner, MAX_HEAD, Span};
 use crate::http::response::{CONTINUE, Response};
 use crate::http::status::{Rejection, Status};
 use crate::log::buffer::Buffer;
+use crate::server::deadlines::{Deadlines, IDLE_AFTER};
 use crate::server::idle::Seat;
-use crate::server::listener::Timeouts;
 use crate::server::stream::{Failure, Stream};
 use crate::sys;
-
-/// How long things may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Deadlines {
-    /// Until the first byte of a request.
-    pub idle: Duration,
-    /// From the first byte of a head to its last.
-    pub head: Duration,
-    /// From the head to the last byte of the body.
-    pub body: Duration,
-    /// From the first byte of an answer to its last.
-    pub answer: Duration,
-    /// After the last answer, until the client has stopped sending.
-    pub linger: Duration,
-}
-
-/// The deadlines of clients.
-pub const DEADLINES: Deadlines = Deadlines {
-    idle: Duration::from_secs(15),
-    head: Duration::from_secs(10),
-    body: Duration::from_secs(30),
-    answer: Duration::from_secs(15),
-    linger: Duration::from_secs(1),
-};
-
-/// The deadlines of the node's own programs, which answer each other at once: a kubelet's probe may
-/// wait behind some of them.
-pub const DIRECT_DEADLINES: Deadlines = Deadlines {
-    idle: Duration::from_secs(1),
-    head: Duration::from_secs(1),
-    body: Duration::from_secs(1),
-    answer: Duration::from_secs(1),
-    linger: Duration::from_secs(1),
-};
-
-/// How long a thread waits for a request as if it came at once, before it gives memory back: the
-/// time-out of a read that listeners hand down to connections.
-pub const PROMPT: Duration = Duration::from_secs(1);
-
-/// What listeners hand down to the connections of clients.
-pub const TIMEOUTS: Timeouts = Timeouts {
-    receive: PROMPT,
-    send: DEADLINES.answer,
-};
 
 /// What all connections share.
 #[derive(Debug)]
@@ -135,7 +91,7 @@ pub struct Connection<'c> {
 }
 
 impl<'c> Connection<'c> {
-    /// A connection that was accepted at `listener`, and has a read time-out of [`PROMPT`].
+    /// A connection that was accepted at `listener`, and has a read time-out of [`IDLE_AFTER`].
     ///
     /// # Errors
     /// What the kernel answers to getsockname(2).
@@ -149,7 +105,7 @@ impl<'c> Connection<'c> {
     ) -> std::io::Result<Connection<'c>> {
         let destination = stream.local_addr()?;
         let ends = Endpoints::new(client, destination);
-        let wire = Stream::new(stream, PROMPT);
+        let wire = Stream::new(stream, IDLE_AFTER);
         let direct = destination == listener;
         if !direct {
             context.connections.fetch_add(1, Ordering::Relaxed);
@@ -216,8 +172,8 @@ impl<'c> Connection<'c> {
         };
         let bytes = answer.finish(status, persistence, head.method == b"HEAD");
         let written = match persistence {
-            Persistence::Close => self.wire.finish(bytes, self.deadlines.answer),
-            _ => self.wire.write(bytes, self.deadlines.answer),
+            Persistence::Close => self.wire.finish(bytes, self.deadlines.response),
+            _ => self.wire.write(bytes, self.deadlines.response),
         };
         written.map_err(|failure| End::Lost(format!("the answer was not taken: {failure}")))?;
         let served = Served {
@@ -264,7 +220,7 @@ impl<'c> Connection<'c> {
             Err(Failure::TimedOut) => {}
             received => return received,
         }
-        let rest = self.deadlines.idle.saturating_sub(PROMPT);
+        let rest = self.deadlines.idle.saturating_sub(IDLE_AFTER);
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + rest);
         if self.wire.wait_until_taken()? {
             self.seat.rest(Instant::now());
@@ -337,7 +293,7 @@ impl<'c> Connection<'c> {
         let mut unread = 0..filled;
         if head.expects_continue && !decoder.is_complete() && unread.is_empty() {
             self.wire
-                .write(CONTINUE, self.deadlines.answer)
+                .write(CONTINUE, self.deadlines.response)
                 .map_err(|failure| End::Lost(format!("100 Continue was not taken: {failure}")))?;
         }
         let mut deadline = None;
@@ -397,7 +353,7 @@ impl<'c> Connection<'c> {
                 .unwrap_or(bytes)
                 .starts_with(b"HEAD "),
         );
-        let written = self.wire.finish(bytes_out, self.deadlines.answer);
+        let written = self.wire.finish(bytes_out, self.deadlines.response);
         self.count();
         log::warn!("{}", echo::refused_line(&self.ends, rejection, bytes));
         if written.is_ok() {

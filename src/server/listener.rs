@@ -1,10 +1,11 @@
-//! Listening sockets with IP_TRANSPARENT: bound to loopback, they take connections to any address.
+//! Listening sockets. The transparent ones (`IP_TRANSPARENT`, ip(7)) are bound to loopback and take
+//! connections to any address; the direct ones take connections that the node makes to the listener's own
+//! address, such as the kubelet's probes.
 //!
-//! What is set here is inherited by every accepted connection, which then needs no call of its own:
-//! TCP_NODELAY, the buffers' sizes, and the time-outs: of a single read or write, and of what the client
-//! does not take (ip(7), ipv6(7), tcp(7), socket(7)).
+//! Accepted sockets inherit the options that are set here, and need no system call of their own:
+//! `TCP_NODELAY`, the buffer sizes and the time-outs (socket(7), tcp(7)).
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
@@ -14,52 +15,48 @@ use libc::c_int;
 
 use crate::error::Error;
 use crate::selectors::Family;
+use crate::server::deadlines::{DEADLINES, DIRECT_DEADLINES, IDLE_AFTER};
 use crate::sys;
 
-/// Connections that wait to be accepted, and as many handshakes: what is beyond goes to the Pods. That
-/// many are never wanted, but the kernel caps it at net.core.somaxconn, which is the node's to choose.
+/// Length of a transparent listener's accept queue. The kernel caps it at `net.core.somaxconn`, so that the
+/// node's administrator decides; a SYN that finds the queue full goes to the Pod.
 const BACKLOG: c_int = 65_535;
 
-/// How long a server may hold the port after its guard was killed: the kernel ends it then, but
-/// not in the same moment.
-const RELEASE: Duration = Duration::from_secs(1);
-
-/// How many bytes of a connection wait in the kernel to be read, and to be sent; it takes twice as
-/// much, for what it needs beside (socket(7)). Clients that send and do not read would make it as
-/// much as `tcp_rmem` and `tcp_wmem` allow (tcp(7)): MiBs each.
-const RECEIVED: c_int = 64 * 1024;
-const SENT: c_int = 32 * 1024;
-
-/// How much later than its own time-out the kernel gives a connection up.
-const LATER: Duration = Duration::from_secs(1);
-
-/// What a single call waits for at most.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// For something to read.
-    pub receive: Duration,
-    /// For room to write, and for the client to take what was written.
-    pub send: Duration,
-}
-
-/// Connections from the node itself that wait to be accepted.
+/// Length of a direct listener's accept queue.
 const DIRECT_BACKLOG: c_int = 128;
 
-/// How long a connection waits in the kernel for its first bytes, in seconds: it is accepted when
-/// they come, or at the first chance after that time (TCP_DEFER_ACCEPT, tcp(7)).
-const FIRST_BYTES: c_int = 1;
+/// Time that bind(2) is retried for. After a SIGKILL of the guard, the kernel kills the server too, but the
+/// server may hold the port for a moment longer.
+const BIND_RETRY: Duration = Duration::from_secs(1);
+
+/// Interval between two attempts of bind(2).
+const BIND_RETRY_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Receive buffer of a connection, in bytes; the kernel doubles it (`SO_RCVBUF`, socket(7)). A fixed size
+/// turns off auto-tuning, which allows MiBs for each connection (`tcp_rmem`, tcp(7)).
+const RECEIVE_BUFFER: c_int = 64 * 1024;
+
+/// Send buffer of a connection, in bytes; the kernel doubles it (`SO_SNDBUF`).
+const SEND_BUFFER: c_int = 32 * 1024;
+
+/// Time by which `TCP_USER_TIMEOUT` exceeds the deadline of a response.
+const USER_TIMEOUT_DELAY: Duration = Duration::from_secs(1);
+
+/// Time that the kernel waits for the first bytes of a connection before it hands the connection to
+/// accept4(2) without them, in seconds (`TCP_DEFER_ACCEPT`, tcp(7)).
+const DEFER_ACCEPT: c_int = 1;
 
 /// Binds a transparent listener to the family's loopback address.
 ///
 /// # Errors
-/// The address, and what the kernel answers.
-pub fn bind(family: Family, port: u16, timeouts: Timeouts) -> Result<TcpListener, Error> {
+/// `EADDRINUSE`, `EPERM`, `EACCES`, or any other error of socket(2), setsockopt(2), bind(2) or listen(2).
+pub fn bind(family: Family, port: u16) -> Result<TcpListener, Error> {
     let address = SocketAddr::new(family.loopback(), port);
-    let deadline = Instant::now() + RELEASE;
+    let deadline = Instant::now() + BIND_RETRY;
     let listener = loop {
-        match listen(family, address, timeouts) {
+        match listen_transparent(family, address) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
-                thread::sleep(RELEASE / 100);
+                thread::sleep(BIND_RETRY_INTERVAL);
             }
             result => break result,
         }
@@ -75,15 +72,15 @@ pub fn bind(family: Family, port: u16, timeouts: Timeouts) -> Result<TcpListener
     })
 }
 
-/// A second listener at the address of a transparent one, which takes the connections that the node
-/// itself makes there: what comes in by `lo` finds the socket that is bound to it first
-/// (`compute_score`, net/ipv4/inet_hashtables.c). Both have SO_REUSEPORT then: another program of the
-/// same user that asks for it can listen there too.
+/// Binds a direct listener to the address of a transparent one, and to the device `lo`. A connection that
+/// arrives on `lo` goes to the socket that is bound to `lo` (`compute_score`, net/ipv4/inet_hashtables.c).
+/// Both sockets get `SO_REUSEPORT`, so another program of the same user can listen there too.
 ///
 /// # Errors
-/// What the kernel answers; EPERM before Linux 5.7, where binding to a device needs CAP_NET_RAW.
-pub fn bind_direct(listener: &TcpListener) -> Result<TcpListener, Error> {
-    listen_beside(listener).map_err(|cause| {
+/// `EPERM` before Linux 5.7, where `SO_BINDTODEVICE` needs CAP_NET_RAW, `ENODEV` without a device `lo`, or
+/// any other error of socket(2), setsockopt(2), bind(2) or listen(2).
+pub fn bind_direct(transparent: &TcpListener) -> Result<TcpListener, Error> {
+    listen_direct(transparent).map_err(|cause| {
         let error = Error::new("bind to lo for probes", cause);
         match error.errno() {
             libc::EPERM => error.hint("before Linux 5.7 CAP_NET_RAW is needed"),
@@ -92,8 +89,8 @@ pub fn bind_direct(listener: &TcpListener) -> Result<TcpListener, Error> {
     })
 }
 
-fn listen_beside(listener: &TcpListener) -> std::io::Result<TcpListener> {
-    let address = listener.local_addr()?;
+fn listen_direct(transparent: &TcpListener) -> io::Result<TcpListener> {
+    let address = transparent.local_addr()?;
     let domain = match address {
         SocketAddr::V4(_) => libc::AF_INET,
         SocketAddr::V6(_) => libc::AF_INET6,
@@ -101,22 +98,19 @@ fn listen_beside(listener: &TcpListener) -> std::io::Result<TcpListener> {
     let socket = sys::socket(domain, libc::SOCK_STREAM, 0)?;
     let fd = socket.as_fd();
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, *b"lo\0")?;
-    // What is left of its connections shall not keep the next start from the address.
+    // Connections in TIME_WAIT must not block the address at the next start.
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1 as c_int)?;
-    // Only now: the transparent listener had to find out whether somebody else listens there.
-    sys::set_option(
-        listener.as_fd(),
-        libc::SOL_SOCKET,
-        libc::SO_REUSEPORT,
-        1 as c_int,
-    )?;
-    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1 as c_int)?;
+    // Not before the first bind(2), which has to fail where another program listens.
+    let reuse_port = |fd| sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1 as c_int);
+    reuse_port(transparent.as_fd())?;
+    reuse_port(fd)?;
+    set_timeouts(fd, DIRECT_DEADLINES.response)?;
     sys::bind(fd, address)?;
     sys::listen(fd, DIRECT_BACKLOG)?;
     Ok(socket.into())
 }
 
-fn listen(family: Family, address: SocketAddr, timeouts: Timeouts) -> std::io::Result<TcpListener> {
+fn listen_transparent(family: Family, address: SocketAddr) -> io::Result<TcpListener> {
     let (domain, level, transparent) = match family {
         Family::V4 => (libc::AF_INET, libc::SOL_IP, libc::IP_TRANSPARENT),
         Family::V6 => (libc::AF_INET6, libc::SOL_IPV6, libc::IPV6_TRANSPARENT),
@@ -126,25 +120,25 @@ fn listen(family: Family, address: SocketAddr, timeouts: Timeouts) -> std::io::R
     sys::set_option(fd, level, transparent, 1 as c_int)?;
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1 as c_int)?;
     sys::set_option(fd, libc::SOL_TCP, libc::TCP_NODELAY, 1 as c_int)?;
-    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, RECEIVED)?;
-    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, SENT)?;
-    sys::set_option(fd, libc::SOL_TCP, libc::TCP_DEFER_ACCEPT, FIRST_BYTES)?;
-    set_timeouts(fd, timeouts)?;
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, RECEIVE_BUFFER)?;
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, SEND_BUFFER)?;
+    sys::set_option(fd, libc::SOL_TCP, libc::TCP_DEFER_ACCEPT, DEFER_ACCEPT)?;
+    set_timeouts(fd, DEADLINES.response)?;
     sys::bind(fd, address)?;
     sys::listen(fd, BACKLOG)?;
     Ok(socket.into())
 }
 
-fn set_timeouts(fd: BorrowedFd<'_>, timeouts: Timeouts) -> std::io::Result<()> {
+/// Sets the time-outs of a single read and a single write, and that of unacknowledged data.
+fn set_timeouts(fd: BorrowedFd<'_>, response: Duration) -> io::Result<()> {
     let timeval = |duration: Duration| libc::timeval {
         tv_sec: duration.as_secs() as _,
         tv_usec: duration.subsec_micros() as _,
     };
-    let (receive, send) = (timeval(timeouts.receive), timeval(timeouts.send));
-    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, receive)?;
-    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, send)?;
-    // Without it, what a client never takes stays in the kernel for minutes after the connection's end.
-    // It ends the connection without a word to the client, so whoever waits to send shall be first.
-    let untaken = (timeouts.send.as_millis() + LATER.as_millis()) as c_int;
-    sys::set_option(fd, libc::SOL_TCP, libc::TCP_USER_TIMEOUT, untaken)
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, timeval(IDLE_AFTER))?;
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, timeval(response))?;
+    // Without TCP_USER_TIMEOUT the kernel keeps the unacknowledged data of a closed connection for minutes.
+    // It drops a connection without a reset, so it has to expire after the server's own deadline.
+    let user_timeout = (response + USER_TIMEOUT_DELAY).as_millis() as c_int;
+    sys::set_option(fd, libc::SOL_TCP, libc::TCP_USER_TIMEOUT, user_timeout)
 }

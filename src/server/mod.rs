@@ -8,6 +8,7 @@
 
 pub mod acceptor;
 pub mod connection;
+pub mod deadlines;
 pub mod idle;
 pub mod limit;
 pub mod lingering;
@@ -31,9 +32,8 @@ use crate::error::{Error, words};
 use crate::log::logger;
 use crate::log::once::LogOnce;
 use crate::server::acceptor::{Accepted, Acceptor, ReadyListener};
-use crate::server::connection::{
-    Buffers, Connection, Context, DEADLINES, DIRECT_DEADLINES, Deadlines, PROMPT,
-};
+use crate::server::connection::{Buffers, Connection, Context};
+use crate::server::deadlines::{DEADLINES, DIRECT_DEADLINES, Deadlines};
 use crate::server::idle::{IdleConnections, Seat};
 use crate::server::limit::{ConnectionLimit, EVICTION_TIMEOUT, PATIENCE};
 use crate::server::lingering::LingeringConnections;
@@ -202,14 +202,7 @@ impl Server {
             let Some(accepted) = ready.and_then(|listener| self.accept(listener)) else {
                 continue;
             };
-            let stream = &accepted.stream;
-            let timed = stream
-                .set_read_timeout(Some(PROMPT))
-                .and_then(|()| stream.set_write_timeout(Some(DIRECT_DEADLINES.answer)));
-            match timed {
-                Ok(()) => self.serve(accepted, &DIRECT_DEADLINES, &seat, &mut buffers),
-                Err(error) => lost(accepted.client, &error),
-            }
+            self.serve(accepted, &DIRECT_DEADLINES, &seat, &mut buffers);
         }
     }
 

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use crate::lab::{Daemon, Lab, POD, PROGRAM, peak_memory};
-use tproxy_pod::server::connection::PROMPT;
+use tproxy_pod::server::deadlines::IDLE_AFTER;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -405,7 +405,7 @@ fn a_line_end_behind_a_body_may_come_in_two_pieces_with_time_between() {
     let mut connection = lab.client.talk(POD);
     connection.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi\r");
     // Longer than a thread waits as if a request came at once.
-    std::thread::sleep(PROMPT + PROMPT / 2);
+    std::thread::sleep(IDLE_AFTER + IDLE_AFTER / 2);
     let answer = connection.ask("\nGET /next HTTP/1.1\r\nHost: a\r\n\r\n");
     assert!(answer.text().contains(" destination /next : GET /next "));
 }

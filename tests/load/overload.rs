@@ -9,7 +9,7 @@ use crate::lab::conversation::{Conversation, REQUEST};
 use crate::lab::strace::Strace;
 use crate::lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
 use nix::sys::signal::Signal;
-use tproxy_pod::server::connection::PROMPT;
+use tproxy_pod::server::deadlines::IDLE_AFTER;
 use tproxy_pod::server::lingering::LingeringConnections;
 
 /// A connection that is served, and waits for the client.
@@ -92,7 +92,7 @@ fn busy_connections_do_not_give_way_to_the_next_client_and_an_idle_one_does() {
         let shown = (0..10).any(|_| only_an_idle_connection_gives_way(address));
         assert!(
             shown,
-            "the test paused for {PROMPT:?} in each of ten attempts"
+            "the test paused for {IDLE_AFTER:?} in each of ten attempts"
         );
     }
 }
@@ -108,7 +108,7 @@ fn only_an_idle_connection_gives_way(address: &str) -> bool {
         let before = std::mem::replace(&mut asked, Instant::now());
         let stay = busy.iter_mut().all(is_answered);
         assert!(
-            stay || before.elapsed() >= PROMPT,
+            stay || before.elapsed() >= IDLE_AFTER,
             "a busy connection gave way"
         );
         stay

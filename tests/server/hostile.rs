@@ -17,7 +17,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, send, sendto, setsockopt, socket,
     sockopt,
 };
-use tproxy_pod::server::connection::DEADLINES;
+use tproxy_pod::server::deadlines::DEADLINES;
 
 const GET: &str = "GET /here HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -356,7 +356,7 @@ fn requests_whose_answers_nobody_reads_take_no_memory() {
     assert_eq!(sent.unwrap_err().kind(), ErrorKind::ConnectionReset);
     // It is told, and does not have to find out.
     let told = watch.used();
-    assert!(told < DEADLINES.answer * 3 / 2, "{told:?}");
+    assert!(told < DEADLINES.response * 3 / 2, "{told:?}");
     let reason = lost(&daemon, &client);
     assert_eq!(reason, "the answer was not taken: the client was too slow");
     let log = daemon.log();
@@ -367,7 +367,7 @@ fn requests_whose_answers_nobody_reads_take_no_memory() {
     watch.check(
         "the first answer that was not taken",
         between(last, lost),
-        DEADLINES.answer,
+        DEADLINES.response,
     );
     let grown = peak_memory(daemon.server()) - before;
     // The kernel counts in batches, and the code itself is read in as it is used.
