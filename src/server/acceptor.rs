@@ -1,9 +1,9 @@
-//! Where threads wait for the clients of several listeners at once.
+//! One epoll(7) instance at which idle workers wait for the clients of several listeners, so that any worker
+//! serves any family.
 //!
-//! All wait in one epoll(7) instance, so that any thread serves a client of any family. A thread that
-//! waits there holds no descriptor, as it would in accept4(2), which reserves one before it waits. Each
-//! listener is armed for one event (`EPOLLONESHOT`): a client wakes one thread, and no other thread
-//! accepts from that listener until the first has.
+//! A thread that waits in epoll_wait(2) holds no descriptor; accept4(2) reserves one before it waits. Each
+//! listener is armed for one event (`EPOLLONESHOT`): a client wakes one thread, and no other thread accepts
+//! from that listener until it is armed again.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,33 +13,33 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-/// Listeners, and the threads that wait for their clients.
+/// Listeners in one epoll instance.
 #[derive(Debug)]
 pub struct Acceptor {
     epoll: Epoll,
     listeners: Vec<Listener>,
 }
 
-/// A listening socket that does not block.
+/// A non-blocking listening socket.
 #[derive(Debug)]
 struct Listener {
     socket: TcpListener,
     address: SocketAddr,
 }
 
-/// A connection that was accepted.
+/// An accepted connection.
 #[derive(Debug)]
 pub struct Accepted {
-    /// The connection.
+    /// The connected socket.
     pub stream: TcpStream,
     /// The client's address and port.
     pub client: SocketAddr,
-    /// The address of its listener: the destination of a direct connection.
+    /// The listener's own address. It is the destination of a direct connection.
     pub listener: SocketAddr,
 }
 
 impl Acceptor {
-    /// An acceptor for these sockets, which do not block from here on.
+    /// An acceptor for these sockets, which become non-blocking.
     ///
     /// # Errors
     /// `EMFILE`, `ENOMEM`, or any other error of epoll_create1(2), epoll_ctl(2) or getsockname(2).
@@ -48,7 +48,7 @@ impl Acceptor {
         let mut listeners = Vec::new();
         for (number, socket) in sockets.into_iter().enumerate() {
             socket.set_nonblocking(true)?;
-            epoll.add(&socket, one_event_of(number))?;
+            epoll.add(&socket, one_shot(number))?;
             listeners.push(Listener {
                 address: socket.local_addr()?,
                 socket,
@@ -57,13 +57,13 @@ impl Acceptor {
         Ok(Acceptor { epoll, listeners })
     }
 
-    /// How many listeners there are.
+    /// The number of listeners.
     pub fn listeners(&self) -> usize {
         self.listeners.len()
     }
 
-    /// Waits for a client, and returns its listener; `None` after the time-out, which starts again after a
-    /// signal.
+    /// Waits for a client, and returns its listener; `None` after the time-out. A signal restarts the
+    /// time-out.
     pub fn wait(&self, timeout: EpollTimeout) -> Option<ReadyListener<'_>> {
         let mut events = [EpollEvent::empty()];
         loop {
@@ -81,7 +81,7 @@ impl Acceptor {
         }
     }
 
-    /// Whether a client waits in the kernel's queue of a listener.
+    /// Whether a client waits in the accept queue of a listener.
     pub fn has_clients(&self) -> bool {
         let sockets = self.listeners.iter().map(|it| it.socket.as_fd());
         let mut fds: Vec<_> = sockets
@@ -91,7 +91,8 @@ impl Acceptor {
     }
 }
 
-/// A listener that has a client. Until this is dropped, no other thread accepts from the listener.
+/// A listener that has a client. When it is dropped, the listener is armed again; until then no other thread
+/// accepts from it.
 #[derive(Debug)]
 pub struct ReadyListener<'a> {
     acceptor: &'a Acceptor,
@@ -99,10 +100,10 @@ pub struct ReadyListener<'a> {
 }
 
 impl ReadyListener<'_> {
-    /// Accepts a client without waiting for one; `None` if there is none, or if it has gone.
+    /// Accepts a client without waiting; `None` if there is none any more.
     ///
     /// # Errors
-    /// `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`, or any other error of accept4(2): the client still waits.
+    /// `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`, or any other error of accept4(2); then the client still waits.
     pub fn accept(&self) -> io::Result<Option<Accepted>> {
         let listener = self.listener();
         match listener.socket.accept() {
@@ -121,8 +122,8 @@ impl ReadyListener<'_> {
     }
 }
 
-/// Whether there is no client, or none any more: Linux hands on what has happened to a connection before
-/// it was accepted (accept(2), "Error handling").
+/// Whether an error means that the client has gone. accept4(2) also returns the pending network errors of the
+/// new connection (accept(2), "Error handling").
 fn is_aborted(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -143,17 +144,17 @@ fn is_aborted(error: &io::Error) -> bool {
 
 impl Drop for ReadyListener<'_> {
     fn drop(&mut self) {
-        let event = &mut one_event_of(self.number);
+        let event = &mut one_shot(self.number);
         let armed = self.acceptor.epoll.modify(&self.listener().socket, event);
         assert!(
             armed.is_ok(),
-            "epoll_ctl(2) finds what was added, and nothing else can fail"
+            "epoll_ctl(2) cannot fail for a socket that was added"
         );
     }
 }
 
-/// The next event of the listener with this number, and no other after it.
-fn one_event_of(number: usize) -> EpollEvent {
+/// Arms the listener with this number for one event.
+fn one_shot(number: usize) -> EpollEvent {
     EpollEvent::new(
         EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT,
         number as u64,

@@ -1,12 +1,11 @@
-//! The life of a connection: requests are read, answered and logged, one after the other, until a
-//! side ends it.
+//! The life of a connection: read a request, write its response, log it, until a side ends the connection.
 //!
-//! A whole head, a whole body and a whole answer have one deadline each: a client that sends or
-//! takes a byte now and then does not extend them.
+//! `http` parses and formats; this file reads and writes, within the [`Deadlines`] of each step. A
+//! connection that waits for a request is parked in its worker's [`Slot`], and costs little memory once it
+//! is idle.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::http::body::{Decoder, Framing};
@@ -16,58 +15,48 @@ use crate::http::head::{Head, HeadScanner, MAX_HEAD, Span};
 use crate::http::response::{CONTINUE, Response};
 use crate::http::status::{Rejection, Status};
 use crate::log::buffer::Buffer;
+use crate::server::acceptor::Accepted;
+use crate::server::context::Context;
 use crate::server::deadlines::{Deadlines, IDLE_AFTER};
-use crate::server::idle::Seat;
+use crate::server::idle::Slot;
 use crate::server::stream::{Failure, Stream};
 use crate::sys;
 
-/// What all connections share.
-#[derive(Debug)]
-pub struct Context {
-    /// The node's name, shown in every echo.
-    pub node: Option<String>,
-    /// Whether connections end after their next answer.
-    pub draining: AtomicBool,
-    /// Connections to captured addresses.
-    pub connections: AtomicU64,
-    /// Requests on them, refusals included.
-    pub requests: AtomicU64,
-}
+/// Initial length of the input buffer, in bytes: most request heads are shorter.
+const INITIAL_INPUT: usize = 1024;
 
-/// What is read at once, in bytes: of a head at first, as most are short; then the longest head, and as
-/// much again, so that what is read of a body is never little.
-const FIRST: usize = 1024;
-const INPUT: usize = 2 * MAX_HEAD;
+/// Full length of the input buffer, in bytes: a read of a body gets at least half of it, whatever the
+/// length of the head.
+const FULL_INPUT: usize = 2 * MAX_HEAD;
 
-/// What a thread keeps from one connection to the next; nothing takes memory until it is used.
+/// The buffers of a worker, reused for its next connection. They take no memory before their first use.
 #[derive(Debug, Default)]
 pub struct Buffers {
     input: Vec<u8>,
-    answer: Response,
+    response: Response,
 }
 
 impl Buffers {
     fn prepare(&mut self) {
         if self.input.is_empty() {
-            self.input = vec![0; FIRST];
+            self.input = vec![0; INITIAL_INPUT];
         }
     }
 }
 
-/// Makes room for whatever a request may need.
 fn enlarge(input: &mut Vec<u8>) {
-    if input.len() < INPUT {
-        let mut large = vec![0; INPUT];
+    if input.len() < FULL_INPUT {
+        let mut large = vec![0; FULL_INPUT];
         large[..input.len()].copy_from_slice(input);
         *input = large;
     }
 }
 
-/// Why a connection ends before its next answer.
+/// Why a connection ends without another response to a request.
 enum End {
-    /// There was no request to answer.
-    Unused,
-    /// A request could not be read, or its answer not sent, to the end.
+    /// The client closed the connection, or timed out, before a request began.
+    NoRequest,
+    /// A request could not be read to its end, or its response not be written, for this reason.
     Lost(String),
     /// A request is refused.
     Rejected(Rejection),
@@ -79,78 +68,76 @@ impl From<Rejection> for End {
     }
 }
 
-/// A connection, and who is at its ends.
+/// A connection.
 pub struct Connection<'c> {
-    wire: Stream,
-    ends: Endpoints,
-    /// Whether it was made to the listener's own address, from the node itself.
-    direct: bool,
+    stream: Stream,
+    endpoints: Endpoints,
+    /// Whether the node itself connected to the listener's own address.
+    is_direct: bool,
     deadlines: &'c Deadlines,
     context: &'c Context,
-    seat: &'c Seat,
+    slot: &'c Slot,
 }
 
 impl<'c> Connection<'c> {
-    /// A connection that was accepted at `listener`, and has a read time-out of [`IDLE_AFTER`].
+    /// A connection that was accepted.
     ///
     /// # Errors
-    /// What the kernel answers to getsockname(2).
+    /// Any error of getsockname(2).
     pub fn new(
-        stream: TcpStream,
-        client: SocketAddr,
-        listener: SocketAddr,
+        accepted: Accepted,
         deadlines: &'c Deadlines,
         context: &'c Context,
-        seat: &'c Seat,
+        slot: &'c Slot,
     ) -> std::io::Result<Connection<'c>> {
-        let destination = stream.local_addr()?;
-        let ends = Endpoints::new(client, destination);
-        let wire = Stream::new(stream, IDLE_AFTER);
-        let direct = destination == listener;
-        if !direct {
-            context.connections.fetch_add(1, Ordering::Relaxed);
+        let destination: SocketAddr = accepted.stream.local_addr()?;
+        let is_direct = destination == accepted.listener;
+        if !is_direct {
+            context.count_connection();
         }
         Ok(Connection {
-            wire,
-            ends,
-            direct,
+            stream: Stream::new(accepted.stream),
+            endpoints: Endpoints::new(accepted.client, destination),
+            is_direct,
             deadlines,
             context,
-            seat,
+            slot,
         })
     }
 
-    /// Answers requests until the connection ends; returns it if it has yet to be closed.
-    pub fn serve(mut self, buffers: &mut Buffers) -> Option<Stream> {
+    /// Serves requests until the connection ends, and closes it.
+    pub fn serve(mut self, buffers: &mut Buffers) {
         let mut filled = 0;
-        let mut used = false;
+        let mut is_used = false;
         loop {
-            let arrived = self.wait(buffers, &mut filled);
+            let arrived = self.wait_for_request(buffers, &mut filled);
             match arrived.and_then(|()| self.exchange(buffers, &mut filled)) {
-                Ok(Persistence::Close) if filled > 0 || self.is_draining() => {
-                    break self.wire.hear_out(self.deadlines.linger);
+                Ok(Persistence::Close) if filled > 0 || self.context.is_draining() => {
+                    break self.stream.drain(self.deadlines.linger);
                 }
                 Ok(Persistence::Close) => break,
-                Ok(_) => used = true,
+                Ok(_) => is_used = true,
                 Err(End::Rejected(rejection)) => break self.refuse(rejection, buffers, filled),
-                Err(End::Unused) if used || self.direct => break,
-                Err(End::Unused) => {
-                    break log::info!("Connection without a request : {}", self.ends);
+                Err(End::NoRequest) if is_used || self.is_direct => break,
+                Err(End::NoRequest) => {
+                    break log::info!("Connection without a request : {}", self.endpoints);
                 }
                 Err(End::Lost(reason)) => {
                     let input = &buffers.input[..filled];
-                    break log::info!("{}", echo::lost_line(&self.ends, &reason, input));
+                    break log::info!("{}", echo::lost_line(&self.endpoints, &reason, input));
                 }
             }
         }
-        self.wire.leave()
+        self.stream.close();
     }
 
-    /// Reads a request, of which the first `filled` bytes are in the input, and answers it. What came
-    /// behind it is in the input then.
+    /// Reads one request, whose first `filled` bytes are in the input buffer, and responds. Afterwards the
+    /// first `filled` bytes are those that followed the request.
+    ///
+    /// Not inlined: its frame would add to the stack of a connection that waits.
     #[inline(never)]
     fn exchange(&mut self, buffers: &mut Buffers, filled: &mut usize) -> Result<Persistence, End> {
-        let Buffers { input, answer } = buffers;
+        let Buffers { input, response } = buffers;
         let started = Instant::now();
         let span = self.read_head(input, filled, started)?;
         let (mut bytes, mut rest) = input.split_at_mut(span.range.end);
@@ -160,55 +147,51 @@ impl<'c> Connection<'c> {
             (bytes, rest) = input.split_at_mut(span.range.end);
             head = Head::parse(bytes, &span)?;
         }
-        answer.clear();
-        let status = self.begin(answer.content(), &head);
+        response.clear();
+        let status = self.begin_response(response.content(), &head);
         let begun = *filled - span.range.end;
-        // What has come of a body takes the place of what came before.
+        // The body is read into the rest of the buffer, over what has arrived of it.
         *filled = span.range.end;
-        let body = self.read_body(&head, rest, begun, answer.content())?;
-        let persistence = match self.direct || self.is_draining() {
+        let body = self.read_body(&head, rest, begun, response.content())?;
+        let persistence = match self.is_direct || self.context.is_draining() {
             true => Persistence::Close,
             false => head.persistence,
         };
-        let bytes = answer.finish(status, persistence, head.method == b"HEAD");
-        let written = match persistence {
-            Persistence::Close => self.wire.finish(bytes, self.deadlines.response),
-            _ => self.wire.write(bytes, self.deadlines.response),
-        };
-        written.map_err(|failure| End::Lost(format!("the answer was not taken: {failure}")))?;
+        self.write(
+            response.finish(status, persistence, head.method == b"HEAD"),
+            persistence,
+        )
+        .map_err(|failure| End::Lost(format!("the answer was not taken: {failure}")))?;
         let served = Served {
             head: &head,
-            endpoints: &self.ends,
+            endpoints: &self.endpoints,
             received: body.received,
             status,
             took: started.elapsed(),
         };
-        self.log(&served, answer.content());
+        self.log(&served, response.content());
         *filled = body.unread.len();
-        input.copy_within(
-            span.range.end + body.unread.start..span.range.end + body.unread.end,
-            0,
-        );
+        let [start, end] = [body.unread.start, body.unread.end].map(|at| span.range.end + at);
+        input.copy_within(start..end, 0);
         Ok(persistence)
     }
 
-    /// Waits for the first bytes of a request, of which `filled` are there. Meanwhile, somebody else
-    /// may end the connection. An empty line begins no request: some clients end a body with one
-    /// (RFC 9112, 2.2).
-    fn wait(&mut self, buffers: &mut Buffers, filled: &mut usize) -> Result<(), End> {
+    /// Waits for the first bytes of a request, of which `filled` have arrived. Meanwhile another thread may
+    /// end the connection. A server ignores an empty line before a request (RFC 9112, 2.2).
+    fn wait_for_request(&mut self, buffers: &mut Buffers, filled: &mut usize) -> Result<(), End> {
         let mut deadline = None;
         while let b"" | b"\r" | b"\r\n" = &buffers.input[..*filled] {
-            self.seat.take(self.wire.descriptor());
+            self.slot.park(self.stream.descriptor());
             let received = self.read_first(buffers, *filled, &mut deadline);
-            self.seat.leave();
-            *filled += received.map_err(|_| End::Unused)?;
+            self.slot.unpark();
+            *filled += received.map_err(|_| End::NoRequest)?;
         }
         Ok(())
     }
 
-    /// Reads behind the first `filled` bytes of the input. A connection that lets us wait has a
-    /// deadline from then on, costs little memory meanwhile, and gives way to others: one that pauses
-    /// for less is busy, and so is one that is still taking its answer.
+    /// Reads behind the first `filled` bytes of the input buffer. After [`IDLE_AFTER`] the deadline starts
+    /// to count, and the connection becomes idle, unless its last response is not acknowledged yet: it frees
+    /// its buffers and its stack, and may be evicted.
     fn read_first(
         &mut self,
         buffers: &mut Buffers,
@@ -216,27 +199,23 @@ impl<'c> Connection<'c> {
         deadline: &mut Option<Instant>,
     ) -> Result<usize, Failure> {
         buffers.prepare();
-        match self.wire.read(&mut buffers.input[filled..]) {
+        match self.stream.read(&mut buffers.input[filled..]) {
             Err(Failure::TimedOut) => {}
             received => return received,
         }
         let rest = self.deadlines.idle.saturating_sub(IDLE_AFTER);
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + rest);
-        if self.wire.wait_until_taken()? {
-            self.seat.rest(Instant::now());
-            // There is nothing yet but an empty line at most.
+        if self.stream.wait_acknowledged()? {
+            self.slot.set_idle(Instant::now());
+            // At most an empty line has arrived.
             let begun = [buffers.input[0], buffers.input[1]];
             *buffers = Buffers::default();
             sys::release_stack();
-            self.wire.wait_until(deadline)?;
+            self.stream.wait_readable(deadline)?;
             buffers.prepare();
             buffers.input[..begun.len()].copy_from_slice(&begun);
         }
-        self.wire.read(&mut buffers.input[filled..])
-    }
-
-    fn is_draining(&self) -> bool {
-        self.context.draining.load(Ordering::SeqCst)
+        self.stream.read(&mut buffers.input[filled..])
     }
 
     fn read_head(
@@ -253,7 +232,7 @@ impl<'c> Connection<'c> {
             }
             enlarge(input);
             *filled += self
-                .wire
+                .stream
                 .read_until(deadline, &mut input[*filled..])
                 .map_err(|failure| match failure {
                     Failure::TimedOut => End::Rejected(late("the head took too long")),
@@ -262,25 +241,27 @@ impl<'c> Connection<'c> {
         }
     }
 
-    /// Begins the answer: an echo, or what the node itself asked for.
-    fn begin(&self, answer: &mut Buffer, head: &Head<'_>) -> Status {
-        if !self.direct {
-            echo::begin(answer, head, &self.ends, self.context.node.as_deref());
+    /// Writes the content of a response up to the request's body: an echo, or all of it for a direct
+    /// connection. Returns the status.
+    fn begin_response(&self, content: &mut Buffer, head: &Head<'_>) -> Status {
+        if !self.is_direct {
+            echo::begin(content, head, &self.endpoints, self.context.node());
             return Status::Ok;
         }
         let (status, text) = match head.target {
-            b"/healthz" if self.is_draining() => (Status::ServiceUnavailable, "draining\n"),
+            b"/healthz" if self.context.is_draining() => (Status::ServiceUnavailable, "draining\n"),
             b"/healthz" => (Status::Ok, "ok\n"),
             _ => (
                 Status::NotFound,
                 "this is the listener itself, not a Pod: only /healthz is here\n",
             ),
         };
-        answer.push(text.as_bytes());
+        content.push(text.as_bytes());
         status
     }
 
-    /// Reads the body, the first `filled` bytes of which are in `input`, and echoes it.
+    /// Reads the body, whose first `filled` bytes are in `input`, and appends up to [`echo::MAX_ECHO`] bytes
+    /// of it to `echo`.
     fn read_body(
         &mut self,
         head: &Head<'_>,
@@ -289,10 +270,10 @@ impl<'c> Connection<'c> {
         echo: &mut Buffer,
     ) -> Result<ReadBody, End> {
         let mut decoder = Decoder::new(head.framing);
-        let mut room = if self.direct { 0 } else { echo::MAX_ECHO };
+        let mut room = if self.is_direct { 0 } else { echo::MAX_ECHO };
         let mut unread = 0..filled;
         if head.expects_continue && !decoder.is_complete() && unread.is_empty() {
-            self.wire
+            self.stream
                 .write(CONTINUE, self.deadlines.response)
                 .map_err(|failure| End::Lost(format!("100 Continue was not taken: {failure}")))?;
         }
@@ -307,25 +288,26 @@ impl<'c> Connection<'c> {
                 break;
             }
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.deadlines.body);
-            unread = 0..self
-                .wire
-                .read_until(deadline, input)
-                .map_err(|failure| match failure {
-                    Failure::TimedOut => End::Rejected(late("the body took too long")),
-                    failure => End::Lost(format!("the body is not complete: {failure}")),
-                })?;
+            unread =
+                0..self
+                    .stream
+                    .read_until(deadline, input)
+                    .map_err(|failure| match failure {
+                        Failure::TimedOut => End::Rejected(late("the body took too long")),
+                        failure => End::Lost(format!("the body is not complete: {failure}")),
+                    })?;
         }
         let received = decoder.received();
-        if !self.direct {
+        if !self.is_direct {
             echo::end(echo, received);
         }
         Ok(ReadBody { received, unread })
     }
 
-    /// A probe of the node's says nothing about who calls whom.
+    /// Logs a request. A successful probe is logged at level `debug` only.
     fn log(&self, served: &Served<'_>, line: &mut Buffer) {
         let line = served.line(line);
-        match self.direct && served.status == Status::Ok {
+        match self.is_direct && served.status == Status::Ok {
             true => log::debug!("{line}"),
             false => log::info!("{line}"),
         }
@@ -333,40 +315,42 @@ impl<'c> Connection<'c> {
     }
 
     fn count(&self) {
-        if !self.direct {
-            self.context.requests.fetch_add(1, Ordering::Relaxed);
+        if !self.is_direct {
+            self.context.count_request();
         }
     }
 
-    /// Answers what cannot be served, and ends the connection: where the next request would begin
-    /// is not known.
+    /// Responds to a request that is refused. The connection ends, because the start of the next request is
+    /// unknown.
     fn refuse(&mut self, rejection: Rejection, buffers: &mut Buffers, filled: usize) {
-        let Buffers { input, answer } = buffers;
+        let Buffers { input, response } = buffers;
         let bytes = &input[..filled];
-        answer.clear();
-        echo::refusal(answer.content(), rejection);
-        let bytes_out = answer.finish(
-            rejection.status,
-            Persistence::Close,
-            bytes
-                .strip_prefix(b"\r\n")
-                .unwrap_or(bytes)
-                .starts_with(b"HEAD "),
-        );
-        let written = self.wire.finish(bytes_out, self.deadlines.response);
+        let request = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
+        response.clear();
+        echo::refusal(response.content(), rejection);
+        let is_head = request.starts_with(b"HEAD ");
+        let sent = response.finish(rejection.status, Persistence::Close, is_head);
+        let written = self.write(sent, Persistence::Close);
         self.count();
-        log::warn!("{}", echo::refused_line(&self.ends, rejection, bytes));
+        log::warn!("{}", echo::refused_line(&self.endpoints, rejection, bytes));
         if written.is_ok() {
-            self.wire.hear_out(self.deadlines.linger);
+            self.stream.drain(self.deadlines.linger);
+        }
+    }
+
+    fn write(&mut self, response: &[u8], persistence: Persistence) -> Result<(), Failure> {
+        match persistence {
+            Persistence::Close => self.stream.write_last(response, self.deadlines.response),
+            _ => self.stream.write(response, self.deadlines.response),
         }
     }
 }
 
 /// A body that was read to its end.
 struct ReadBody {
-    /// The length of its content, in bytes.
+    /// Length of the decoded content, in bytes.
     received: u64,
-    /// What lies behind it in the input.
+    /// Bytes of the input buffer that follow the body.
     unread: Range<usize>,
 }
 

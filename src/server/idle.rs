@@ -1,110 +1,113 @@
-//! Connections that wait for a request, so that somebody else can end them.
+//! Connections that wait for a request, so that another thread can end them: the longest-idle one at a
+//! limit, all of them at a stop.
 //!
-//! A connection takes its thread's seat while it waits. Whoever clears a seat ends only the
-//! connection that sits in it: under the seat's lock, so that the descriptor is still its own.
+//! Each worker has a slot, in which it parks its connection while it waits. Another thread uses the
+//! descriptor only under the slot's lock, so that the descriptor still belongs to that connection.
 
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use nix::sys::socket::{Shutdown, shutdown};
 
-/// The seat of one thread: the connection that waits in it.
+use crate::lock::unpoisoned;
+
+/// The slot of one worker. It holds a connection while the connection waits for a request.
 #[derive(Debug, Default)]
-pub struct Seat(Mutex<Option<Waiting>>);
+pub struct Slot(Mutex<Option<Parked>>);
 
 #[derive(Debug)]
-struct Waiting {
+struct Parked {
     descriptor: RawFd,
-    /// Since when it gives way to others.
-    idle: Option<Instant>,
+    /// When the connection became idle; `None` if it may not be evicted.
+    idle_since: Option<Instant>,
 }
 
-impl Waiting {
-    /// What it has received already can still be read, then it reads the end.
-    fn end(&mut self) {
-        self.idle = None;
-        // A client that is gone already (ENOTCONN) needs no ending.
+impl Parked {
+    /// Ends the connection: its worker reads what has arrived, and then the end of the stream.
+    fn shut_down(&mut self) {
+        self.idle_since = None;
+        // Fails with ENOTCONN if the client has gone.
         let _ = shutdown(self.descriptor, Shutdown::Read);
     }
 }
 
-impl Seat {
-    /// The connection waits from here on.
-    pub fn take(&self, descriptor: RawFd) {
-        *lock(&self.0) = Some(Waiting {
+impl Slot {
+    /// Parks a connection. It cannot be evicted yet.
+    pub fn park(&self, descriptor: RawFd) {
+        *self.lock() = Some(Parked {
             descriptor,
-            idle: None,
+            idle_since: None,
         });
     }
 
-    /// The connection gives way to others from here on.
-    pub fn rest(&self, now: Instant) {
-        if let Some(waiting) = &mut *lock(&self.0) {
-            waiting.idle = Some(now);
+    /// Lets the parked connection be evicted from now on.
+    pub fn set_idle(&self, now: Instant) {
+        if let Some(parked) = &mut *self.lock() {
+            parked.idle_since = Some(now);
         }
     }
 
-    /// The connection does not wait any more.
-    pub fn leave(&self) {
-        *lock(&self.0) = None;
+    /// Removes the connection from the slot.
+    pub fn unpark(&self) {
+        *self.lock() = None;
     }
 
-    /// Since when the connection gives way to others, if it does.
-    fn idle(&self) -> Option<Instant> {
-        lock(&self.0).as_ref()?.idle
+    fn idle_since(&self) -> Option<Instant> {
+        self.lock().as_ref()?.idle_since
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Parked>> {
+        unpoisoned(self.0.lock())
     }
 }
 
-/// The seats of all threads.
+/// The slots of all workers.
 #[derive(Debug, Default)]
-pub struct IdleConnections(Mutex<Vec<Arc<Seat>>>);
+pub struct IdleConnections(Mutex<Vec<Arc<Slot>>>);
 
 impl IdleConnections {
-    /// A new seat.
-    pub fn add(&self) -> Arc<Seat> {
-        let seat = Arc::new(Seat::default());
-        lock(&self.0).push(Arc::clone(&seat));
-        seat
+    /// Adds a slot for a worker.
+    pub fn add_slot(&self) -> Arc<Slot> {
+        let slot = Arc::new(Slot::default());
+        self.lock().push(Arc::clone(&slot));
+        slot
     }
 
-    /// Takes a seat away.
-    pub fn remove(&self, seat: &Arc<Seat>) {
-        lock(&self.0).retain(|other| !Arc::ptr_eq(other, seat));
+    /// Removes the slot of a worker that ends.
+    pub fn remove_slot(&self, slot: &Arc<Slot>) {
+        self.lock().retain(|other| !Arc::ptr_eq(other, slot));
     }
 
-    /// Ends every connection that waits.
-    pub fn clear(&self) {
-        for seat in &*lock(&self.0) {
-            if let Some(waiting) = &mut *lock(&seat.0) {
-                waiting.end();
+    /// Ends every connection that waits for a request, idle or not.
+    pub fn shut_down_all(&self) {
+        for slot in &*self.lock() {
+            if let Some(parked) = &mut *slot.lock() {
+                parked.shut_down();
             }
         }
     }
 
-    /// Ends the connection that has been idle longest; returns whether one was idle.
-    pub fn clear_longest_idle(&self) -> bool {
-        let seats = lock(&self.0);
-        let idle = |seat| Some((Seat::idle(seat)?, seat));
-        let longest = seats
+    /// Ends the connection that has been idle longest; returns `false` if none is idle.
+    pub fn evict_oldest(&self) -> bool {
+        let slots = self.lock();
+        let idle = slots
             .iter()
-            .filter_map(|seat| idle(seat))
-            .min_by_key(|it| it.0);
-        if let Some((since, seat)) = longest
-            && let Some(waiting) = &mut *lock(&seat.0)
-            // It may be busy by now.
-            && waiting.idle == Some(since)
+            .filter_map(|slot| Some((slot.idle_since()?, slot)));
+        if let Some((since, slot)) = idle.min_by_key(|(since, _)| *since)
+            && let Some(parked) = &mut *slot.lock()
+            // A request may have arrived since the search.
+            && parked.idle_since == Some(since)
         {
-            waiting.end();
+            parked.shut_down();
             return true;
         }
         false
     }
-}
 
-/// What the locks guard is whole at any moment, also after a panic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Slot>>> {
+        unpoisoned(self.0.lock())
+    }
 }
 
 #[cfg(test)]
@@ -117,26 +120,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_idle_gives_way_first_and_who_is_busy_never() {
-        let seats = IdleConnections::default();
+    fn the_longest_idle_connection_is_evicted_first_and_a_busy_one_never() {
+        let connections = IdleConnections::default();
         let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().unwrap()).collect();
-        let sitting = pairs.iter().map(|(stream, _)| {
+        let slots = pairs.iter().map(|(stream, _)| {
             stream.set_nonblocking(true).unwrap();
-            let seat = seats.add();
-            seat.take(stream.as_raw_fd());
-            seat
+            let slot = connections.add_slot();
+            slot.park(stream.as_raw_fd());
+            slot
         });
-        let sitting: Vec<_> = sitting.collect();
+        let slots: Vec<_> = slots.collect();
         let now = Instant::now();
-        sitting[1].rest(now);
-        sitting[2].rest(now - Duration::from_millis(1));
+        slots[1].set_idle(now);
+        slots[2].set_idle(now - Duration::from_millis(1));
         let ended = || -> Vec<bool> {
             let ended = |(stream, _): &(UnixStream, _)| (&*stream).read(&mut [0]).is_ok();
             pairs.iter().map(ended).collect()
         };
         let steps: Vec<_> = (0..3)
             .map(|_| {
-                seats.clear_longest_idle();
+                connections.evict_oldest();
                 ended()
             })
             .collect();

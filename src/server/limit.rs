@@ -1,15 +1,17 @@
-//! A limit on connections: a counting semaphore that threads acquire in the order in which they ask.
+//! The limit on connections: a counting semaphore with a queue.
 //!
-//! At the limit `acquire` waits; if no connection ends within [`PATIENCE`], it has an idle one evicted.
+//! At the limit `acquire` waits. If no connection ends within [`PATIENCE`], it evicts an idle one. Threads
+//! acquire in the order in which they ask: each draws a ticket.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// The time that connections have to end by themselves: where they are short, one does, and no idle one
-/// is evicted.
+use crate::lock::unpoisoned;
+
+/// Time to wait for a connection to end before an idle one is evicted.
 pub const PATIENCE: Duration = Duration::from_millis(10);
 
-/// The time that an evicted connection has to end.
+/// Time to wait for an evicted connection to end before the next one is evicted.
 pub const EVICTION_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A limit on connections.
@@ -17,21 +19,21 @@ pub const EVICTION_TIMEOUT: Duration = Duration::from_millis(300);
 pub struct ConnectionLimit {
     size: usize,
     state: Mutex<State>,
-    /// A connection has ended, or another ticket is served.
+    /// Signals a release, or the next ticket.
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Connections that count.
-    acquired: usize,
-    /// Connections that have counted and ended so far.
-    ended: usize,
-    /// The next ticket to be drawn: threads acquire in the order of their tickets.
+    /// Acquired and not released: the connections that are open.
+    open: usize,
+    /// Number of releases so far.
+    releases: usize,
+    /// The next ticket to draw.
     next_ticket: usize,
-    /// The ticket of the thread that acquires next.
+    /// The ticket whose thread acquires next.
     now_serving: usize,
-    /// Threads that wait for a change.
+    /// Threads that wait at the condition variable.
     waiting: usize,
 }
 
@@ -45,86 +47,83 @@ impl ConnectionLimit {
         }
     }
 
-    /// The limit.
+    /// The largest number of connections.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// Connections that count, and those that wait to.
-    pub fn present(&self) -> usize {
-        let state = self.state();
-        state.acquired + (state.next_ticket - state.now_serving)
+    /// Connections that are open, and threads that wait in [`ConnectionLimit::acquire`].
+    pub fn in_use(&self) -> usize {
+        let state = self.lock();
+        state.open + (state.next_ticket - state.now_serving)
     }
 
-    /// Counts one connection more, and waits at the limit, or where other threads wait, until it may.
-    /// `evict` ends an idle connection, and returns whether there is one.
+    /// Waits in the queue, and at the limit until a connection ends; then counts one more. `evict` ends an
+    /// idle connection, and returns `false` if none is idle.
     pub fn acquire(&self, evict: impl Fn() -> bool) {
-        let mut state = self.state();
+        let mut state = self.lock();
         let ticket = state.next_ticket;
         state.next_ticket += 1;
-        let is_behind = |state: &State| state.now_serving != ticket;
-        state = self.wait(state, Duration::MAX, is_behind);
-        let is_full = |state: &State| state.acquired >= self.size;
-        let mut patience = PATIENCE;
+        state = self.wait_while(state, Duration::MAX, |state| state.now_serving != ticket);
+        let is_full = |state: &State| state.open >= self.size;
+        let mut timeout = PATIENCE;
         loop {
-            state = self.wait(state, patience, is_full);
+            state = self.wait_while(state, timeout, is_full);
             if !is_full(&state) {
                 break;
             }
             drop(state);
-            patience = if evict() { EVICTION_TIMEOUT } else { PATIENCE };
-            state = self.state();
+            timeout = if evict() { EVICTION_TIMEOUT } else { PATIENCE };
+            state = self.lock();
         }
-        state.acquired += 1;
+        state.open += 1;
         state.now_serving += 1;
         self.notify(&state);
     }
 
     /// Counts one connection less.
     pub fn release(&self) {
-        let mut state = self.state();
-        state.acquired -= 1;
-        state.ended += 1;
+        let mut state = self.lock();
+        state.open -= 1;
+        state.releases += 1;
         self.notify(&state);
     }
 
-    /// How many connections have ended so far.
-    pub fn ended(&self) -> usize {
-        self.state().ended
+    /// The number of releases so far, for [`ConnectionLimit::wait_for_release`].
+    pub fn releases(&self) -> usize {
+        self.lock().releases
     }
 
-    /// Waits until more connections have ended than `ended`, up to a time-out; returns whether they have.
-    pub fn wait_for_end(&self, ended: usize, timeout: Duration) -> bool {
-        let has_none = |state: &State| state.ended == ended;
-        !has_none(&self.wait(self.state(), timeout, has_none))
+    /// Waits for a release after the first `seen`; returns `false` after the time-out.
+    pub fn wait_for_release(&self, seen: usize, timeout: Duration) -> bool {
+        let state = self.wait_while(self.lock(), timeout, |state| state.releases == seen);
+        state.releases != seen
     }
 
-    /// Waits for as long as `is_blocked`, up to a time-out.
-    fn wait<'s>(
+    fn wait_while<'s>(
         &self,
         mut state: MutexGuard<'s, State>,
         timeout: Duration,
-        is_blocked: impl Fn(&State) -> bool,
+        condition: impl Fn(&State) -> bool,
     ) -> MutexGuard<'s, State> {
         state.waiting += 1;
         let waited = self
             .changed
-            .wait_timeout_while(state, timeout, |state| is_blocked(state));
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            .wait_timeout_while(state, timeout, |state| condition(state));
+        let (mut state, _) = unpoisoned(waited);
         state.waiting -= 1;
         state
     }
 
-    /// A system call only where a thread waits.
+    /// Wakes the threads that wait. Without any, it saves the system call.
     fn notify(&self, state: &State) {
         if state.waiting > 0 {
             self.changed.notify_all();
         }
     }
 
-    /// The state is whole at any moment, also after a panic.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        unpoisoned(self.state.lock())
     }
 }
 
@@ -135,17 +134,16 @@ mod tests {
 
     use super::*;
 
-    /// Waits until so many connections count or wait to.
-    fn wait_until_present(limit: &ConnectionLimit, count: usize) {
+    fn wait_until_in_use(limit: &ConnectionLimit, count: usize) {
         let deadline = Instant::now() + Duration::from_secs(10);
-        while limit.present() != count {
+        while limit.in_use() != count {
             assert!(Instant::now() < deadline, "{limit:?}");
             std::thread::yield_now();
         }
     }
 
     #[test]
-    fn never_more_count_than_the_limit_and_all_do_in_the_end() {
+    fn the_limit_is_never_exceeded_and_every_thread_acquires() {
         let limit = ConnectionLimit::new(3);
         let (inside, visits) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
@@ -161,11 +159,11 @@ mod tests {
                 });
             }
         });
-        assert_eq!((visits.into_inner(), limit.present()), (80_000, 0));
+        assert_eq!((visits.into_inner(), limit.in_use()), (80_000, 0));
     }
 
     #[test]
-    fn threads_that_wait_acquire_in_the_order_in_which_they_came() {
+    fn threads_acquire_in_the_order_in_which_they_ask() {
         let limit = ConnectionLimit::new(1);
         limit.acquire(|| false);
         let order = Mutex::new(Vec::new());
@@ -177,7 +175,7 @@ mod tests {
                     order.lock().unwrap().push(number);
                     limit.release();
                 });
-                wait_until_present(limit, number + 2);
+                wait_until_in_use(limit, number + 2);
             }
             limit.release();
         });
@@ -186,10 +184,10 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_has_a_connection_evicted_acquires_in_its_place() {
+    fn a_thread_that_evicts_a_connection_acquires_in_its_place() {
         let limit = ConnectionLimit::new(2);
         (0..2).for_each(|_| limit.acquire(|| false));
-        let come = || {
+        let acquire = || {
             let evicted = AtomicUsize::new(0);
             limit.acquire(|| {
                 evicted.fetch_add(1, Ordering::SeqCst);
@@ -199,7 +197,7 @@ mod tests {
             evicted.into_inner()
         };
         let evicted = std::thread::scope(|scope| {
-            let threads = [(); 2].map(|()| scope.spawn(come));
+            let threads = [(); 2].map(|()| scope.spawn(acquire));
             threads.map(|thread| thread.join().unwrap())
         });
         assert_eq!(evicted, [1, 1]);

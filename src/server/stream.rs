@@ -1,10 +1,8 @@
-//! A connected socket with deadlines: a read, a write, or the end of both.
+//! A connected TCP socket whose reads, writes and close have deadlines. It knows no HTTP.
 //!
-//! Reads and writes are bounded by the time-outs that the socket has already, as most inherit them from
-//! their listener. Only for a client that is slow the read time-out is changed.
-//!
-//! A connection that is closed leaves little in the kernel that is still to be sent: that would be
-//! nobody's, and no limit of ours would hold for it.
+//! A single read or write ends after the time-out that the socket inherits from its listener; only a
+//! deadline that differs costs a setsockopt(2). `close` waits until a long response is acknowledged: the
+//! kernel keeps what a closed socket has yet to send, and no limit of the server covers that.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
@@ -18,16 +16,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 
 use crate::error::words;
+use crate::server::deadlines::IDLE_AFTER;
 use crate::sys;
 
-/// Why nothing was read or written.
+/// Why a read or a write failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// The other side has ended its side.
+    /// The client has closed its side.
     Closed,
     /// The deadline has passed.
     TimedOut,
-    /// The kernel reports an error.
+    /// Any other error of recv(2), send(2), poll(2), setsockopt(2) or shutdown(2).
     Broken(io::Error),
 }
 
@@ -50,84 +49,81 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What a connection has sent at most that is left to the kernel when it is closed, in bytes: a few packets.
-const LEFT: usize = 4096;
+/// Largest amount that may be unacknowledged when a connection is closed, in bytes.
+const MAX_UNACKNOWLEDGED: usize = 4096;
 
-/// How long the kernel is not asked again whether all is taken: at first, and in the end.
-const SHORT_PAUSE: Duration = Duration::from_millis(1);
-const LONG_PAUSE: Duration = Duration::from_millis(128);
+/// Shortest and longest interval between two looks at what is acknowledged.
+const MIN_PAUSE: Duration = Duration::from_millis(1);
+const MAX_PAUSE: Duration = Duration::from_millis(128);
 
 /// `TCP_CLOSE` (include/net/tcp_states.h)
 const TCP_CLOSE: u8 = 7;
 
-/// A connected socket.
+/// A connected socket with a read time-out of [`IDLE_AFTER`].
 #[derive(Debug)]
 pub struct Stream {
-    stream: TcpStream,
-    /// When the client has to have taken all that was written.
-    taken_by: Instant,
-    /// How many bytes were written so far.
+    socket: TcpStream,
+    /// When the client must have acknowledged all that was written.
+    acknowledge_by: Instant,
+    /// Bytes written so far.
     written: usize,
-    /// The read time-out that the socket inherited.
-    inherited: Duration,
-    /// Whether the read time-out is another one now.
-    changed: bool,
+    /// Whether the read time-out is not [`IDLE_AFTER`] now.
+    has_other_timeout: bool,
 }
 
 impl Stream {
-    /// A socket that inherited the read time-out `inherited`.
-    pub fn new(stream: TcpStream, inherited: Duration) -> Stream {
+    /// A stream on an accepted socket.
+    pub fn new(socket: TcpStream) -> Stream {
         Stream {
-            stream,
-            taken_by: Instant::now(),
+            socket,
+            acknowledge_by: Instant::now(),
             written: 0,
-            inherited,
-            changed: false,
+            has_other_timeout: false,
         }
     }
 
-    /// The descriptor, to end the connection from another thread.
+    /// The file descriptor.
     pub fn descriptor(&self) -> RawFd {
-        self.stream.as_raw_fd()
+        self.socket.as_raw_fd()
     }
 
-    /// Reads for as long as the inherited time-out allows, and after a signal for as long once more.
+    /// Reads for up to [`IDLE_AFTER`], and after a signal for up to as long again.
     ///
     /// # Errors
-    /// Why there is nothing to read.
+    /// `Closed`, `TimedOut`, or `Broken` by an error of recv(2) or setsockopt(2).
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
-        if self.changed {
-            self.stream.set_read_timeout(Some(self.inherited))?;
-            self.changed = false;
+        if self.has_other_timeout {
+            self.socket.set_read_timeout(Some(IDLE_AFTER))?;
+            self.has_other_timeout = false;
         }
         match self.read_once(buffer)? {
             Some(length) => Ok(length),
-            None => self.read_until(Instant::now() + self.inherited, buffer),
+            None => self.read_until(Instant::now() + IDLE_AFTER, buffer),
         }
     }
 
     /// Reads until the deadline.
     ///
     /// # Errors
-    /// Why there is nothing to read.
+    /// `Closed`, `TimedOut`, or `Broken` by an error of recv(2) or setsockopt(2).
     pub fn read_until(&mut self, deadline: Instant, buffer: &mut [u8]) -> Result<usize, Failure> {
-        self.changed = true;
+        self.has_other_timeout = true;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Failure::TimedOut);
             }
-            self.stream.set_read_timeout(Some(left))?;
+            self.socket.set_read_timeout(Some(left))?;
             if let Some(length) = self.read_once(buffer)? {
                 return Ok(length);
             }
         }
     }
 
-    /// Reads once; `None` if a signal comes first. A call with a time-out is not begun again then, after
-    /// SIGCONT either (signal(7)): it would wait for the whole time once more.
+    /// Reads once; `None` after a signal. The kernel does not restart a read that has a time-out, not even
+    /// after SIGCONT (signal(7)); if it did, the whole time-out would start again.
     fn read_once(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Failure> {
-        match self.stream.read(buffer) {
+        match self.socket.read(buffer) {
             Ok(0) => Err(Failure::Closed),
             Ok(length) => Ok(Some(length)),
             Err(error) if error.kind() == ErrorKind::Interrupted => Ok(None),
@@ -135,15 +131,15 @@ impl Stream {
         }
     }
 
-    /// Waits until there is something to read, or the deadline has passed.
+    /// Waits until the socket is readable.
     ///
     /// # Errors
-    /// What the kernel answers.
-    pub fn wait_until(&self, deadline: Instant) -> Result<(), Failure> {
+    /// `TimedOut` at the deadline, or `Broken` by an error of poll(2).
+    pub fn wait_readable(&self, deadline: Instant) -> Result<(), Failure> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
-            let mut descriptors = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+            let mut descriptors = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
             match poll(&mut descriptors, timeout) {
                 Ok(0) => return Err(Failure::TimedOut),
                 Ok(_) => return Ok(()),
@@ -153,135 +149,123 @@ impl Stream {
         }
     }
 
-    /// Waits until the client has taken all that was written, or, then it returns `false`, there is
-    /// something to read.
+    /// Waits until the client has acknowledged all that was written; returns `false` if the socket is
+    /// readable before.
     ///
     /// # Errors
-    /// `TimedOut` if it has not in the time that it had for that, or what the kernel answers.
-    pub fn wait_until_taken(&self) -> Result<bool, Failure> {
-        let mut pause = SHORT_PAUSE;
-        while self.is_untaken() {
+    /// `TimedOut` if the client is too slow, or `Broken` by an error of poll(2).
+    pub fn wait_acknowledged(&self) -> Result<bool, Failure> {
+        let mut pause = MIN_PAUSE;
+        while !self.is_acknowledged() {
             let now = Instant::now();
-            if now >= self.taken_by {
+            if now >= self.acknowledge_by {
                 return Err(Failure::TimedOut);
             }
-            match self.wait_until(now + pause) {
-                Err(Failure::TimedOut) => pause = LONG_PAUSE.min(2 * pause),
+            match self.wait_readable(now + pause) {
+                Err(Failure::TimedOut) => pause = MAX_PAUSE.min(2 * pause),
                 readable => return readable.map(|()| false),
             }
         }
         Ok(true)
     }
 
-    /// Whether the client has yet to confirm something that was sent, the end of our side included.
+    /// Whether the client has acknowledged all that was sent, a FIN included. A connection that is reset
+    /// has nothing left to send, but keeps its counters.
     #[inline(never)]
-    fn is_untaken(&self) -> bool {
-        let info = sys::tcp_info(self.stream.as_fd());
-        // A connection that has broken does not send, whatever its numbers are.
-        info.is_ok_and(|info| {
+    fn is_acknowledged(&self) -> bool {
+        let info = sys::tcp_info(self.socket.as_fd());
+        !info.is_ok_and(|info| {
             info.tcpi_state != TCP_CLOSE && (info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0)
         })
     }
 
-    /// Writes everything, within about `limit`: a single write may wait for the inherited time-out. As
-    /// much time the client has to take it.
+    /// Writes all of `bytes`. The client has `limit` to acknowledge them. The last send(2) may exceed it by
+    /// the socket's write time-out.
     ///
     /// # Errors
-    /// Why not everything was written.
+    /// `TimedOut`, or `Broken` by an error of send(2).
     pub fn write(&mut self, bytes: &[u8], limit: Duration) -> Result<(), Failure> {
         self.send(bytes, limit, MsgFlags::empty())
     }
 
-    /// Writes everything as [`Stream::write`] does, and ends our side with it: the kernel holds the
-    /// last packet back (MSG_MORE, send(2)), so that it carries the end too.
+    /// Writes all of `bytes` like [`Stream::write`], and shuts down the write side. `MSG_MORE` (send(2))
+    /// holds the last segment back until it can carry the FIN.
     ///
     /// # Errors
-    /// Why not everything was written.
-    pub fn finish(&mut self, bytes: &[u8], limit: Duration) -> Result<(), Failure> {
+    /// `TimedOut`, or `Broken` by an error of send(2) or shutdown(2).
+    pub fn write_last(&mut self, bytes: &[u8], limit: Duration) -> Result<(), Failure> {
         self.send(bytes, limit, MsgFlags::from_bits_retain(libc::MSG_MORE))?;
-        Ok(self.stream.shutdown(Shutdown::Write)?)
-    }
-
-    /// Ends our side, and closes the connection, unless much of what was written may still have to be
-    /// taken: then it is returned.
-    pub fn leave(mut self) -> Option<Stream> {
-        if self.written <= LEFT || self.settle() {
-            return None;
-        }
-        // A client that is gone by now (ENOTCONN), or our side that has ended, needs no ending.
-        let _ = self.stream.shutdown(Shutdown::Write);
-        Some(self)
+        Ok(self.socket.shutdown(Shutdown::Write)?)
     }
 
     fn send(&mut self, mut bytes: &[u8], limit: Duration, flags: MsgFlags) -> Result<(), Failure> {
-        self.taken_by = Instant::now() + limit;
+        self.acknowledge_by = Instant::now() + limit;
         self.written = self.written.saturating_add(bytes.len());
         loop {
             match send(self.descriptor(), bytes, flags | MsgFlags::MSG_NOSIGNAL) {
                 Ok(written) if written == bytes.len() => return Ok(()),
                 Ok(written) => bytes = &bytes[written..],
                 Err(Errno::EINTR) => {}
-                // The kernel has given up, see TCP_USER_TIMEOUT in listener.rs.
+                // TCP_USER_TIMEOUT has expired.
                 Err(Errno::ETIMEDOUT) => return Err(Failure::TimedOut),
                 Err(errno) => return Err(io::Error::from(errno).into()),
             }
-            if Instant::now() >= self.taken_by {
+            if Instant::now() >= self.acknowledge_by {
                 return Err(Failure::TimedOut);
             }
         }
     }
 
-    /// Lets the client finish what it sends, after our side has ended: closing with bytes unread
-    /// would reset the connection (RFC 9112, 9.6). What comes until it ends its side, at most until
-    /// `limit` has passed, is thrown away.
+    /// Reads and discards until the client closes its side, for up to `limit`. A close with unread data in
+    /// the receive buffer is a reset, which may cost the client the end of its response (RFC 9112, 9.6).
     #[inline(never)]
-    pub fn hear_out(&mut self, limit: Duration) {
+    pub fn drain(&mut self, limit: Duration) {
         let deadline = Instant::now() + limit;
-        let mut scrap = [0; 1024];
-        while self.read_until(deadline, &mut scrap).is_ok() {}
+        let mut discarded = [0; 1024];
+        while self.read_until(deadline, &mut discarded).is_ok() {}
     }
 
-    /// Whether it may be closed now, so that nothing is left to be sent: the client has taken all that
-    /// was written, or has not in the time that it had for that. Then its close is a reset.
-    pub fn settle(&mut self) -> bool {
-        if !self.is_untaken() {
-            return true;
-        }
-        let is_late = Instant::now() >= self.taken_by;
-        if is_late {
-            self.reset_when_closed();
-        }
-        is_late
-    }
-
-    /// Waits until it may be closed. What comes meanwhile is thrown away.
+    /// Closes the connection. If more than [`MAX_UNACKNOWLEDGED`] was written, first shuts down the write
+    /// side and waits until all is acknowledged, and resets the connection of a client that is too slow.
+    ///
+    /// `SO_LINGER` with a time-out does not replace this: during such a close(2) the kernel resets the
+    /// connection if the client sends anything, and after the time-out it still keeps the data.
     #[inline(never)]
     pub fn close(mut self) {
-        let mut scrap = [0; 1024];
-        let mut pause = SHORT_PAUSE;
-        while !self.settle() {
-            match self.read(&mut scrap) {
-                Ok(_) | Err(Failure::TimedOut) => {}
-                Err(Failure::Closed) => {
-                    thread::sleep(pause);
-                    pause = LONG_PAUSE.min(2 * pause);
-                }
+        if self.written <= MAX_UNACKNOWLEDGED || self.is_acknowledged() {
+            return;
+        }
+        // Fails with ENOTCONN if the client has gone.
+        let _ = self.socket.shutdown(Shutdown::Write);
+        let mut discarded = [0; 1024];
+        let mut pause = MIN_PAUSE;
+        while !self.is_acknowledged() {
+            let now = Instant::now();
+            if now >= self.acknowledge_by {
+                return self.reset();
+            }
+            match self.read_until(now + pause, &mut discarded) {
+                Ok(_) => continue,
+                Err(Failure::TimedOut) => {}
+                Err(Failure::Closed) => thread::sleep(pause),
                 Err(Failure::Broken(_)) => return,
             }
+            pause = MAX_PAUSE.min(2 * pause);
         }
     }
 
-    fn reset_when_closed(&self) {
-        let at_once = libc::linger {
+    /// Closes the connection with a reset (`SO_LINGER` with a time-out of 0, socket(7)). Should
+    /// setsockopt(2) fail, `TCP_USER_TIMEOUT` ends the connection later.
+    fn reset(self) {
+        let linger = libc::linger {
             l_onoff: 1,
             l_linger: 0,
         };
-        // A kernel that refuses gives up by itself, later.
         let _ = sys::set_option(
-            self.stream.as_fd(),
+            self.socket.as_fd(),
             libc::SOL_SOCKET,
             libc::SO_LINGER,
-            at_once,
+            linger,
         );
     }
 }

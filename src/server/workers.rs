@@ -1,97 +1,237 @@
-//! The threads that wait for clients, counted: there is one whenever one can be had.
+//! The worker threads: each accepts a connection, serves it to its end, and accepts the next.
+//!
+//! All idle workers wait at one [`Acceptor`]. The last idle one starts another before it serves, and one
+//! that waits for [`IDLE_TIMEOUT`] in vain ends, unless it is the last. Workers for probes are as many as
+//! at the start, and know no limit.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::lock::unpoisoned;
+use nix::sys::epoll::EpollTimeout;
 
-/// The number of threads that wait for a client.
-#[derive(Debug, Default)]
-pub struct IdleWorkers {
-    waiting: Mutex<usize>,
+use crate::error::words;
+use crate::log::logger;
+use crate::log::once::LogOnce;
+use crate::server::acceptor::{Accepted, Acceptor, ReadyListener};
+use crate::server::connection::{Buffers, Connection};
+use crate::server::context::Context;
+use crate::server::deadlines::{DEADLINES, DIRECT_DEADLINES, Deadlines};
+use crate::server::idle::{IdleConnections, Slot};
+use crate::server::idle_workers::IdleWorkers;
+use crate::server::limit::{ConnectionLimit, EVICTION_TIMEOUT, PATIENCE};
+
+/// Probe workers for each direct listener.
+const PROBE_WORKERS: usize = 4;
+
+/// Stack size of a thread, in bytes. Buffers are on the heap.
+const STACK_SIZE: usize = 64 * 1024;
+
+/// Time after which a spare idle worker ends, in ms.
+const IDLE_TIMEOUT: u16 = 1000;
+
+/// Time without a new connection after which a drain ends idle connections. Until then a busy client
+/// learns of the stop from its next response (`Connection: close`).
+const QUIET: Duration = Duration::from_millis(300);
+
+/// Interval between two looks at what is left to drain.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The workers, and what they share.
+#[derive(Debug)]
+pub struct Workers {
+    context: Context,
+    clients: Acceptor,
+    probes: Acceptor,
+    idle: IdleWorkers,
+    limit: ConnectionLimit,
+    connections: IdleConnections,
+    /// Accepted connections, probes excluded.
+    accepted: AtomicU64,
+    limit_log: LogOnce,
+    accept_log: LogOnce,
+    spawn_log: LogOnce,
 }
 
-impl IdleWorkers {
-    /// Counts the calling thread, which is about to wait.
-    pub fn add(&self) {
-        *self.waiting() += 1;
-    }
-
-    /// Counts the calling thread no more: it serves from here on. If it was the last, `spawn` starts
-    /// another, which counts at once.
+impl Workers {
+    /// Starts the first worker and the probe workers.
     ///
     /// # Errors
-    /// The error of `spawn`: no thread waits then.
-    pub fn remove(&self, spawn: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        let mut waiting = self.waiting();
-        *waiting -= 1;
-        ensure_one(&mut waiting, spawn)
+    /// `EAGAIN`, or any other error of clone(2) or mmap(2).
+    pub fn start(
+        clients: Acceptor,
+        probes: Acceptor,
+        max_connections: usize,
+    ) -> io::Result<Arc<Workers>> {
+        let workers = Arc::new(Workers {
+            context: Context::from_environment(),
+            clients,
+            probes,
+            idle: IdleWorkers::default(),
+            limit: ConnectionLimit::new(max_connections),
+            connections: IdleConnections::default(),
+            accepted: AtomicU64::new(0),
+            limit_log: LogOnce::default(),
+            accept_log: LogOnce::default(),
+            spawn_log: LogOnce::default(),
+        });
+        workers.ensure_idle_worker()?;
+        for _ in 0..PROBE_WORKERS * workers.probes.listeners() {
+            let workers = Arc::clone(&workers);
+            spawn(move || workers.serve_probes())?;
+        }
+        Ok(workers)
     }
 
-    /// Has `spawn` start a thread if none waits. The lock is held meanwhile, and no thread that has served
-    /// can be added: a thread that may yet fail to start is never taken for one that waits.
-    ///
-    /// # Errors
-    /// The error of `spawn`: no thread waits then.
-    pub fn ensure_one(&self, spawn: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        ensure_one(&mut self.waiting(), spawn)
+    fn ensure_idle_worker(self: &Arc<Workers>) -> io::Result<()> {
+        self.idle.ensure_one(|| self.spawn_worker())
     }
 
-    /// Counts the calling thread no more, unless it is the last; returns whether it may end.
-    pub fn retire(&self) -> bool {
-        let mut waiting = self.waiting();
-        let is_spare = *waiting > 1;
-        *waiting -= usize::from(is_spare);
-        is_spare
+    fn spawn_worker(self: &Arc<Workers>) -> io::Result<()> {
+        let workers = Arc::clone(self);
+        spawn(move || workers.serve_clients())
     }
 
-    fn waiting(&self) -> MutexGuard<'_, usize> {
-        unpoisoned(self.waiting.lock())
+    /// Accepts and serves clients, until this worker is spare. It counts as idle from its start on.
+    fn serve_clients(self: &Arc<Workers>) {
+        logger::block_when_full();
+        let slot = self.connections.add_slot();
+        let mut buffers = Buffers::default();
+        loop {
+            let Some(listener) = self.clients.wait(EpollTimeout::from(IDLE_TIMEOUT)) else {
+                match self.idle.retire() {
+                    true => break,
+                    false => continue,
+                }
+            };
+            // Before accept4(2), so that no connection exceeds the limit.
+            self.limit.acquire(|| self.evict());
+            if let Some(accepted) = self.accept(listener) {
+                self.accepted.fetch_add(1, Ordering::Relaxed);
+                if let Err(error) = self.idle.remove(|| self.spawn_worker()) {
+                    self.log_spawn_error(&error);
+                }
+                self.serve(accepted, &DEADLINES, &slot, &mut buffers);
+                // Before the release, or the worker that acquires next would be the last idle one, and
+                // start another.
+                self.idle.add();
+            }
+            self.limit.release();
+        }
+        self.connections.remove_slot(&slot);
+    }
+
+    /// Accepts and serves direct connections, until the process exits.
+    fn serve_probes(&self) {
+        let slot = self.connections.add_slot();
+        let mut buffers = Buffers::default();
+        loop {
+            let ready = self.probes.wait(EpollTimeout::NONE);
+            if let Some(accepted) = ready.and_then(|listener| self.accept(listener)) {
+                self.serve(accepted, &DIRECT_DEADLINES, &slot, &mut buffers);
+            }
+        }
+    }
+
+    /// Accepts a client; `None` if there is none any more. If accept4(2) fails, waits for a connection to
+    /// end, and retries. Evicts an idle connection only after `EMFILE`, which an eviction is sure to
+    /// end, and only if no connection has ended within [`PATIENCE`].
+    fn accept(&self, listener: ReadyListener<'_>) -> Option<Accepted> {
+        let mut may_evict = false;
+        loop {
+            let releases = self.limit.releases();
+            let error = match listener.accept() {
+                Ok(accepted) => return accepted,
+                Err(error) => error,
+            };
+            if self.accept_log.should_log() {
+                let reason = words(&error);
+                log::warn!("Cannot accept a connection, clients wait: {reason}");
+            }
+            let lacks_file = error.raw_os_error() == Some(libc::EMFILE);
+            let timeout = if may_evict && lacks_file && self.connections.evict_oldest() {
+                EVICTION_TIMEOUT
+            } else {
+                PATIENCE
+            };
+            may_evict = !self.limit.wait_for_release(releases, timeout);
+        }
+    }
+
+    /// Evicts an idle connection at the limit; returns `false` if none is idle.
+    fn evict(&self) -> bool {
+        if self.limit_log.should_log() {
+            let size = self.limit.size();
+            log::warn!("There are {size} connections, as many as may be: clients wait");
+        }
+        self.connections.evict_oldest()
+    }
+
+    fn serve(&self, accepted: Accepted, deadlines: &Deadlines, slot: &Slot, buffers: &mut Buffers) {
+        let client = accepted.client;
+        match Connection::new(accepted, deadlines, &self.context, slot) {
+            Ok(connection) => connection.serve(buffers),
+            Err(error) => log::info!("Connection from {client} was lost: {}", words(&error)),
+        }
+    }
+
+    /// Retries to start a worker if none is idle. If that fails and a client waits, evicts an idle
+    /// connection, so that its worker can serve the client.
+    pub fn maintain(self: &Arc<Workers>) {
+        if let Err(error) = self.ensure_idle_worker() {
+            self.log_spawn_error(&error);
+            if self.clients.has_clients() {
+                self.connections.evict_oldest();
+            }
+        }
+    }
+
+    fn log_spawn_error(&self, error: &io::Error) {
+        if self.spawn_log.should_log() {
+            log::warn!("Cannot start a thread, clients wait: {}", words(error));
+        }
+    }
+
+    /// Drains: every connection ends with its next response, and idle ones end when no new connection has
+    /// come for [`QUIET`]. Returns when no connection is left, or after `grace`.
+    pub fn drain(self: &Arc<Workers>, grace: Duration) {
+        self.context.start_draining();
+        let deadline = Instant::now() + grace;
+        let mut accepted = self.accepted.load(Ordering::Relaxed);
+        let mut quiet_since = Instant::now();
+        while Instant::now() < deadline {
+            thread::sleep(DRAIN_INTERVAL);
+            self.maintain();
+            let now = self.accepted.load(Ordering::Relaxed);
+            if now != accepted {
+                accepted = now;
+                quiet_since = Instant::now();
+            }
+            if quiet_since.elapsed() >= QUIET {
+                if !self.is_busy() {
+                    break;
+                }
+                self.connections.shut_down_all();
+            }
+        }
+        let left = self.limit.in_use();
+        if left > 0 {
+            let grace = grace.as_secs();
+            log::warn!("Cut off {left} connections that did not end within {grace} s");
+        }
+        self.context.log_totals();
+    }
+
+    /// Whether a client waits or a connection is open. A worker acquires before it takes a client from the
+    /// kernel's queue; asked in this order, no client is missed.
+    fn is_busy(&self) -> bool {
+        self.clients.has_clients() || self.limit.in_use() > 0
     }
 }
 
-fn ensure_one(waiting: &mut usize, spawn: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    if *waiting == 0 {
-        spawn()?;
-        *waiting = 1;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thread_that_may_yet_fail_to_start_is_not_taken_for_one_that_waits() {
-        let workers = IdleWorkers::default();
-        let fail = || {
-            assert!(workers.waiting.try_lock().is_err(), "others cannot look");
-            Err(io::Error::from_raw_os_error(libc::EAGAIN))
-        };
-        assert!(workers.ensure_one(fail).is_err());
-        assert!(workers.ensure_one(fail).is_err());
-        workers.add();
-        assert!(workers.remove(fail).is_err());
-        assert!(workers.ensure_one(fail).is_err());
-    }
-
-    #[test]
-    fn the_last_thread_that_waits_has_another_started_before_it_serves() {
-        let workers = IdleWorkers::default();
-        let mut started = 0;
-        let mut start = || {
-            started += 1;
-            Ok(())
-        };
-        workers.ensure_one(&mut start).unwrap();
-        workers.ensure_one(&mut start).unwrap();
-        workers.add();
-        workers.remove(&mut start).unwrap();
-        workers.remove(&mut start).unwrap();
-        assert_eq!(started, 2);
-        assert!(!workers.retire());
-        workers.add();
-        assert!(workers.retire() && !workers.retire());
-    }
+fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new().stack_size(STACK_SIZE);
+    thread.spawn(work).map(drop)
 }

@@ -1,0 +1,59 @@
+//! What all connections share: the node's name, whether the server drains, and the totals for the log.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// State that all connections share.
+#[derive(Debug)]
+pub struct Context {
+    node: Option<String>,
+    draining: AtomicBool,
+    connections: AtomicU64,
+    requests: AtomicU64,
+}
+
+impl Context {
+    /// The state at the start, with the node's name from `NODE_NAME`.
+    pub fn from_environment() -> Context {
+        let node = std::env::var("NODE_NAME").ok();
+        Context {
+            node: node.filter(|name| !name.is_empty()),
+            draining: AtomicBool::new(false),
+            connections: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+        }
+    }
+
+    /// The node's name.
+    pub fn node(&self) -> Option<&str> {
+        self.node.as_deref()
+    }
+
+    /// Ends every connection after its next response.
+    pub fn start_draining(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether connections end after their next response.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// Counts a connection to a captured address.
+    pub fn count_connection(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a request on such a connection, answered or refused.
+    pub fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Logs the totals.
+    pub fn log_totals(&self) {
+        log::info!(
+            "Served {} requests on {} connections",
+            self.requests.load(Ordering::SeqCst),
+            self.connections.load(Ordering::SeqCst)
+        );
+    }
+}
