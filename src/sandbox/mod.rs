@@ -66,7 +66,6 @@ const SERVER: &[Allowed<'_>] = &[
     any(libc::SYS_accept4),
     any(libc::SYS_getsockname),
     only(libc::SYS_setsockopt, &socket_option(libc::SO_RCVTIMEO)),
-    only(libc::SYS_setsockopt, &socket_option(libc::SO_SNDTIMEO)),
     only(libc::SYS_setsockopt, &socket_option(libc::SO_LINGER)),
     only(libc::SYS_getsockopt, &option(libc::SOL_TCP, libc::TCP_INFO)),
 ];
