@@ -273,9 +273,7 @@ impl<'c> Connection<'c> {
         let mut room = if self.is_direct { 0 } else { echo::MAX_ECHO };
         let mut unread = 0..filled;
         if head.expects_continue && !decoder.is_complete() && unread.is_empty() {
-            self.stream
-                .write(CONTINUE, self.deadlines.response)
-                .map_err(|failure| End::Lost(format!("100 Continue was not taken: {failure}")))?;
+            self.write_continue()?;
         }
         let mut deadline = None;
         loop {
@@ -302,6 +300,11 @@ impl<'c> Connection<'c> {
             echo::end(echo, received);
         }
         Ok(ReadBody { received, unread })
+    }
+
+    fn write_continue(&mut self) -> Result<(), End> {
+        let written = self.stream.write(CONTINUE, self.deadlines.response);
+        written.map_err(|failure| End::Lost(format!("100 Continue was not taken: {failure}")))
     }
 
     /// Logs a request. A successful probe is logged at level `debug` only.

@@ -38,6 +38,11 @@ impl Context {
         self.draining.load(Ordering::SeqCst)
     }
 
+    /// The number of connections to captured addresses so far.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::SeqCst)
+    }
+
     /// Counts a connection to a captured address.
     pub fn count_connection(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
@@ -53,7 +58,7 @@ impl Context {
         log::info!(
             "Served {} requests on {} connections",
             self.requests.load(Ordering::SeqCst),
-            self.connections.load(Ordering::SeqCst)
+            self.connections()
         );
     }
 }

@@ -49,7 +49,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Largest amount that may be unacknowledged when a connection is closed, in bytes.
+/// Largest amount written to a connection that is closed without waiting for acknowledgements, in bytes.
 const MAX_UNACKNOWLEDGED: usize = 4096;
 
 /// Shortest and longest interval between two looks at what is acknowledged.
@@ -225,8 +225,8 @@ impl Stream {
         while self.read_until(deadline, &mut discarded).is_ok() {}
     }
 
-    /// Closes the connection. If more than [`MAX_UNACKNOWLEDGED`] was written, first shuts down the write
-    /// side and waits until all is acknowledged, and resets the connection of a client that is too slow.
+    /// Closes the connection. After a short response at once. Otherwise it first shuts down the write side
+    /// and waits until all is acknowledged; if the client is too slow, it resets the connection.
     ///
     /// `SO_LINGER` with a time-out does not replace this: during such a close(2) the kernel resets the
     /// connection if the client sends anything, and after the time-out it still keeps the data.

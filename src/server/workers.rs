@@ -1,12 +1,11 @@
 //! The worker threads: each accepts a connection, serves it to its end, and accepts the next.
 //!
-//! All idle workers wait at one [`Acceptor`]. The last idle one starts another before it serves, and one
-//! that waits for [`IDLE_TIMEOUT`] in vain ends, unless it is the last. Workers for probes are as many as
-//! at the start, and know no limit.
+//! All idle workers wait at one [`Acceptor`]. The last idle one starts another before it serves. One that
+//! has no client for `IDLE_TIMEOUT` ends, unless it is the last. The number of probe workers is fixed, and
+//! the limit on connections does not apply to them.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,8 +47,6 @@ pub struct Workers {
     idle: IdleWorkers,
     limit: ConnectionLimit,
     connections: IdleConnections,
-    /// Accepted connections, probes excluded.
-    accepted: AtomicU64,
     limit_log: LogOnce,
     accept_log: LogOnce,
     spawn_log: LogOnce,
@@ -72,7 +69,6 @@ impl Workers {
             idle: IdleWorkers::default(),
             limit: ConnectionLimit::new(max_connections),
             connections: IdleConnections::default(),
-            accepted: AtomicU64::new(0),
             limit_log: LogOnce::default(),
             accept_log: LogOnce::default(),
             spawn_log: LogOnce::default(),
@@ -109,7 +105,6 @@ impl Workers {
             // Before accept4(2), so that no connection exceeds the limit.
             self.limit.acquire(|| self.evict());
             if let Some(accepted) = self.accept(listener) {
-                self.accepted.fetch_add(1, Ordering::Relaxed);
                 if let Err(error) = self.idle.remove(|| self.spawn_worker()) {
                     self.log_spawn_error(&error);
                 }
@@ -195,18 +190,18 @@ impl Workers {
     }
 
     /// Drains: every connection ends with its next response, and idle ones end when no new connection has
-    /// come for [`QUIET`]. Returns when no connection is left, or after `grace`.
+    /// come for some time. Returns when no connection is left, or after `grace`.
     pub fn drain(self: &Arc<Workers>, grace: Duration) {
         self.context.start_draining();
         let deadline = Instant::now() + grace;
-        let mut accepted = self.accepted.load(Ordering::Relaxed);
+        let mut connections = self.context.connections();
         let mut quiet_since = Instant::now();
         while Instant::now() < deadline {
             thread::sleep(DRAIN_INTERVAL);
             self.maintain();
-            let now = self.accepted.load(Ordering::Relaxed);
-            if now != accepted {
-                accepted = now;
+            let now = self.context.connections();
+            if now != connections {
+                connections = now;
                 quiet_since = Instant::now();
             }
             if quiet_since.elapsed() >= QUIET {
