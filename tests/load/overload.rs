@@ -1,6 +1,6 @@
 //! More than the program can take: of connections, open files and threads.
 
-use std::io::{BufRead, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -402,6 +402,23 @@ fn answers_that_nobody_takes_count_as_connections() {
             assert_eq!(untaken(), most);
         }
     }
+}
+
+/// A close(2) with unread data, or data that arrives after one, is a reset (RFC 9112, 9.6).
+#[test]
+fn a_client_that_sends_more_while_it_takes_its_last_response_gets_all_of_it() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut client = Conversation(BufReader::new(lab.client.connect_narrow(POD, 2048)));
+    let body = "x".repeat(30_000);
+    client.send(format!(
+        "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 30000\r\n\r\n{body}"
+    ));
+    wait_until("the server has shut down its side", || {
+        lab.node.run("ss -Htn state fin-wait-1").lines().count() == 1
+    });
+    client.send(REQUEST);
+    assert!(client.answer().text().ends_with(&body));
 }
 
 /// Keeps the server from starting threads, until it is dropped.
