@@ -5,7 +5,9 @@
 //! queue fills; then a thread either waits or discards its line. A flush gives up after a time limit.
 
 use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::lock::unpoisoned;
@@ -19,6 +21,9 @@ const BATCH: usize = CAPACITY / 2;
 
 /// The longest time for which the writer waits for more lines.
 const BATCH_DELAY: Duration = Duration::from_millis(4);
+
+/// The time after which a flush looks at the progress again.
+const FLUSH_POLL: Duration = Duration::from_millis(1);
 
 /// The time without a write after which a flush gives up.
 const STALL: Duration = Duration::from_secs(1);
@@ -43,8 +48,8 @@ pub struct LogQueue {
     not_empty: Condvar,
     /// Notified when the writer has taken the lines.
     not_full: Condvar,
-    /// Notified after each write.
-    written: Condvar,
+    /// The bytes that were written since the start.
+    bytes_written: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -52,8 +57,6 @@ struct Lines {
     queued: Buffer,
     /// The bytes that were queued since the start.
     bytes_queued: u64,
-    /// How many of them are written.
-    bytes_written: u64,
     /// The lines that were discarded since the last one that was queued.
     lost: u64,
 }
@@ -72,12 +75,11 @@ impl LogQueue {
             lines: Mutex::new(Lines {
                 queued: Buffer::EMPTY,
                 bytes_queued: 0,
-                bytes_written: 0,
                 lost: 0,
             }),
             not_empty: Condvar::new(),
             not_full: Condvar::new(),
-            written: Condvar::new(),
+            bytes_written: AtomicU64::new(0),
         }
     }
 
@@ -110,8 +112,8 @@ impl LogQueue {
             self.take_batch(&mut batch);
             for lines in split_lines(batch.bytes(), max_write) {
                 write(lines);
-                self.lock().bytes_written += lines.len() as u64;
-                self.written.notify_all();
+                let length = lines.len() as u64;
+                self.bytes_written.fetch_add(length, Ordering::Relaxed);
             }
             batch.clear(0);
         }
@@ -134,19 +136,16 @@ impl LogQueue {
     /// Waits until the lines that are queued now are written. Gives up if nothing is written for
     /// `STALL`, and after `MAX_FLUSH`.
     pub fn flush(&self) {
-        let deadline = Instant::now() + MAX_FLUSH;
-        let mut lines = self.lock();
-        let last = lines.bytes_queued;
-        while lines.bytes_written < last {
-            let before = lines.bytes_written;
-            let limit = STALL.min(deadline.saturating_duration_since(Instant::now()));
-            let is_stalled = |lines: &mut Lines| lines.bytes_written == before;
-            let waited = self.written.wait_timeout_while(lines, limit, is_stalled);
-            let (guard, waited) = unpoisoned(waited);
-            if waited.timed_out() {
-                return;
+        let last = self.lock().bytes_queued;
+        let start = Instant::now();
+        let mut written = self.bytes_written.load(Ordering::Relaxed);
+        let mut progress = start;
+        while written < last && progress.elapsed() < STALL && start.elapsed() < MAX_FLUSH {
+            thread::sleep(FLUSH_POLL);
+            let now = self.bytes_written.load(Ordering::Relaxed);
+            if now != written {
+                (written, progress) = (now, Instant::now());
             }
-            lines = guard;
         }
     }
 
@@ -168,9 +167,8 @@ fn split_lines(mut lines: &[u8], max: usize) -> impl Iterator<Item = &[u8]> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::sync::atomic::AtomicBool;
     use std::sync::mpsc;
-    use std::thread;
 
     use super::*;
 
