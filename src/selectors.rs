@@ -84,7 +84,7 @@ impl Cidr {
     ///
     /// # Errors
     /// What is wrong with the address or the prefix length.
-    pub fn masking(text: &str) -> Result<Cidr, String> {
+    pub fn parse_masked(text: &str) -> Result<Cidr, String> {
         let (address, prefix) = Cidr::parts(text)?;
         Ok(Cidr {
             network: network_of(address, prefix),
@@ -144,7 +144,7 @@ impl FromStr for Cidr {
     /// Reads `ADDRESS[/PREFIX]`; host bits are an error that says what was probably meant.
     fn from_str(text: &str) -> Result<Cidr, String> {
         let (address, _) = Cidr::parts(text)?;
-        let cidr = Cidr::masking(text)?;
+        let cidr = Cidr::parse_masked(text)?;
         if cidr.network == address {
             return Ok(cidr);
         }
@@ -341,14 +341,17 @@ mod tests {
     #[test]
     fn the_script_clears_host_bits_as_iptables_does() {
         assert_eq!(
-            Cidr::masking("10.244.7.1/16").unwrap().to_string(),
+            Cidr::parse_masked("10.244.7.1/16").unwrap().to_string(),
             "10.244.0.0/16"
         );
         assert_eq!(
-            Cidr::masking("fd00::5/64").unwrap().to_string(),
+            Cidr::parse_masked("fd00::5/64").unwrap().to_string(),
             "fd00::/64"
         );
-        assert_eq!(Cidr::masking("1.2.3.4/0").unwrap().to_string(), "0.0.0.0/0");
+        assert_eq!(
+            Cidr::parse_masked("1.2.3.4/0").unwrap().to_string(),
+            "0.0.0.0/0"
+        );
     }
 
     #[test]

@@ -250,6 +250,6 @@ pub fn read_address(payload: &[u8]) -> Option<(u32, Cidr)> {
         libc::AF_INET6 => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
         _ => return None,
     };
-    let block = Cidr::masking(&format!("{address}/{prefix}")).ok()?;
+    let block = Cidr::parse_masked(&format!("{address}/{prefix}")).ok()?;
     (scope < libc::RT_SCOPE_LINK).then_some((u32_at(header, 4)?, block))
 }

@@ -145,7 +145,7 @@ pub fn read_route(family: Family, table: u32, payload: &[u8]) -> Option<Installe
             _ => {}
         }
     }
-    let cidr = Cidr::masking(&format!("{network}/{prefix}")).ok()?;
+    let cidr = Cidr::parse_masked(&format!("{network}/{prefix}")).ok()?;
     let plain = kind == libc::RTN_LOCAL && device == Some(LOOPBACK);
     Some(InstalledEntry {
         entry: Entry::Route { cidr, table },

@@ -13,7 +13,7 @@ pub(super) fn ports_range(ports: PortRange) -> RangeInclusive<u128> {
 
 /// Blocks of a family, in the order in which they stand.
 pub(super) fn blocks(text: &str, family: Family) -> Result<Ranges, String> {
-    let cidrs = list_with(text, |item| match Cidr::masking(item)? {
+    let cidrs = list_with(text, |item| match Cidr::parse_masked(item)? {
         cidr if cidr.family() == family => Ok(cidr),
         _ => Err(format!("expected an {family} block")),
     })?;
