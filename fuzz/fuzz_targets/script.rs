@@ -6,7 +6,7 @@
 use libfuzzer_sys::fuzz_target;
 use tproxy_pod::netlink::message::{Message, attributes, messages};
 use tproxy_pod::nftables::compile::compile;
-use tproxy_pod::rules::rule::{apart, coalesce};
+use tproxy_pod::rules::rule::{merge_adjacent, split_lists};
 use tproxy_pod::rules::script::{self, Script};
 use tproxy_pod::rules::template::{Values, render, text};
 use tproxy_pod::selectors::{Cidr, Family, PortRange, list};
@@ -81,9 +81,9 @@ fn values(family: Family, choice: u8) -> Values {
 fn means_the_same_joined(script: &Script) {
     let (mut twice, mut joined) = (script.clone(), script.clone());
     for (twice, joined) in twice.chains.iter_mut().zip(&mut joined.chains) {
-        let rules = twice.rules.drain(..).flat_map(apart);
+        let rules = twice.rules.drain(..).flat_map(split_lists);
         twice.rules = rules.flat_map(|rule| [rule.clone(), rule]).collect();
-        joined.rules = coalesce(twice.rules.clone());
+        joined.rules = merge_adjacent(twice.rules.clone());
     }
     for packet in packet::at_the_edges(script) {
         let fates = [&twice, &joined].map(|script| iptables::fate(script, &packet));

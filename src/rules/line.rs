@@ -1,230 +1,188 @@
-//! How the words of an `-A` line become a [`Rule`]. What is not supported is an error that names
-//! the word and what is.
+//! A parser of `-A` lines. It refuses every word that is not supported, and every line that
+//! iptables-restore refuses or reads in another way. The options are those of iptables(8) and
+//! iptables-extensions(8).
 
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use crate::rules::error::SyntaxError;
 use crate::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test};
+use crate::rules::tcp::{ACK, FIN, RST, SYN};
+use crate::rules::values::{
+    TARGETS, blocks, comment, interface, multiport, port_numbers, protocol, target, tcp_flags,
+};
+use crate::rules::words::{Words, split};
 use crate::selectors::{Family, Mark, PortRange};
 
-pub use super::values::check_chain_name;
-use super::values::{
-    blocks, comment, interface, multiport, ports_range, protocol, target, tcp_flags,
-};
-
-/// The options of a rule, for error messages.
+/// The supported options, for error messages.
 const OPTIONS: &str = "-A, -p, -s, -d, -i, -m and -j; with -p tcp or -p udp: --sport, --dport; with -p tcp: --syn, --tcp-flags";
+
+/// The supported modules, for error messages.
 const MODULES: &str = "-m tcp, udp, multiport, socket, mark or comment";
-pub(super) const TARGETS: &str = "-j ACCEPT, DROP, RETURN, MARK, TPROXY or a chain declared above";
 
-/// Why a rule was refused: the word, and what was expected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RuleError {
-    /// The word as it stands in the script.
-    pub word: String,
-    /// What was expected in its place.
-    pub expected: String,
-}
+/// Options that exclude each other.
+const EXCLUSIVE: [(&str, &str); 2] = [("--syn", "--tcp-flags"), ("--set-mark", "--set-xmark")];
 
-impl RuleError {
-    /// An error about `word`.
-    pub fn new(word: &str, expected: impl Into<String>) -> RuleError {
-        RuleError {
-            word: word.to_owned(),
-            expected: expected.into(),
-        }
-    }
-}
-
-/// Reads the words of an `-A` line: the chain that the rule is appended to, and the rule.
+/// Parses an `-A` line into the name of its chain and the rule.
 ///
-/// `declared` says whether a user chain of that name stands above.
+/// `is_declared` tells whether the script has declared a user chain of that name above.
 ///
 /// # Errors
-/// The first word that cannot be read, or is not supported.
+/// The first word that is invalid or not supported.
 pub fn parse(
-    words: &[String],
+    line: &str,
     family: Family,
-    declared: impl Fn(&str) -> bool,
-) -> Result<(String, Rule), RuleError> {
-    let mut draft = Draft::new(family);
-    let mut words = Words {
-        words: words.iter(),
-        last: "",
+    is_declared: impl Fn(&str) -> bool,
+) -> Result<(String, Rule), SyntaxError> {
+    let words = split(line)?;
+    let mut parser = LineParser {
+        family,
+        is_declared,
+        words: Words::new(&words),
+        seen: Vec::new(),
+        chain: None,
+        protocol: None,
+        transports: Vec::new(),
+        modules: Vec::new(),
+        matches: Vec::new(),
+        target: None,
     };
     let mut negated = false;
-    while let Some(word) = words.next() {
-        if word == "!" {
-            match std::mem::replace(&mut negated, true) {
-                false => continue,
-                true => return Err(RuleError::new(word, "expected one !")),
-            }
+    while let Some(word) = parser.words.next() {
+        match (word, negated) {
+            ("!", false) => negated = true,
+            ("!", true) => return Err(SyntaxError::new(word, "expected one !")),
+            _ => parser.option(word, std::mem::take(&mut negated))?,
         }
-        draft.option(word, std::mem::take(&mut negated), &mut words, &declared)?;
     }
     if negated {
-        return Err(RuleError::new("!", "expected an option behind it"));
+        return Err(SyntaxError::new("!", "expected an option behind it"));
     }
-    draft.finish()
+    parser.finish()
 }
 
-/// The words of a line, from left to right.
-pub(super) struct Words<'a> {
-    words: std::slice::Iter<'a, String>,
-    last: &'a str,
-}
-
-impl<'a> Words<'a> {
-    fn next(&mut self) -> Option<&'a str> {
-        let word = self.words.next()?;
-        self.last = word;
-        Some(word)
-    }
-
-    /// The value of the option that was read last.
-    fn value(&mut self) -> Result<&'a str, RuleError> {
-        let option = self.last;
-        match self.next() {
-            Some("!") => Err(RuleError::new(
-                "!",
-                format!("expected it in front of {option}"),
-            )),
-            Some(value) => Ok(value),
-            None => Err(RuleError::new(option, "expected a value")),
-        }
-    }
-
-    /// The value of the option that was read last, parsed.
-    pub(super) fn parse<T>(
-        &mut self,
-        read: impl Fn(&str) -> Result<T, String>,
-    ) -> Result<T, RuleError> {
-        let value = self.value()?;
-        read(value).map_err(|expected| RuleError::new(value, expected))
-    }
-}
-
-/// A rule that is being read.
-struct Draft {
+struct LineParser<'a, D> {
     family: Family,
+    is_declared: D,
+    words: Words<'a>,
+    /// The options up to here, without `-m`.
+    seen: Vec<&'a str>,
     chain: Option<String>,
     protocol: Option<Protocol>,
     /// `-m tcp` and `-m udp`, which must agree with `-p`.
     transports: Vec<Protocol>,
-    /// The other modules, each with the option that it cannot do without while that is missing.
+    /// The other modules, each with the option that it still requires.
     modules: Vec<(&'static str, Option<&'static str>)>,
     matches: Vec<Match>,
-    socket: Option<(bool, bool)>,
     target: Option<Target>,
-    on_port: bool,
-    seen: Vec<String>,
 }
 
-impl Draft {
-    fn new(family: Family) -> Draft {
-        Draft {
-            family,
-            chain: None,
-            protocol: None,
-            transports: Vec::new(),
-            modules: Vec::new(),
-            matches: Vec::new(),
-            socket: None,
-            target: None,
-            on_port: false,
-            seen: Vec::new(),
-        }
-    }
-
-    fn option(
-        &mut self,
-        word: &str,
-        negated: bool,
-        words: &mut Words<'_>,
-        declared: &impl Fn(&str) -> bool,
-    ) -> Result<(), RuleError> {
-        if word != "-m" {
-            match self.seen.iter().any(|seen| seen == word) {
-                true => return Err(RuleError::new(word, "expected it once")),
-                false => self.seen.push(word.to_owned()),
-            }
-        }
-        let other = match word {
-            "--syn" => "--tcp-flags",
-            "--tcp-flags" => "--syn",
-            _ => "",
-        };
-        if self.seen.iter().any(|seen| seen == other) {
-            return Err(RuleError::new(word, format!("expected it without {other}")));
-        }
-        let test = match word {
-            "-s" => Test::Address(AddressOf::Source, self.blocks(negated, words)?),
-            "-d" => Test::Address(AddressOf::Destination, self.blocks(negated, words)?),
-            "-i" => interface(words)?,
-            "--sport" => Test::Ports(PortOf::Source, self.port(word, words)?),
-            "--dport" => Test::Ports(PortOf::Destination, self.port(word, words)?),
-            "--syn" => self.tcp_only(word).map(|()| Test::TcpFlags {
-                mask: 0x17,
-                set: 0x02,
-            })?,
-            "--tcp-flags" => {
-                self.tcp_only(word)?;
-                Test::TcpFlags {
-                    mask: words.parse(tcp_flags)?,
-                    set: words.parse(tcp_flags)?,
-                }
-            }
-            "--sports" => Test::Ports(PortOf::Source, self.multiport(word, words)?),
-            "--dports" => Test::Ports(PortOf::Destination, self.multiport(word, words)?),
-            "--ports" => Test::Ports(PortOf::Either, self.multiport(word, words)?),
-            "--mark" => {
-                self.fill("mark", word)?;
-                Test::Mark(words.parse(str::parse)?)
-            }
-            _ if negated => {
-                return Err(RuleError::new(
+impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
+    fn option(&mut self, word: &'a str, negated: bool) -> Result<(), SyntaxError> {
+        self.refuse_repeated(word)?;
+        match self.test(word, negated)? {
+            Some(test) => self.matches.push(Match { negated, test }),
+            None if negated => {
+                return Err(SyntaxError::new(
                     "!",
                     format!("expected no ! in front of {word}"),
                 ));
             }
-            _ => return self.plain_option(word, words, declared),
-        };
-        self.matches.push(Match { negated, test });
+            None => self.plain_option(word)?,
+        }
         Ok(())
     }
 
-    /// The options that cannot be negated.
-    fn plain_option(
-        &mut self,
-        word: &str,
-        words: &mut Words<'_>,
-        declared: &impl Fn(&str) -> bool,
-    ) -> Result<(), RuleError> {
+    fn has(&self, option: &str) -> bool {
+        self.seen.contains(&option)
+    }
+
+    fn has_module(&self, module: &str) -> bool {
+        self.modules.iter().any(|(name, _)| *name == module)
+    }
+
+    fn refuse_repeated(&mut self, word: &'a str) -> Result<(), SyntaxError> {
+        if self.has(word) {
+            return Err(SyntaxError::new(word, "expected it once"));
+        }
+        for (a, b) in EXCLUSIVE {
+            for (one, other) in [(a, b), (b, a)] {
+                if word == one && self.has(other) {
+                    return Err(SyntaxError::new(
+                        word,
+                        format!("expected it without {other}"),
+                    ));
+                }
+            }
+        }
+        if word != "-m" {
+            self.seen.push(word);
+        }
+        Ok(())
+    }
+
+    /// Parses an option that may be negated. `None` for any other option.
+    fn test(&mut self, word: &str, negated: bool) -> Result<Option<Test>, SyntaxError> {
+        Ok(Some(match word {
+            "-s" => Test::Address(AddressOf::Source, self.blocks(negated)?),
+            "-d" => Test::Address(AddressOf::Destination, self.blocks(negated)?),
+            "-i" => self.words.parse(interface)?,
+            "--sport" => Test::Ports(PortOf::Source, self.port(word)?),
+            "--dport" => Test::Ports(PortOf::Destination, self.port(word)?),
+            "--sports" => Test::Ports(PortOf::Source, self.multiport(word)?),
+            "--dports" => Test::Ports(PortOf::Destination, self.multiport(word)?),
+            "--ports" => Test::Ports(PortOf::Either, self.multiport(word)?),
+            "--syn" => {
+                self.require_tcp(word)?;
+                Test::TcpFlags {
+                    mask: FIN | SYN | RST | ACK,
+                    set: SYN,
+                }
+            }
+            "--tcp-flags" => {
+                self.require_tcp(word)?;
+                Test::TcpFlags {
+                    mask: self.words.parse(tcp_flags)?,
+                    set: self.words.parse(tcp_flags)?,
+                }
+            }
+            "--mark" => {
+                self.satisfy("mark", word)?;
+                Test::Mark(self.words.parse(Mark::from_str)?)
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    /// Parses an option that cannot be negated.
+    fn plain_option(&mut self, word: &str) -> Result<(), SyntaxError> {
         match word {
-            "-A" => self.chain = Some(words.value()?.to_owned()),
+            "-A" => self.chain = Some(self.words.value()?.to_owned()),
             "-p" => {
-                let protocol = words.parse(protocol)?;
+                let protocol = self.words.parse(protocol)?;
                 self.protocol = Some(protocol);
                 self.matches.push(Match {
                     negated: false,
                     test: Test::Protocol(protocol),
                 });
             }
-            "-m" => self.module(words.value()?)?,
-            "-j" => self.target = Some(target(words.value()?, declared)?),
-            "--transparent" => self.socket_option(word, |socket| socket.0 = true)?,
-            "--nowildcard" => self.socket_option(word, |socket| socket.1 = true)?,
-            "--comment" => {
-                self.fill("comment", word)?;
-                words.parse(comment)?;
+            "-m" => self.module()?,
+            "-j" => self.target = Some(self.words.parse(|name| target(name, &self.is_declared))?),
+            "--transparent" | "--nowildcard" if self.has_module("socket") => {}
+            "--transparent" | "--nowildcard" => {
+                return Err(SyntaxError::new(word, "expected -m socket in front of it"));
             }
-            _ => return self.target_option(word, words),
+            "--comment" => {
+                self.satisfy("comment", word)?;
+                self.words.parse(comment)?;
+            }
+            _ => return self.target_option(word),
         }
         Ok(())
     }
 
-    fn module(&mut self, name: &str) -> Result<(), RuleError> {
-        match name {
+    fn module(&mut self) -> Result<(), SyntaxError> {
+        match self.words.value()? {
             "tcp" => self.transports.push(Protocol::Tcp),
             "udp" => self.transports.push(Protocol::Udp),
             "multiport" => self
@@ -232,92 +190,68 @@ impl Draft {
                 .push(("multiport", Some("--sports, --dports or --ports"))),
             "mark" => self.modules.push(("mark", Some("--mark"))),
             "comment" => self.modules.push(("comment", Some("--comment"))),
-            "socket" if self.socket.is_none() => self.socket = Some((false, false)),
-            "socket" => return Err(RuleError::new(name, "expected it once")),
-            _ => return Err(RuleError::new(name, format!("supported are {MODULES}"))),
+            name @ "socket" if self.has_module(name) => {
+                return Err(SyntaxError::new(name, "expected it once"));
+            }
+            "socket" => self.modules.push(("socket", None)),
+            name => {
+                return Err(SyntaxError::new(name, format!("supported are {MODULES}")));
+            }
         }
         Ok(())
     }
 
-    /// Gives the last module of that name the option that it waits for.
-    fn fill(&mut self, module: &'static str, option: &str) -> Result<(), RuleError> {
-        match self
-            .modules
-            .iter_mut()
-            .rev()
-            .find(|(name, _)| *name == module)
-        {
+    /// Marks the option that the last `-m module` requires as found.
+    fn satisfy(&mut self, module: &str, option: &str) -> Result<(), SyntaxError> {
+        let mut modules = self.modules.iter_mut().rev();
+        match modules.find(|(name, _)| *name == module) {
             Some((_, missing @ Some(_))) => {
                 *missing = None;
                 Ok(())
             }
-            Some(_) => Err(RuleError::new(
+            Some(_) => Err(SyntaxError::new(
                 option,
                 format!("expected one option for each -m {module}"),
             )),
-            None => Err(RuleError::new(
+            None => Err(SyntaxError::new(
                 option,
                 format!("expected -m {module} in front of it"),
             )),
         }
     }
 
-    fn socket_option(
-        &mut self,
-        word: &str,
-        set: impl Fn(&mut (bool, bool)),
-    ) -> Result<(), RuleError> {
-        self.socket
-            .as_mut()
-            .map(set)
-            .ok_or_else(|| RuleError::new(word, "expected -m socket in front of it"))
-    }
-
-    fn target_option(&mut self, word: &str, words: &mut Words<'_>) -> Result<(), RuleError> {
+    fn target_option(&mut self, word: &str) -> Result<(), SyntaxError> {
         let family = self.family;
         match (&mut self.target, word) {
             (Some(Target::Mark(mark)), "--set-mark" | "--set-xmark") => {
-                if self
-                    .seen
-                    .iter()
-                    .filter(|seen| seen.starts_with("--set-"))
-                    .count()
-                    > 1
-                {
-                    return Err(RuleError::new(
-                        word,
-                        "expected --set-mark or --set-xmark, not both",
-                    ));
-                }
-                *mark = words.parse(Mark::from_str)?;
+                *mark = self.words.parse(Mark::from_str)?;
                 if word == "--set-mark" {
                     mark.mask |= mark.value;
                 }
             }
             (Some(Target::Tproxy { port, .. }), "--on-port") => {
-                *port = words.parse(|text| match PortRange::from_str(text) {
+                *port = self.words.parse(|text| match PortRange::from_str(text) {
                     Ok(range) if !text.contains(':') => Ok(range.low),
                     _ => Err("expected a port from 0 to 65535".to_owned()),
                 })?;
-                self.on_port = true;
             }
             (Some(Target::Tproxy { address, .. }), "--on-ip") => {
-                *address = Some(words.parse(|text| match text.parse::<IpAddr>() {
+                *address = Some(self.words.parse(|text| match text.parse::<IpAddr>() {
                     Ok(address) if Family::of(address) == family => Ok(address),
                     _ => Err(format!("expected an {family} address")),
                 })?);
             }
             (Some(Target::Tproxy { mark, .. }), "--tproxy-mark") => {
-                *mark = words.parse(str::parse)?
+                *mark = self.words.parse(Mark::from_str)?;
             }
             (_, "--set-mark" | "--set-xmark") => {
-                return Err(RuleError::new(word, "expected -j MARK in front of it"));
+                return Err(SyntaxError::new(word, "expected -j MARK in front of it"));
             }
             (_, "--on-port" | "--on-ip" | "--tproxy-mark") => {
-                return Err(RuleError::new(word, "expected -j TPROXY in front of it"));
+                return Err(SyntaxError::new(word, "expected -j TPROXY in front of it"));
             }
             _ => {
-                return Err(RuleError::new(
+                return Err(SyntaxError::new(
                     word,
                     format!("supported are {OPTIONS}; {MODULES}; {TARGETS}"),
                 ));
@@ -326,118 +260,110 @@ impl Draft {
         Ok(())
     }
 
-    fn blocks(&self, negated: bool, words: &mut Words<'_>) -> Result<Ranges, RuleError> {
-        words.parse(|text| match negated && text.contains(',') {
-            true => Err("expected a single block behind !".to_owned()),
-            false => blocks(text, self.family),
-        })
+    fn blocks(&mut self, negated: bool) -> Result<Ranges, SyntaxError> {
+        self.words
+            .parse(|text| match negated && text.contains(',') {
+                true => Err("expected a single block behind !".to_owned()),
+                false => blocks(text, self.family),
+            })
     }
 
-    fn port(&self, word: &str, words: &mut Words<'_>) -> Result<Ranges, RuleError> {
+    fn port(&mut self, word: &str) -> Result<Ranges, SyntaxError> {
+        self.require_protocol(word)?;
         let transport_is_loaded = !self.transports.is_empty()
-            || self.seen.iter().any(|seen| {
-                seen != word && matches!(&**seen, "--sport" | "--dport" | "--syn" | "--tcp-flags")
-            });
+            || ["--sport", "--dport", "--syn", "--tcp-flags"]
+                .iter()
+                .any(|option| *option != word && self.has(option));
+        // iptables accepts abbreviated options: before tcp or udp is loaded, --dport means --dports.
+        if !transport_is_loaded && self.has_module("multiport") {
+            return Err(SyntaxError::new(
+                word,
+                "expected it, or -m tcp or udp, in front of -m multiport",
+            ));
+        }
+        Ok(vec![port_numbers(self.words.parse(PortRange::from_str)?)])
+    }
+
+    fn multiport(&mut self, word: &str) -> Result<Ranges, SyntaxError> {
+        self.satisfy("multiport", word)?;
+        self.require_protocol(word)?;
+        self.words.parse(multiport)
+    }
+
+    fn require_protocol(&self, word: &str) -> Result<(), SyntaxError> {
         match self.protocol {
-            // iptables lets options be cut short: it reads --dport as --dports then.
-            Some(_)
-                if !transport_is_loaded && self.modules.iter().any(|it| it.0 == "multiport") =>
-            {
-                Err(RuleError::new(
-                    word,
-                    "expected it, or -m tcp or udp, in front of -m multiport",
-                ))
-            }
-            Some(_) => Ok(vec![ports_range(words.parse(PortRange::from_str)?)]),
-            None => Err(RuleError::new(
+            Some(_) => Ok(()),
+            None => Err(SyntaxError::new(
                 word,
                 "expected -p tcp or -p udp in front of it",
             )),
         }
     }
 
-    fn multiport(&mut self, word: &str, words: &mut Words<'_>) -> Result<Ranges, RuleError> {
-        self.fill("multiport", word)?;
-        if self.protocol.is_none() {
-            return Err(RuleError::new(
-                word,
-                "expected -p tcp or -p udp in front of it",
-            ));
-        }
-        words.parse(multiport)
-    }
-
-    fn tcp_only(&self, word: &str) -> Result<(), RuleError> {
+    fn require_tcp(&self, word: &str) -> Result<(), SyntaxError> {
         match self.protocol {
             Some(Protocol::Tcp) => Ok(()),
-            _ => Err(RuleError::new(word, "expected -p tcp in front of it")),
+            _ => Err(SyntaxError::new(word, "expected -p tcp in front of it")),
         }
     }
 
-    fn finish(mut self) -> Result<(String, Rule), RuleError> {
-        let chain = self
-            .chain
-            .take()
-            .ok_or_else(|| RuleError::new("", "expected -A CHAIN"))?;
-        if let Some(transport) = self
-            .transports
-            .iter()
-            .find(|it| Some(**it) != self.protocol)
-        {
-            let name = transport.name();
-            return Err(RuleError::new(name, format!("expected -p {name} as well")));
-        }
-        if let Some((module, missing)) = self
-            .modules
-            .iter()
-            .find_map(|(name, missing)| Some((name, (*missing)?)))
-        {
-            return Err(RuleError::new(
-                module,
-                format!("expected {missing} behind it"),
-            ));
-        }
-        if let Some((transparent, nowildcard)) = self.socket {
-            if self.target == Some(Target::Return) && !nowildcard {
-                return Err(RuleError::new(
-                    "RETURN",
-                    "expected --nowildcard where -m socket returns",
-                ));
-            }
+    fn finish(mut self) -> Result<(String, Rule), SyntaxError> {
+        let chain = self.chain.take();
+        let chain = chain.ok_or_else(|| SyntaxError::new("", "expected -A CHAIN"))?;
+        self.check_modules()?;
+        if self.has_module("socket") {
             self.matches.push(Match {
                 negated: false,
                 test: Test::Socket {
-                    transparent,
-                    nowildcard,
+                    transparent: self.has("--transparent"),
+                    nowildcard: self.has("--nowildcard"),
                 },
             });
         }
-        match self.target {
-            Some(Target::Tproxy { .. }) if !self.on_port => {
-                Err(RuleError::new("TPROXY", "expected --on-port"))
+        self.check_target()?;
+        let rule = Rule {
+            matches: self.matches,
+            target: self.target,
+        };
+        Ok((chain, rule))
+    }
+
+    fn check_modules(&self) -> Result<(), SyntaxError> {
+        let mut transports = self.transports.iter();
+        if let Some(transport) = transports.find(|it| Some(**it) != self.protocol) {
+            let name = transport.name();
+            return Err(SyntaxError::new(
+                name,
+                format!("expected -p {name} as well"),
+            ));
+        }
+        for (module, missing) in &self.modules {
+            if let Some(option) = missing {
+                return Err(SyntaxError::new(
+                    module,
+                    format!("expected {option} behind it"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_target(&self) -> Result<(), SyntaxError> {
+        let (word, expected) = match self.target {
+            Some(Target::Return) if self.has_module("socket") && !self.has("--nowildcard") => {
+                ("RETURN", "expected --nowildcard where -m socket returns")
+            }
+            Some(Target::Tproxy { .. }) if !self.has("--on-port") => {
+                ("TPROXY", "expected --on-port")
             }
             Some(Target::Tproxy { .. }) if self.protocol.is_none() => {
-                Err(RuleError::new("TPROXY", "expected -p tcp or -p udp"))
+                ("TPROXY", "expected -p tcp or -p udp")
             }
-            Some(Target::Mark(_)) if !self.seen.iter().any(|seen| seen.starts_with("--set-")) => {
-                Err(RuleError::new("MARK", "expected --set-mark or --set-xmark"))
+            Some(Target::Mark(_)) if !self.has("--set-mark") && !self.has("--set-xmark") => {
+                ("MARK", "expected --set-mark or --set-xmark")
             }
-            target => Ok((
-                chain,
-                Rule {
-                    matches: self.matches,
-                    target,
-                },
-            )),
-        }
-    }
-}
-
-impl Protocol {
-    fn name(self) -> &'static str {
-        match self {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        }
+            _ => return Ok(()),
+        };
+        Err(SyntaxError::new(word, expected))
     }
 }

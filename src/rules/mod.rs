@@ -4,9 +4,12 @@
 //! bundled one (`bundled.iptables`) or the user's; `script` reads its lines, `line` one rule, `values`
 //! what its options take; `rule` has the types that come out.
 
-pub mod line;
+pub mod error;
+mod limits;
+mod line;
 pub mod rule;
 pub mod script;
 pub mod tcp;
 pub mod template;
 mod values;
+mod words;

@@ -1,62 +1,72 @@
-//! Rules as types: what a packet has to be, and what is done with it. The meaning is that of
-//! iptables(8) and iptables-extensions(8).
+//! The types of a rule: matches and a target, as in iptables(8) and iptables-extensions(8). Here they
+//! are also split and merged; `nftables` translates them for the kernel.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use crate::selectors::Mark;
 
-/// A rule: if every match holds, the target is done.
+/// A rule: a packet that passes every match goes to the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// What a packet has to be.
+    /// The matches, all of which a packet must pass.
     pub matches: Vec<Match>,
-    /// What is done with it; a rule without a target does nothing.
+    /// The target; a rule without one does nothing.
     pub target: Option<Target>,
 }
 
-/// A test, or its opposite.
+/// A test, or its negation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Match {
-    /// Whether the test has a `!` in front.
+    /// Whether a `!` precedes the test.
     pub negated: bool,
     /// The test itself.
     pub test: Test,
 }
 
-/// Ranges of addresses or ports: in ascending order, apart from each other.
+/// Ranges of addresses or ports. After [`merge`] they are in ascending order and do not touch.
 pub type Ranges = Vec<RangeInclusive<u128>>;
 
-/// What can be asked of a packet.
+/// A test of a packet.
+///
+/// A new match, such as `-m ttl`, needs a change in each of these places:
+/// - src/rules/rule.rs: a variant of this enum
+/// - src/rules/line.rs: its option in `LineParser::test`, its module in `LineParser::module`, and both
+///   in the lists `OPTIONS` and `MODULES` of the error messages
+/// - src/rules/values.rs: the parser of its value
+/// - src/nftables/matches.rs: its nf_tables expressions
+/// - tests/rules: what it means, and what is refused
+/// - fuzz/src: the model (`iptables.rs`), packets at its edges (`packet.rs`), its spelling (`spelling.rs`)
+/// - docs/rules.md: the table of supported options
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Test {
     /// `-p`
     Protocol(Protocol),
     /// `--sport`, `--dport`, and the lists of `-m multiport`
     Ports(PortOf, Ranges),
-    /// `--tcp-flags MASK SET`, `--syn`: of the flags in `mask`, exactly those in `set` are there
+    /// `--tcp-flags MASK SET`, `--syn`: of the flags in `mask`, exactly those in `set` are set
     TcpFlags {
-        /// The flags that are looked at, as in byte 13 of the TCP header (RFC 9293, 3.1).
+        /// The flags to examine, bits of `rules::tcp`.
         mask: u8,
-        /// Those of them that are set.
+        /// The flags that must be set.
         set: u8,
     },
     /// `-m mark --mark`
     Mark(Mark),
     /// `-i NAME`, or `-i PREFIX+`
     Interface {
-        /// The name, or its first letters.
+        /// The name, or the prefix of it.
         name: String,
-        /// Whether more letters may follow.
+        /// Whether `name` is a prefix.
         prefix: bool,
     },
-    /// `-s`, `-d`; one rule for each block until [`coalesce`] has seen them
+    /// `-s`, `-d`; one block before [`merge_adjacent`]
     Address(AddressOf, Ranges),
-    /// `-m socket`: a local socket owns the packet
+    /// `-m socket`: a local socket matches the packet
     Socket {
         /// Only a socket with `IP_TRANSPARENT`.
         transparent: bool,
-        /// A socket bound to any address too.
+        /// Also a socket that is bound to the unspecified address.
         nowildcard: bool,
     },
 }
@@ -70,7 +80,17 @@ pub enum Protocol {
     Udp,
 }
 
-/// Which address of a packet.
+impl Protocol {
+    /// The name in a script.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        }
+    }
+}
+
+/// An address field of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressOf {
     /// `-s`
@@ -79,64 +99,65 @@ pub enum AddressOf {
     Destination,
 }
 
-/// Which port of a packet.
+/// A port field of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortOf {
     /// `--sport`, `--sports`
     Source,
     /// `--dport`, `--dports`
     Destination,
-    /// `--ports`: one of the two
+    /// `--ports`: at least one of the two
     Either,
 }
 
-/// What is done with a packet.
+/// The target of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// It goes on to the next table.
+    /// The packet leaves the table and continues.
     Accept,
-    /// It is lost.
+    /// The packet is dropped.
     Drop,
-    /// It goes on behind the rule that jumped here.
+    /// The packet continues after the rule that jumped to this chain.
     Return,
-    /// `mark = mark & !mask ^ value`
+    /// The packet gets a mark: `mark = mark & !mask ^ value`
     Mark(Mark),
-    /// It goes to a transparent listener, if there is one; then it is marked like [`Target::Mark`].
+    /// A transparent socket gets the packet, and the packet a mark as in [`Target::Mark`]. Without
+    /// such a socket it is dropped.
     Tproxy {
-        /// The listener's address; the address of the interface it came in by, if none.
+        /// The address of the socket; by default that of the incoming interface.
         address: Option<IpAddr>,
-        /// The listener's port, host order; the packet's own, if 0.
+        /// The port of the socket, host order; 0 means the destination port of the packet.
         port: u16,
         /// The mark.
         mark: Mark,
     },
-    /// It goes through a user chain.
+    /// The packet traverses a user chain.
     Jump(String),
 }
 
-/// Sorts ranges, and joins those that overlap or touch.
+/// Sorts ranges and merges those that overlap or touch.
 pub fn merge(ranges: Ranges) -> Ranges {
-    ranges.into_iter().fold(Ranges::new(), with)
+    ranges.into_iter().fold(Ranges::new(), insert)
 }
 
-/// Ranges with one more.
-fn with(mut merged: Ranges, range: RangeInclusive<u128>) -> Ranges {
+/// Inserts a range into merged ranges.
+fn insert(mut merged: Ranges, range: RangeInclusive<u128>) -> Ranges {
     let first = merged.partition_point(|other| other.end().saturating_add(1) < *range.start());
-    let behind = merged.partition_point(|other| *other.start() <= range.end().saturating_add(1));
-    let touched = &merged[first..behind];
+    let after = merged.partition_point(|other| *other.start() <= range.end().saturating_add(1));
+    let touched = &merged[first..after];
     let start = touched
         .first()
         .map_or(*range.start(), |first| *first.start().min(range.start()));
     let end = touched
         .last()
         .map_or(*range.end(), |last| *last.end().max(range.end()));
-    merged.splice(first..behind, [start..=end]);
+    merged.splice(first..after, [start..=end]);
     merged
 }
 
-/// A rule for every block of the lists of a rule, as iptables makes them: a packet meets each that
-/// it is in.
-pub fn apart(rule: Rule) -> Vec<Rule> {
+/// Splits a rule with lists of addresses into one rule for each combination of blocks, as iptables
+/// does. Blocks may overlap: a packet in two of them passes both rules.
+pub fn split_lists(rule: Rule) -> Vec<Rule> {
     let mut rules = vec![rule];
     for at in 0..rules[0].matches.len() {
         let split = |mut rule: Rule| match &mut rule.matches[at].test {
@@ -156,24 +177,24 @@ pub fn apart(rule: Rule) -> Vec<Rule> {
     rules
 }
 
-/// Two rules next to each other that differ in one list of addresses or ports are one rule, with
-/// the lists joined: iptables needs a line for every 15 ports, nf_tables has sets.
-pub fn coalesce(rules: Vec<Rule>) -> Vec<Rule> {
-    let mut joined: Vec<Rule> = Vec::with_capacity(rules.len());
+/// Merges adjacent rules that differ in one list of addresses or ports: iptables needs a line for
+/// every 15 ports, nf_tables has sets.
+pub fn merge_adjacent(rules: Vec<Rule>) -> Vec<Rule> {
+    let mut merged: Vec<Rule> = Vec::with_capacity(rules.len());
     for rule in rules {
-        joined.push(rule);
-        while let [.., a, b] = joined.as_slice()
-            && let Some(both) = join(a, b)
+        merged.push(rule);
+        while let [.., a, b] = merged.as_slice()
+            && let Some(both) = merge_pair(a, b)
         {
-            joined.truncate(joined.len() - 2);
-            joined.push(both);
+            merged.truncate(merged.len() - 2);
+            merged.push(both);
         }
     }
-    joined
+    merged
 }
 
-/// One rule for two, if they differ in one list and no packet is in both.
-fn join(a: &Rule, b: &Rule) -> Option<Rule> {
+/// Merges two rules that differ in one list. `None` if a packet can pass both.
+fn merge_pair(a: &Rule, b: &Rule) -> Option<Rule> {
     if a.target != b.target || a.matches.len() != b.matches.len() {
         return None;
     }
@@ -191,7 +212,7 @@ fn join(a: &Rule, b: &Rule) -> Option<Rule> {
                 negated: false,
                 test: Test::Address(too, theirs),
             },
-        ) if of == too => Test::Address(*of, union(ours, theirs)?),
+        ) if of == too => Test::Address(*of, disjoint_union(ours, theirs)?),
         (
             Match {
                 negated: false,
@@ -201,7 +222,7 @@ fn join(a: &Rule, b: &Rule) -> Option<Rule> {
                 negated: false,
                 test: Test::Ports(too, theirs),
             },
-        ) if of == too && *of != PortOf::Either => Test::Ports(*of, union(ours, theirs)?),
+        ) if of == too && *of != PortOf::Either => Test::Ports(*of, disjoint_union(ours, theirs)?),
         _ => return None,
     };
     let mut both = a.clone();
@@ -209,12 +230,12 @@ fn join(a: &Rule, b: &Rule) -> Option<Rule> {
     Some(both)
 }
 
-fn union(a: &Ranges, b: &Ranges) -> Option<Ranges> {
+fn disjoint_union(a: &Ranges, b: &Ranges) -> Option<Ranges> {
     let overlap = a.iter().any(|a| {
         b.iter()
             .any(|b| a.start() <= b.end() && b.start() <= a.end())
     });
-    (!overlap).then(|| b.iter().cloned().fold(a.clone(), with))
+    (!overlap).then(|| b.iter().cloned().fold(a.clone(), insert))
 }
 
 #[cfg(test)]
@@ -222,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_sorted_and_joined_where_they_overlap_or_touch() {
+    fn ranges_are_sorted_and_merged_where_they_overlap_or_touch() {
         assert_eq!(merge(vec![8..=9, 1..=2, 4..=5, 3..=3]), [1..=5, 8..=9]);
         assert_eq!(merge(vec![1..=9, 3..=4]), [1..=9]);
         assert_eq!(merge(vec![3..=4, 7..=8, 1..=9]), [1..=9]);

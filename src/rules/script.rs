@@ -1,35 +1,28 @@
-//! The script in iptables-restore syntax: lines as chains of rules. Errors carry the line of the
-//! template that it was rendered from.
-//!
-//! The syntax is that of `iptables-restore` (iptables 1.8, `add_param_to_argv`): words are separated
-//! by blanks, double quotes keep blanks, a backslash inside them keeps the next character.
+//! A parser of scripts in iptables-restore syntax: the table mangle, with PREROUTING and user chains.
+//! Its errors carry the number of the template's line. Rules are left to `line`.
 
-use std::fmt;
-
-use crate::log::text::escaped;
-use crate::rules::line::{self, RuleError};
-use crate::rules::rule::{self, Rule, Target};
+use crate::rules::error::{ScriptError, SyntaxError};
+use crate::rules::line;
+use crate::rules::rule::{Rule, Target, merge_adjacent, split_lists};
 use crate::rules::template::Line;
-use crate::selectors::{self, Family};
+use crate::rules::values::check_chain_name;
+use crate::selectors::{Family, number};
 
-/// The one built-in chain that is supported.
+/// The one supported built-in chain.
 pub const PREROUTING: &str = "PREROUTING";
-
-/// iptables-restore refuses a longer word ("Parameter too long!", `xt_param_buf`).
-pub const LONGEST_WORD: usize = 1023;
 
 /// The rules of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Script {
     /// The family.
     pub family: Family,
-    /// PREROUTING first, then the user chains in the order of the script.
+    /// PREROUTING, then the user chains in the order of the script.
     pub chains: Vec<Chain>,
 }
 
 impl Script {
-    /// The script for an orderly stop: what would be handed to the listener goes on untouched, what
-    /// belongs to an open connection still comes.
+    /// The script while the server drains: new connections pass to the Pods, open connections still
+    /// reach the server.
     pub fn draining(&self) -> Script {
         let mut script = self.clone();
         for rule in script.chains.iter_mut().flat_map(|chain| &mut chain.rules) {
@@ -44,226 +37,170 @@ impl Script {
 /// A chain and its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// The name that the script gives it.
+    /// The name in the script.
     pub name: String,
-    /// In the order in which they are tried.
+    /// The rules, in the order of evaluation.
     pub rules: Vec<Rule>,
 }
 
-/// Why a script was refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScriptError {
-    /// The line, counted from 1.
-    pub line: usize,
-    /// The word that was not expected; empty if one is missing.
-    pub word: String,
-    /// What was expected in its place.
-    pub expected: String,
-}
-
-impl fmt::Display for ScriptError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.word.is_empty() {
-            true => write!(f, "line {}: {}", self.line, self.expected),
-            false => write!(
-                f,
-                "line {}: \"{}\": {}",
-                self.line,
-                escaped(self.word.as_bytes()),
-                self.expected
-            ),
+impl Chain {
+    fn new(name: &str) -> Chain {
+        Chain {
+            name: name.to_owned(),
+            rules: Vec::new(),
         }
     }
 }
 
-impl ScriptError {
-    /// An error about `word`, in a line counted from 1.
-    pub fn new(line: usize, word: &str, expected: &str) -> ScriptError {
-        ScriptError {
-            line,
-            word: word.to_owned(),
-            expected: expected.to_owned(),
-        }
-    }
-
-    fn at(line: usize) -> impl Fn(RuleError) -> ScriptError {
-        move |RuleError { word, expected }| ScriptError {
-            line,
-            word,
-            expected,
-        }
-    }
-}
-
-/// Reads rendered lines.
+/// Parses the lines of a rendered template.
 ///
 /// # Errors
-/// The first line that `iptables-restore` would refuse or that is not supported.
+/// The first line that iptables-restore refuses or that is not supported.
 pub fn parse(lines: &[Line], family: Family) -> Result<Script, ScriptError> {
-    let mut section = Section::Before;
-    let mut chains = vec![Chain {
-        name: PREROUTING.to_owned(),
-        rules: Vec::new(),
-    }];
-    let mut jumps = Vec::new();
-    for Line { number, text } in lines {
-        let number = *number;
-        if text.is_empty() || text.starts_with('#') {
-            continue;
-        }
-        section = match (section, text.as_str()) {
-            (Section::Before, "*mangle") => Section::Inside,
-            (Section::Before, _) => {
-                return Err(ScriptError::new(number, text, "expected *mangle first"));
-            }
-            (Section::Inside, "COMMIT") => Section::After,
-            (Section::Inside, text) if text.starts_with(':') => {
-                declare(&mut chains, text).map_err(ScriptError::at(number))?;
-                Section::Inside
-            }
-            (Section::Inside, text) => {
-                append(
-                    &mut chains,
-                    &mut jumps,
-                    family,
-                    &Line {
-                        number,
-                        text: text.to_owned(),
-                    },
-                )?;
-                Section::Inside
-            }
-            (Section::After, _) => {
-                return Err(ScriptError::new(
-                    number,
-                    text,
-                    "expected nothing behind COMMIT",
-                ));
-            }
-        };
+    let mut parser = ScriptParser {
+        family,
+        section: Section::BeforeTable,
+        chains: vec![Chain::new(PREROUTING)],
+        jumps: Vec::new(),
+    };
+    for line in lines {
+        parser.line(line).map_err(|error| error.at(line.number))?;
     }
     let last = lines.last().map_or(1, |line| line.number);
-    match section {
-        Section::Before => return Err(ScriptError::new(last, "", "expected *mangle")),
-        Section::Inside => return Err(ScriptError::new(last, "", "expected COMMIT at the end")),
-        Section::After => {}
+    match parser.section {
+        Section::BeforeTable => Err(SyntaxError::new("", "expected *mangle").at(last)),
+        Section::Table => Err(SyntaxError::new("", "expected COMMIT at the end").at(last)),
+        Section::AfterCommit => Ok(()),
+    }?;
+    refuse_loops(&parser.jumps)?;
+    for chain in &mut parser.chains {
+        chain.rules = merge_adjacent(std::mem::take(&mut chain.rules));
     }
-    refuse_loops(&jumps)?;
-    for chain in &mut chains {
-        chain.rules = rule::coalesce(std::mem::take(&mut chain.rules));
-    }
-    Ok(Script { family, chains })
+    Ok(Script {
+        family,
+        chains: parser.chains,
+    })
 }
 
-/// Where in the script a line stands.
-#[derive(Clone, Copy)]
+/// The part of a script that a line belongs to.
 enum Section {
-    Before,
-    Inside,
-    After,
+    BeforeTable,
+    Table,
+    AfterCommit,
 }
 
-/// A rule that jumps.
+/// A rule with a user chain as its target.
 struct Jump {
     line: usize,
     from: String,
     to: String,
 }
 
-/// `:CHAIN POLICY [PACKETS:BYTES]`, the counters optional.
-fn declare(chains: &mut Vec<Chain>, text: &str) -> Result<(), RuleError> {
-    let words: Vec<&str> = text
-        .strip_prefix(':')
-        .unwrap_or(text)
-        .split_whitespace()
-        .collect();
-    let (name, policy) = match words.as_slice() {
-        [name, policy] => (*name, *policy),
-        [name, policy, counters] if are_counters(counters) => (*name, *policy),
-        _ => {
-            return Err(RuleError::new(
-                text,
-                "expected :CHAIN POLICY [PACKETS:BYTES]",
-            ));
+struct ScriptParser {
+    family: Family,
+    section: Section,
+    chains: Vec<Chain>,
+    jumps: Vec<Jump>,
+}
+
+impl ScriptParser {
+    fn line(&mut self, line: &Line) -> Result<(), SyntaxError> {
+        let text = line.text.as_str();
+        if text.is_empty() || text.starts_with('#') {
+            return Ok(());
         }
-    };
-    match (name, policy) {
-        (PREROUTING, "ACCEPT") => Ok(()),
-        (PREROUTING, _) => Err(RuleError::new(policy, "expected the policy ACCEPT")),
-        ("INPUT" | "OUTPUT" | "FORWARD" | "POSTROUTING", _) => Err(RuleError::new(
-            name,
-            "the one built-in chain that is supported is PREROUTING",
-        )),
-        (_, "-") if chains.iter().any(|chain| chain.name == name) => {
-            Err(RuleError::new(name, "expected it to be declared once"))
+        match self.section {
+            Section::BeforeTable if text == "*mangle" => self.section = Section::Table,
+            Section::BeforeTable => return Err(SyntaxError::new(text, "expected *mangle first")),
+            Section::Table if text == "COMMIT" => self.section = Section::AfterCommit,
+            Section::Table => match text.strip_prefix(':') {
+                Some(declaration) => self.declare(text, declaration)?,
+                None => self.append(line)?,
+            },
+            Section::AfterCommit => {
+                return Err(SyntaxError::new(text, "expected nothing behind COMMIT"));
+            }
         }
-        (_, "-") => {
-            line::check_chain_name(name)?;
-            chains.push(Chain {
-                name: name.to_owned(),
-                rules: Vec::new(),
+        Ok(())
+    }
+
+    /// Parses `CHAIN POLICY [PACKETS:BYTES]`; the counters are optional.
+    fn declare(&mut self, line: &str, declaration: &str) -> Result<(), SyntaxError> {
+        let words: Vec<&str> = declaration.split_whitespace().collect();
+        let (name, policy) = match words.as_slice() {
+            [name, policy] => (*name, *policy),
+            [name, policy, counters] if are_counters(counters) => (*name, *policy),
+            _ => {
+                return Err(SyntaxError::new(
+                    line,
+                    "expected :CHAIN POLICY [PACKETS:BYTES]",
+                ));
+            }
+        };
+        match (name, policy) {
+            (PREROUTING, "ACCEPT") => Ok(()),
+            (PREROUTING, _) => Err(SyntaxError::new(policy, "expected the policy ACCEPT")),
+            ("INPUT" | "OUTPUT" | "FORWARD" | "POSTROUTING", _) => Err(SyntaxError::new(
+                name,
+                "the one built-in chain that is supported is PREROUTING",
+            )),
+            (_, "-") if self.chains.iter().any(|chain| chain.name == name) => {
+                Err(SyntaxError::new(name, "expected it to be declared once"))
+            }
+            (_, "-") => {
+                check_chain_name(name)?;
+                self.chains.push(Chain::new(name));
+                Ok(())
+            }
+            _ => Err(SyntaxError::new(
+                policy,
+                "expected - in place of a policy for a user chain",
+            )),
+        }
+    }
+
+    /// Parses an `-A` line.
+    fn append(&mut self, line: &Line) -> Result<(), SyntaxError> {
+        let is_declared =
+            |name: &str| name != PREROUTING && self.chains.iter().any(|chain| chain.name == name);
+        let (name, rule) = line::parse(&line.text, self.family, is_declared)?;
+        let mut chains = self.chains.iter_mut();
+        let chain = chains.find(|chain| chain.name == name).ok_or_else(|| {
+            SyntaxError::new(&name, "expected PREROUTING or a chain declared above")
+        })?;
+        if let Some(Target::Jump(to)) = &rule.target {
+            self.jumps.push(Jump {
+                line: line.number,
+                from: name,
+                to: to.clone(),
             });
-            Ok(())
         }
-        _ => Err(RuleError::new(
-            policy,
-            "expected - in place of a policy for a user chain",
-        )),
+        chain.rules.extend(split_lists(rule));
+        Ok(())
     }
 }
 
 fn are_counters(text: &str) -> bool {
-    text.strip_prefix('[')
-        .and_then(|text| text.strip_suffix(']')?.split_once(':'))
-        .is_some_and(|(packets, bytes)| {
-            [packets, bytes]
-                .iter()
-                .all(|count| selectors::number(count).is_some() && !count.starts_with("0x"))
-        })
+    let counters = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']')?.split_once(':'));
+    counters.is_some_and(|(packets, bytes)| {
+        [packets, bytes]
+            .iter()
+            .all(|count| number(count).is_some() && !count.starts_with("0x"))
+    })
 }
 
-fn append(
-    chains: &mut [Chain],
-    jumps: &mut Vec<Jump>,
-    family: Family,
-    line: &Line,
-) -> Result<(), ScriptError> {
-    let at = ScriptError::at(line.number);
-    let words = words(&line.text).map_err(&at)?;
-    let declared = |name: &str| name != PREROUTING && chains.iter().any(|chain| chain.name == name);
-    let (name, rule) = line::parse(&words, family, declared).map_err(&at)?;
-    let chain = chains
-        .iter_mut()
-        .find(|chain| chain.name == name)
-        .ok_or_else(|| {
-            at(RuleError::new(
-                &name,
-                "expected PREROUTING or a chain declared above",
-            ))
-        })?;
-    if let Some(Target::Jump(to)) = &rule.target {
-        jumps.push(Jump {
-            line: line.number,
-            from: name,
-            to: to.clone(),
-        });
-    }
-    chain.rules.extend(rule::apart(rule));
-    Ok(())
-}
-
-/// The kernel refuses chains that lead back to themselves, but cannot say where.
+/// Refuses jumps that lead back to their own chain. The kernel refuses them too, but does not name
+/// the line.
 fn refuse_loops(jumps: &[Jump]) -> Result<(), ScriptError> {
     for jump in jumps {
         let mut reached = vec![jump.to.as_str()];
         let mut next = 0;
         while let Some(chain) = reached.get(next).copied() {
             if chain == jump.from {
-                return Err(ScriptError::new(
-                    jump.line,
-                    &jump.to,
-                    "expected a chain that does not lead back here",
-                ));
+                let expected = "expected a chain that does not lead back here";
+                return Err(SyntaxError::new(&jump.to, expected).at(jump.line));
             }
             for further in jumps.iter().filter(|further| further.from == chain) {
                 if !reached.contains(&further.to.as_str()) {
@@ -274,47 +211,4 @@ fn refuse_loops(jumps: &[Jump]) -> Result<(), ScriptError> {
         }
     }
     Ok(())
-}
-
-/// Splits a line into words.
-fn words(text: &str) -> Result<Vec<String>, RuleError> {
-    let mut words = Vec::new();
-    let mut word = String::new();
-    let mut letters = text.chars();
-    while let Some(letter) = letters.next() {
-        match letter {
-            '"' => {
-                quoted(&mut letters, &mut word)
-                    .ok_or_else(|| RuleError::new(text, "expected a closing quote"))?;
-                words.push(std::mem::take(&mut word));
-            }
-            ' ' | '\t' if word.is_empty() => {}
-            ' ' | '\t' => words.push(std::mem::take(&mut word)),
-            letter => word.push(letter),
-        }
-    }
-    if !word.is_empty() {
-        words.push(word);
-    }
-    for word in &words {
-        if word.len() > LONGEST_WORD {
-            return Err(RuleError::new(word, "expected at most 1023 bytes"));
-        }
-        // Where it stands, a line ends for iptables, and a name for the kernel.
-        if word.contains('\0') {
-            return Err(RuleError::new(word, "expected no NUL"));
-        }
-    }
-    Ok(words)
-}
-
-/// Reads up to the closing quote, which ends the word.
-fn quoted(letters: &mut std::str::Chars<'_>, word: &mut String) -> Option<()> {
-    loop {
-        match letters.next()? {
-            '"' => return Some(()),
-            '\\' => word.push(letters.next()?),
-            letter => word.push(letter),
-        }
-    }
 }

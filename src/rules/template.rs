@@ -3,14 +3,12 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::rules::script::{LONGEST_WORD, ScriptError};
+use crate::rules::error::{ScriptError, SyntaxError};
+use crate::rules::limits::{LONGEST_WORD, MULTIPORT_SLOTS};
 use crate::selectors::{Cidr, Mark, PortRange};
 
 /// The script that is used if none is given.
 pub const BUNDLED: &str = include_str!("bundled.iptables");
-
-/// `XT_MULTI_PORTS` (linux/netfilter/xt_multiport.h); a range takes two.
-const MULTIPORT_SLOTS: usize = 15;
 
 /// The values of a script's `${…}`.
 #[derive(Clone, Debug)]
@@ -66,7 +64,7 @@ pub fn render(template: &str, values: &Values) -> Result<Vec<Line>, ScriptError>
                 let text = text.map_err(|variable| {
                     let expected =
                         "supported are ${CIDRS}, ${DPORTS}, ${ON_IP}, ${ON_PORT} and ${MARK}";
-                    ScriptError::new(number, variable, expected)
+                    SyntaxError::new(variable, expected).at(number)
                 })?;
                 lines.push(Line { number, text });
             }
@@ -91,11 +89,11 @@ fn parts<'v>(
         (0, _) => Ok(UNUSED),
         (1, _) if !negated => Ok(values),
         (_, 0..=1) => Ok(values),
-        _ => Err(ScriptError::new(
-            number,
-            variable,
-            "expected it once, in a line without !, because the list needs several lines",
-        )),
+        _ => {
+            let expected =
+                "expected it once, in a line without !, because the list needs several lines";
+            Err(SyntaxError::new(variable, expected).at(number))
+        }
     }
 }
 

@@ -1,18 +1,30 @@
-//! The values that the options of a rule take.
+//! The values of the options of a rule: addresses, ports, interfaces, flags and targets.
+//!
+//! Errors name what was expected; the caller adds the word.
 
 use std::ops::RangeInclusive;
 
+use crate::rules::error::SyntaxError;
+use crate::rules::limits::{
+    LONGEST_CHAIN_NAME, LONGEST_COMMENT, LONGEST_INTERFACE, MULTIPORT_SLOTS,
+};
 use crate::rules::rule::{Protocol, Ranges, Target, Test, merge};
+use crate::rules::tcp::{ACK, FIN, PSH, RST, SYN, URG};
 use crate::selectors::{Cidr, Family, Mark, PortRange, list_with};
 
-use super::line::{RuleError, TARGETS, Words};
+/// The supported targets, for error messages.
+pub const TARGETS: &str = "-j ACCEPT, DROP, RETURN, MARK, TPROXY or a chain declared above";
 
-pub(super) fn ports_range(ports: PortRange) -> RangeInclusive<u128> {
+/// The ports of a range, as numbers.
+pub fn port_numbers(ports: PortRange) -> RangeInclusive<u128> {
     ports.low.into()..=ports.high.into()
 }
 
-/// Blocks of a family, in the order in which they stand.
-pub(super) fn blocks(text: &str, family: Family) -> Result<Ranges, String> {
+/// Parses the address blocks of `-s` and `-d`, and keeps their order.
+///
+/// # Errors
+/// A word that is no block of `family`.
+pub fn blocks(text: &str, family: Family) -> Result<Ranges, String> {
     let cidrs = list_with(text, |item| match Cidr::parse_masked(item)? {
         cidr if cidr.family() == family => Ok(cidr),
         _ => Err(format!("expected an {family} block")),
@@ -20,21 +32,28 @@ pub(super) fn blocks(text: &str, family: Family) -> Result<Ranges, String> {
     Ok(cidrs.iter().map(Cidr::range).collect())
 }
 
-/// The ports of `-m multiport`.
-pub(super) fn multiport(text: &str) -> Result<Ranges, String> {
+/// Parses the ports of `-m multiport`.
+///
+/// # Errors
+/// A word that is no port or range, or more than [`MULTIPORT_SLOTS`].
+pub fn multiport(text: &str) -> Result<Ranges, String> {
     let ports = list_with(text, |item| match item.parse()? {
         PortRange { low, high } if low == high && item.contains(':') => {
             Err("expected a range to end above its start".to_owned())
         }
         range => Ok(range),
     })?;
-    match ports.iter().map(PortRange::multiport_slots).sum::<usize>() <= 15 {
-        true => Ok(merge(ports.into_iter().map(ports_range).collect())),
+    match ports.iter().map(PortRange::multiport_slots).sum::<usize>() <= MULTIPORT_SLOTS {
+        true => Ok(merge(ports.into_iter().map(port_numbers).collect())),
         false => Err("expected at most 15 ports, of which a range counts as two".to_owned()),
     }
 }
 
-pub(super) fn protocol(text: &str) -> Result<Protocol, String> {
+/// Parses the protocol of `-p`.
+///
+/// # Errors
+/// Any other protocol than TCP and UDP.
+pub fn protocol(text: &str) -> Result<Protocol, String> {
     match text {
         "tcp" => Ok(Protocol::Tcp),
         "udp" => Ok(Protocol::Udp),
@@ -42,51 +61,59 @@ pub(super) fn protocol(text: &str) -> Result<Protocol, String> {
     }
 }
 
-/// `IFNAMSIZ` (linux/if.h) leaves 15 bytes for a name.
-pub(super) fn interface(words: &mut Words<'_>) -> Result<Test, RuleError> {
-    words.parse(|text| {
-        let bad = text.is_empty()
-            || text.len() > 15
-            || text.contains(|c: char| c == '/' || c.is_whitespace());
-        if bad {
-            return Err(
-                "expected an interface of 1 to 15 letters, with + for any ending".to_owned(),
-            );
-        }
-        let (name, prefix) = text
-            .strip_suffix('+')
-            .map_or((text, false), |name| (name, true));
-        Ok(Test::Interface {
-            name: name.to_owned(),
-            prefix,
-        })
+/// Parses the interface of `-i`.
+///
+/// # Errors
+/// A name that no interface can have.
+pub fn interface(text: &str) -> Result<Test, String> {
+    let is_invalid = text.is_empty()
+        || text.len() > LONGEST_INTERFACE
+        || text.contains(|c: char| c == '/' || c.is_whitespace());
+    if is_invalid {
+        return Err("expected an interface of 1 to 15 letters, with + for any ending".to_owned());
+    }
+    let prefix = text.strip_suffix('+');
+    Ok(Test::Interface {
+        name: prefix.unwrap_or(text).to_owned(),
+        prefix: prefix.is_some(),
     })
 }
 
-pub(super) fn tcp_flags(text: &str) -> Result<u8, String> {
+/// Parses one of the two lists of `--tcp-flags`.
+///
+/// # Errors
+/// A word that is no flag.
+pub fn tcp_flags(text: &str) -> Result<u8, String> {
     let flags = list_with(text, |flag| match flag {
-        "FIN" => Ok(0x01),
-        "SYN" => Ok(0x02),
-        "RST" => Ok(0x04),
-        "PSH" => Ok(0x08),
-        "ACK" => Ok(0x10),
-        "URG" => Ok(0x20),
-        "ALL" => Ok(0x3f),
+        "FIN" => Ok(FIN),
+        "SYN" => Ok(SYN),
+        "RST" => Ok(RST),
+        "PSH" => Ok(PSH),
+        "ACK" => Ok(ACK),
+        "URG" => Ok(URG),
+        "ALL" => Ok(FIN | SYN | RST | PSH | ACK | URG),
         "NONE" => Ok(0),
         _ => Err("expected flags out of SYN, ACK, FIN, RST, URG, PSH, ALL, NONE".to_owned()),
     })?;
     Ok(flags.into_iter().fold(0, std::ops::BitOr::bitor))
 }
 
-/// `XT_MAX_COMMENT_LEN` (linux/netfilter/xt_comment.h) is 256 with the closing NUL.
-pub(super) fn comment(text: &str) -> Result<(), String> {
-    match text.len() {
-        0..=255 => Ok(()),
-        _ => Err("expected at most 255 bytes".to_owned()),
+/// Checks the value of `--comment`.
+///
+/// # Errors
+/// A comment longer than [`LONGEST_COMMENT`].
+pub fn comment(text: &str) -> Result<(), String> {
+    match text.len() <= LONGEST_COMMENT {
+        true => Ok(()),
+        false => Err("expected at most 255 bytes".to_owned()),
     }
 }
 
-pub(super) fn target(name: &str, declared: impl Fn(&str) -> bool) -> Result<Target, RuleError> {
+/// Parses the target of `-j`; its options are still unset.
+///
+/// # Errors
+/// A target that is not supported, or a chain that is not declared.
+pub fn target(name: &str, is_declared: impl Fn(&str) -> bool) -> Result<Target, String> {
     let unset = Mark { value: 0, mask: 0 };
     Ok(match name {
         "ACCEPT" => Target::Accept,
@@ -98,24 +125,24 @@ pub(super) fn target(name: &str, declared: impl Fn(&str) -> bool) -> Result<Targ
             port: 0,
             mark: unset,
         },
-        chain if declared(chain) => Target::Jump(chain.to_owned()),
-        _ => return Err(RuleError::new(name, format!("supported are {TARGETS}"))),
+        chain if is_declared(chain) => Target::Jump(chain.to_owned()),
+        _ => return Err(format!("supported are {TARGETS}")),
     })
 }
 
-/// Whether a user chain may have this name: neither an option nor a target of iptables' own, and
-/// short enough (`XT_EXTENSION_MAXNAMELEN`, linux/netfilter/x_tables.h, is 29 with the closing NUL).
+/// Checks the name of a user chain.
 ///
 /// # Errors
-/// What is expected instead.
-pub fn check_chain_name(name: &str) -> Result<(), RuleError> {
-    let reserved = target(name, |_| false).is_ok() || name == "QUEUE";
-    let ascii = name
+/// A name that iptables would read as an option or a target, or that is too long.
+pub fn check_chain_name(name: &str) -> Result<(), SyntaxError> {
+    let is_target = target(name, |_| false).is_ok() || name == "QUEUE";
+    let is_ascii = name
         .bytes()
         .all(|byte| byte.is_ascii_graphic() && byte != b'"');
-    match (1..=28).contains(&name.len()) && ascii && !name.starts_with(['-', '!']) && !reserved {
+    let is_short = (1..=LONGEST_CHAIN_NAME).contains(&name.len());
+    match is_short && is_ascii && !name.starts_with(['-', '!']) && !is_target {
         true => Ok(()),
-        false => Err(RuleError::new(
+        false => Err(SyntaxError::new(
             name,
             "expected a chain name of 1 to 28 letters that is no target and starts with neither - nor !",
         )),
