@@ -1,8 +1,7 @@
-//! The words of the command line and of the script: address families, CIDRs, port ranges and
-//! marks, each parsed once into a type that cannot hold a wrong value.
+//! What selects packets: address families, CIDRs, port ranges and marks, as the command line and the
+//! script write them. A type holds valid values only, so that nothing is checked twice.
 //!
-//! Parsing errors are the second half of a sentence ("… , expected …"); the caller puts the option
-//! or the line in front of them.
+//! A parser's error says what was expected; the caller adds the option, or the line and the word.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,7 +18,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both families, in the order in which they are always treated.
+    /// Both families, in the order of all processing.
     pub const ALL: [Family; 2] = [Family::V4, Family::V6];
 
     /// The family of `address`.
@@ -30,7 +29,7 @@ impl Family {
         }
     }
 
-    /// The number that the kernel gives it (`AF_INET`, `AF_INET6`).
+    /// The number of the family in the kernel (`AF_INET`, `AF_INET6`).
     pub fn number(self) -> u8 {
         match self {
             Family::V4 => libc::AF_INET as u8,
@@ -80,19 +79,19 @@ pub struct Cidr {
 }
 
 impl Cidr {
-    /// Reads `ADDRESS[/PREFIX]` and clears the host bits, as iptables does for `-s` and `-d`.
+    /// Parses `ADDRESS[/PREFIX]` and clears the host bits, as iptables does for `-s` and `-d`.
     ///
     /// # Errors
-    /// What is wrong with the address or the prefix length.
+    /// An invalid address, or a prefix length out of range.
     pub fn parse_masked(text: &str) -> Result<Cidr, String> {
-        let (address, prefix) = Cidr::parts(text)?;
+        let (address, prefix) = Cidr::split(text)?;
         Ok(Cidr {
             network: network_of(address, prefix),
             prefix,
         })
     }
 
-    fn parts(text: &str) -> Result<(IpAddr, u8), String> {
+    fn split(text: &str) -> Result<(IpAddr, u8), String> {
         let (address, prefix) = match text.split_once('/') {
             Some((address, prefix)) => (address, Some(prefix)),
             None => (text, None),
@@ -129,10 +128,10 @@ impl Cidr {
     /// The addresses of the block, as numbers.
     pub fn range(&self) -> RangeInclusive<u128> {
         let low = bits_of(self.network);
-        low..=low | !prefix_mask(self.family(), self.prefix) & family_mask(self.family())
+        low..=low | host_mask(self.family(), self.prefix)
     }
 
-    /// Whether it holds an address.
+    /// Whether the block contains `address`.
     pub fn contains(&self, address: IpAddr) -> bool {
         Family::of(address) == self.family() && self.range().contains(&bits_of(address))
     }
@@ -141,9 +140,9 @@ impl Cidr {
 impl FromStr for Cidr {
     type Err = String;
 
-    /// Reads `ADDRESS[/PREFIX]`; host bits are an error that says what was probably meant.
+    /// Parses `ADDRESS[/PREFIX]`. The error for host bits suggests the block and the single address.
     fn from_str(text: &str) -> Result<Cidr, String> {
-        let (address, _) = Cidr::parts(text)?;
+        let (address, _) = Cidr::split(text)?;
         let cidr = Cidr::parse_masked(text)?;
         if cidr.network == address {
             return Ok(cidr);
@@ -168,20 +167,13 @@ fn bits_of(address: IpAddr) -> u128 {
     }
 }
 
-fn family_mask(family: Family) -> u128 {
-    match family {
-        Family::V4 => u32::MAX.into(),
-        Family::V6 => u128::MAX,
-    }
-}
-
-fn prefix_mask(family: Family, prefix: u8) -> u128 {
+fn host_mask(family: Family, prefix: u8) -> u128 {
     let host_bits = u32::from(family.address_bits() - prefix);
-    u128::MAX.checked_shl(host_bits).unwrap_or(0) & family_mask(family)
+    u128::MAX.checked_shr(u128::BITS - host_bits).unwrap_or(0)
 }
 
 fn network_of(address: IpAddr, prefix: u8) -> IpAddr {
-    let bits = bits_of(address) & prefix_mask(Family::of(address), prefix);
+    let bits = bits_of(address) & !host_mask(Family::of(address), prefix);
     match address {
         IpAddr::V4(_) => Ipv4Addr::from_bits(bits as u32).into(),
         IpAddr::V6(_) => Ipv6Addr::from_bits(bits).into(),
@@ -198,7 +190,7 @@ pub struct PortRange {
 }
 
 impl PortRange {
-    /// The places that the range takes in iptables' `-m multiport`, which has 15 of them.
+    /// Slots in a list of `-m multiport`, which has 15 (`XT_MULTI_PORTS`).
     pub fn multiport_slots(&self) -> usize {
         if self.low == self.high { 1 } else { 2 }
     }
@@ -208,7 +200,7 @@ impl FromStr for PortRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<PortRange, String> {
-        // iptables reads hexadecimal ports in some places, and not in others.
+        // iptables accepts hexadecimal ports for some options only.
         let port = |text: &str| {
             number(text)
                 .filter(|_| !text.starts_with("0x"))
@@ -235,19 +227,19 @@ impl fmt::Display for PortRange {
     }
 }
 
-/// A packet mark (fwmark) and the bits of it that count.
+/// A packet mark (fwmark) and its mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// The bits that are set.
+    /// The bits to compare with, or to set.
     pub value: u32,
-    /// The bits that are looked at, or written.
+    /// The bits to compare, or to write.
     pub mask: u32,
 }
 
 impl FromStr for Mark {
     type Err = String;
 
-    /// Reads `VALUE/MASK` or `VALUE`, whose mask is then all ones; hexadecimal (`0x…`) or decimal.
+    /// Parses `VALUE[/MASK]`, hexadecimal (`0x…`) or decimal. The default mask is all ones.
     fn from_str(text: &str) -> Result<Mark, String> {
         let part = |text: &str| {
             number(text)
@@ -273,9 +265,9 @@ impl fmt::Display for Mark {
     }
 }
 
-/// Reads digits, decimal or hexadecimal after `0x`, with no sign and no space.
+/// Parses a number, decimal or hexadecimal (`0x…`), without sign or space.
 ///
-/// A leading zero is refused: iptables would read the number as octal.
+/// A leading zero is an error: iptables reads such a number as octal.
 pub fn number(text: &str) -> Option<u64> {
     let (digits, radix) = match text.strip_prefix("0x") {
         Some(digits) => (digits, 16),
@@ -288,31 +280,31 @@ pub fn number(text: &str) -> Option<u64> {
         .flatten()
 }
 
-/// The families that have a block among these, IPv4 first.
+/// The families of `cidrs`, IPv4 first.
 pub fn families(cidrs: &[Cidr]) -> impl Iterator<Item = Family> {
     let has = |family: &Family| cidrs.iter().any(|cidr| cidr.family() == *family);
     Family::ALL.into_iter().filter(has)
 }
 
-/// Reads a comma-separated list.
+/// Parses a comma-separated list.
 ///
 /// # Errors
-/// The item that could not be read, and why.
+/// The first invalid item, and what was expected.
 pub fn list<T: FromStr<Err = String>>(text: &str) -> Result<Vec<T>, String> {
     list_with(text, str::parse)
 }
 
-/// Reads a comma-separated list whose items `read` reads.
+/// Parses a comma-separated list with `parse` for its items.
 ///
 /// # Errors
-/// The item that could not be read, and why.
+/// The first invalid item, and what was expected.
 pub fn list_with<T>(
     text: &str,
-    read: impl Fn(&str) -> Result<T, String>,
+    parse: impl Fn(&str) -> Result<T, String>,
 ) -> Result<Vec<T>, String> {
     text.split(',')
         .map(|item| {
-            read(item).map_err(|expected| match item == text {
+            parse(item).map_err(|expected| match item == text {
                 true => expected,
                 false => format!("in the list item \"{item}\": {expected}"),
             })
@@ -320,7 +312,7 @@ pub fn list_with<T>(
         .collect()
 }
 
-/// Writes a comma-separated list.
+/// Formats a comma-separated list.
 pub fn join<T: fmt::Display>(items: &[T]) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(",")
 }
@@ -340,18 +332,10 @@ mod tests {
 
     #[test]
     fn the_script_clears_host_bits_as_iptables_does() {
-        assert_eq!(
-            Cidr::parse_masked("10.244.7.1/16").unwrap().to_string(),
-            "10.244.0.0/16"
-        );
-        assert_eq!(
-            Cidr::parse_masked("fd00::5/64").unwrap().to_string(),
-            "fd00::/64"
-        );
-        assert_eq!(
-            Cidr::parse_masked("1.2.3.4/0").unwrap().to_string(),
-            "0.0.0.0/0"
-        );
+        let masked = |text: &str| Cidr::parse_masked(text).unwrap().to_string();
+        assert_eq!(masked("10.244.7.1/16"), "10.244.0.0/16");
+        assert_eq!(masked("fd00::5/64"), "fd00::/64");
+        assert_eq!(masked("1.2.3.4/0"), "0.0.0.0/0");
     }
 
     #[test]
@@ -366,22 +350,13 @@ mod tests {
 
     #[test]
     fn prefixes_out_of_range_are_refused_with_the_limit() {
-        assert_eq!(
-            "10.244.0.0/33".parse::<Cidr>().unwrap_err(),
-            "expected a prefix length from 0 to 32"
-        );
-        assert_eq!(
-            "::/129".parse::<Cidr>().unwrap_err(),
-            "expected a prefix length from 0 to 128"
-        );
-        for bad in [
-            "10.0.0.0/",
-            "10.0.0.0/+8",
-            "10.0.0.0/ 8",
-            "10.0.0.0/08",
-            "10.0.0.0/-1",
-        ] {
-            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        let error = |text: &str| text.parse::<Cidr>().unwrap_err();
+        let expected = "expected a prefix length from 0 to";
+        assert_eq!(error("10.244.0.0/33"), format!("{expected} 32"));
+        assert_eq!(error("::/129"), format!("{expected} 128"));
+        for prefix in ["", "+8", " 8", "08", "-1"] {
+            let error = error(&format!("10.0.0.0/{prefix}"));
+            assert_eq!(error, format!("{expected} 32"), "{prefix}");
         }
     }
 
@@ -399,20 +374,9 @@ mod tests {
 
     #[test]
     fn marks_are_hexadecimal_or_decimal() {
-        assert_eq!(
-            "0x10/0xff".parse(),
-            Ok(Mark {
-                value: 16,
-                mask: 255
-            })
-        );
-        assert_eq!(
-            "16".parse(),
-            Ok(Mark {
-                value: 16,
-                mask: u32::MAX
-            })
-        );
+        let mark = |value, mask| Ok(Mark { value, mask });
+        assert_eq!("0x10/0xff".parse(), mark(16, 255));
+        assert_eq!("16".parse(), mark(16, u32::MAX));
         for bad in ["", "/", "0x", "0x1/", "0x100000000/1", "010", "-1"] {
             assert!(bad.parse::<Mark>().is_err(), "{bad}");
         }

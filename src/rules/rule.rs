@@ -121,8 +121,8 @@ pub enum Target {
     Return,
     /// The packet gets a mark: `mark = mark & !mask ^ value`
     Mark(Mark),
-    /// A transparent socket gets the packet, and the packet a mark as in [`Target::Mark`]. Without
-    /// such a socket it is dropped.
+    /// A transparent socket gets the packet, which is marked as in [`Target::Mark`] and accepted.
+    /// Without such a socket the packet continues with the next rule.
     Tproxy {
         /// The address of the socket; by default that of the incoming interface.
         address: Option<IpAddr>,
