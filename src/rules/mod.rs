@@ -1,11 +1,12 @@
-//! A script in iptables-restore syntax, read into typed rules.
+//! A script in iptables-restore syntax, parsed into typed rules.
 //!
-//! In the order in which data passes through: `template` fills in the variables of a script, the
-//! bundled one (`bundled.iptables`) or the user's; `script` reads its lines, `line` one rule, `values`
-//! what its options take; `rule` has the types that come out.
+//! In the order in which data passes through: `template` renders the bundled template
+//! (`bundled.iptables`) or a file into lines; `script` parses chains, `line` one rule, whose `words`
+//! it splits, `values` the values of its options; `rule` holds the result, `tcp` its TCP flags.
+//! `limits` and `error` serve all of them.
 
 pub mod error;
-mod limits;
+pub mod limits;
 mod line;
 pub mod rule;
 pub mod script;

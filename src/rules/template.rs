@@ -1,4 +1,5 @@
-//! The template of a script: what its variables stand for, and how they are filled in.
+//! Templates of scripts: the bundled one or a file, and the substitution of its variables. A rendered
+//! line keeps the number of its line in the template, for error messages.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,42 +8,42 @@ use crate::rules::error::{ScriptError, SyntaxError};
 use crate::rules::limits::{LONGEST_WORD, MULTIPORT_SLOTS};
 use crate::selectors::{Cidr, Mark, PortRange};
 
-/// The script that is used if none is given.
+/// The bundled template.
 pub const BUNDLED: &str = include_str!("bundled.iptables");
 
-/// The values of a script's `${…}`.
+/// The values of a template's variables, for one family.
 #[derive(Clone, Debug)]
 pub struct Values {
-    /// `${CIDRS}`: the captured blocks of the family.
+    /// `${CIDRS}`: captured blocks of the family.
     pub cidrs: Vec<Cidr>,
-    /// `${DPORTS}`: the captured ports.
+    /// `${DPORTS}`: captured ports.
     pub dports: Vec<PortRange>,
-    /// `${ON_IP}`: where the listener is bound.
+    /// `${ON_IP}`: address of the listener.
     pub on_ip: IpAddr,
-    /// `${ON_PORT}`: the listener's port, host order.
+    /// `${ON_PORT}`: port of the listener, host order.
     pub on_port: u16,
-    /// `${MARK}`: the mark that leads to the listener.
+    /// `${MARK}`: mark of packets for the listener.
     pub mark: Mark,
 }
 
-/// A line of a script, with the number of the template's line that it comes from.
+/// A rendered line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Counted from 1.
+    /// Number of the line in the template, from 1.
     pub number: usize,
-    /// The text, with every variable filled in.
+    /// The text, after substitution.
     pub text: String,
 }
 
-/// Fills in the variables of a template. A line with lists that are too long for `iptables-restore`
-/// (a word of 1023 bytes, 15 ports) becomes several lines.
+/// Substitutes the variables of a template. A line with a list longer than [`LONGEST_WORD`] or
+/// [`MULTIPORT_SLOTS`] becomes several lines.
 ///
 /// # Errors
-/// A variable that does not exist, or a long list in a line that would mean something else in parts.
+/// An unknown variable, or a long list in a line that has another meaning as several lines.
 pub fn render(template: &str, values: &Values) -> Result<Vec<Line>, ScriptError> {
     let cidr_length = |cidr: &Cidr| cidr.to_string().len() + 1;
-    let all_cidrs = chunks(&values.cidrs, LONGEST_WORD, cidr_length);
-    let all_dports = chunks(&values.dports, MULTIPORT_SLOTS, PortRange::multiport_slots);
+    let cidr_lists = split_list(&values.cidrs, LONGEST_WORD, cidr_length);
+    let dport_lists = split_list(&values.dports, MULTIPORT_SLOTS, PortRange::multiport_slots);
     let mut lines = Vec::new();
     let template = template.strip_suffix('\n').unwrap_or(template);
     for (number, text) in (1..).zip(template.split('\n')) {
@@ -51,9 +52,9 @@ pub fn render(template: &str, values: &Values) -> Result<Vec<Line>, ScriptError>
             lines.push(Line { number, text });
             continue;
         }
-        for cidrs in parts(text, "${CIDRS}", &all_cidrs, number)? {
-            for dports in parts(text, "${DPORTS}", &all_dports, number)? {
-                let text = fill(text, |name| match name {
+        for cidrs in lists_for(text, "${CIDRS}", &cidr_lists, number)? {
+            for dports in lists_for(text, "${DPORTS}", &dport_lists, number)? {
+                let text = substitute(text, |name| match name {
                     "${CIDRS}" => Some(cidrs.clone()),
                     "${DPORTS}" => Some(dports.clone()),
                     "${ON_IP}" => Some(values.on_ip.to_string()),
@@ -73,22 +74,22 @@ pub fn render(template: &str, values: &Values) -> Result<Vec<Line>, ScriptError>
     Ok(lines)
 }
 
-/// What a line that has no such variable puts in its place.
+/// A single list, of no effect, for a line without the variable.
 const UNUSED: &[String] = &[String::new()];
 
-/// The values of a list variable, each for a line of its own.
-fn parts<'v>(
+/// The lists that `variable` stands for, one for each rendered line.
+fn lists_for<'v>(
     text: &str,
     variable: &str,
-    values: &'v [String],
+    lists: &'v [String],
     number: usize,
 ) -> Result<&'v [String], ScriptError> {
-    let uses = pieces(text).filter(|piece| *piece == variable).count();
+    let uses = tokens(text).filter(|token| *token == variable).count();
     let negated = text.split_ascii_whitespace().any(|word| word == "!");
-    match (uses, values.len()) {
+    match (uses, lists.len()) {
         (0, _) => Ok(UNUSED),
-        (1, _) if !negated => Ok(values),
-        (_, 0..=1) => Ok(values),
+        (1, _) if !negated => Ok(lists),
+        (_, 0..=1) => Ok(lists),
         _ => {
             let expected =
                 "expected it once, in a line without !, because the list needs several lines";
@@ -97,24 +98,24 @@ fn parts<'v>(
     }
 }
 
-/// Puts a value in the place of every variable.
+/// Replaces each variable with its value.
 ///
 /// # Errors
-/// The first variable that has none.
-fn fill(text: &str, value: impl Fn(&str) -> Option<String>) -> Result<String, &str> {
-    pieces(text)
-        .map(|piece| match piece.starts_with(VARIABLE) {
-            true => value(piece).ok_or(piece),
-            false => Ok(piece.to_owned()),
+/// The first unknown variable.
+fn substitute(text: &str, value: impl Fn(&str) -> Option<String>) -> Result<String, &str> {
+    tokens(text)
+        .map(|token| match token.starts_with(VARIABLE) {
+            true => value(token).ok_or(token),
+            false => Ok(token.to_owned()),
         })
         .collect()
 }
 
-/// How a variable starts.
+/// Start of a variable.
 const VARIABLE: &str = "${";
 
-/// The variables of a text, each up to its `}`, and what stands between them.
-fn pieces(text: &str) -> impl Iterator<Item = &str> {
+/// Splits a text into variables, each up to its `}`, and the text between them.
+fn tokens(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
         let length = match rest.starts_with(VARIABLE) {
@@ -124,13 +125,13 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
                 next.map_or(rest.len(), |(at, _)| at)
             }
         };
-        let (piece, behind) = rest.split_at(length);
-        rest = behind;
-        (!piece.is_empty()).then_some(piece)
+        let (token, after) = rest.split_at(length);
+        rest = after;
+        (!token.is_empty()).then_some(token)
     })
 }
 
-/// The script as text, as `iptables-restore` reads it.
+/// The rendered lines as text for iptables-restore.
 pub fn text(lines: &[Line]) -> String {
     lines
         .iter()
@@ -138,8 +139,12 @@ pub fn text(lines: &[Line]) -> String {
         .collect()
 }
 
-/// Comma-separated lists of all items, none of which weighs more than `limit`.
-fn chunks<T: fmt::Display>(items: &[T], limit: usize, weight: impl Fn(&T) -> usize) -> Vec<String> {
+/// Formats items as comma-separated lists, each with a total weight of at most `limit`.
+fn split_list<T: fmt::Display>(
+    items: &[T],
+    limit: usize,
+    weight: impl Fn(&T) -> usize,
+) -> Vec<String> {
     let mut lists: Vec<String> = Vec::new();
     let mut room = 0;
     for item in items {
