@@ -26,12 +26,12 @@ use tproxy_pod::routing::bridges::BridgeMonitor;
 use tproxy_pod::routing::monitor::Monitor;
 use tproxy_pod::routing::policy::Routing;
 use tproxy_pod::routing::sock_diag::SockDiag;
-use tproxy_pod::rules::script::{self, Script};
-use tproxy_pod::rules::template::{self, Line, Values};
+use tproxy_pod::rules::script::Script;
+use tproxy_pod::rules::template::{self, Template, Values};
 use tproxy_pod::selectors::{self, Family};
 use tproxy_pod::server::Listeners;
 use tproxy_pod::server::listener;
-use tproxy_pod::{check, sandbox, server, sys};
+use tproxy_pod::{check, rules, sandbox, server, sys};
 
 /// Wrong usage.
 const USAGE: u8 = 2;
@@ -127,58 +127,32 @@ fn bind(options: &Options) -> Result<Listeners, Error> {
     })
 }
 
-/// A script, not rendered yet, and what to call it in an error.
-struct Template {
-    name: String,
-    text: String,
-}
-
-impl Template {
-    /// The bundled one, or the file's. Read once: it may be a pipe.
-    fn read(options: &Options) -> Result<Template, String> {
-        let Some(path) = &options.rules else {
-            return Ok(Template {
-                name: "the bundled script".to_owned(),
-                text: template::BUNDLED.to_owned(),
-            });
-        };
-        let name = format!("--rules {}", path.display());
-        match std::fs::read_to_string(path) {
-            Ok(text) => Ok(Template { name, text }),
-            Err(error) => Err(format!("{name}: {}", words(&error))),
-        }
-    }
-
-    /// The script of one family, as text and as rules.
-    fn render(&self, options: &Options, family: Family) -> Result<(Vec<Line>, Script), String> {
-        let values = Values {
-            cidrs: options.cidrs_of(family).collect(),
-            dports: options.dports.clone(),
-            on_ip: family.loopback(),
-            on_port: options.port,
-            mark: options.mark,
-        };
-        let rendered = template::render(&self.text, &values).and_then(|lines| {
-            let script = script::parse(&lines, family)?;
-            Ok((lines, script))
-        });
-        rendered.map_err(|error| format!("{} for {family}, {error}", self.name))
+/// The values of the template's variables, for one family.
+fn values(options: &Options, family: Family) -> Values {
+    Values {
+        cidrs: options.cidrs_of(family).collect(),
+        dports: options.dports.clone(),
+        on_ip: family.loopback(),
+        on_port: options.port,
+        mark: options.mark,
     }
 }
 
 /// The scripts of all families with a captured CIDR.
 fn read_scripts(options: &Options) -> Result<Vec<Script>, String> {
-    let template = Template::read(options)?;
+    let template = Template::read(options.rules.as_deref())?;
+    let load = |family| rules::load(&template, &values(options, family), family);
     options
         .families()
-        .map(|family| template.render(options, family).map(|(_, script)| script))
+        .map(|family| load(family).map(|(_, script)| script))
         .collect()
 }
 
 /// The script of one family, as it would be loaded.
 fn print_rules(options: &Options, family: Family) -> ExitCode {
-    let rendered = Template::read(options).and_then(|template| template.render(options, family));
-    match rendered {
+    let loaded = Template::read(options.rules.as_deref())
+        .and_then(|template| rules::load(&template, &values(options, family), family));
+    match loaded {
         Ok((lines, _)) => print(&template::text(&lines)),
         Err(error) => refuse(&error),
     }

@@ -3,7 +3,7 @@
 //! In the order in which data passes through: `template` renders the bundled template
 //! (`bundled.iptables`) or a file into lines; `script` parses chains, `line` one rule, whose `words`
 //! it splits, `values` the values of its options; `rule` holds the result, `tcp` its TCP flags.
-//! `limits` and `error` serve all of them.
+//! `limits` and `error` serve all of them. [`load`] takes a template all the way.
 
 pub mod error;
 pub mod limits;
@@ -14,3 +14,24 @@ pub mod tcp;
 pub mod template;
 mod values;
 mod words;
+
+use crate::rules::script::Script;
+use crate::rules::template::{Line, Template, Values};
+use crate::selectors::Family;
+
+/// Renders a template for one family and parses the lines.
+///
+/// # Errors
+/// A line that cannot be rendered or parsed. The text names the template, the family, the line and
+/// the word.
+pub fn load(
+    template: &Template,
+    values: &Values,
+    family: Family,
+) -> Result<(Vec<Line>, Script), String> {
+    let rendered = template::render(&template.text, values).and_then(|lines| {
+        let script = script::parse(&lines, family)?;
+        Ok((lines, script))
+    });
+    rendered.map_err(|error| format!("{} for {family}, {error}", template.name))
+}

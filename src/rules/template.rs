@@ -3,13 +3,43 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::Path;
 
+use crate::error::words;
 use crate::rules::error::{ScriptError, SyntaxError};
 use crate::rules::limits::{LONGEST_WORD, MULTIPORT_SLOTS};
 use crate::selectors::{Cidr, Mark, PortRange};
 
 /// The bundled template.
 pub const BUNDLED: &str = include_str!("bundled.iptables");
+
+/// A template and its name for error messages.
+pub struct Template {
+    /// The name, `the bundled script` or `--rules FILE`.
+    pub name: String,
+    /// The text, with variables.
+    pub text: String,
+}
+
+impl Template {
+    /// Reads the file, or the bundled template without one. The file may be a pipe: read it once.
+    ///
+    /// # Errors
+    /// `ENOENT`, `EACCES`, or any other error of open(2) and read(2); a text that is not UTF-8.
+    pub fn read(file: Option<&Path>) -> Result<Template, String> {
+        let Some(path) = file else {
+            return Ok(Template {
+                name: "the bundled script".to_owned(),
+                text: BUNDLED.to_owned(),
+            });
+        };
+        let name = format!("--rules {}", path.display());
+        match std::fs::read_to_string(path) {
+            Ok(text) => Ok(Template { name, text }),
+            Err(error) => Err(format!("{name}: {}", words(&error))),
+        }
+    }
+}
 
 /// The values of a template's variables, for one family.
 #[derive(Clone, Debug)]
