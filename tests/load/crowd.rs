@@ -198,7 +198,7 @@ fn of_20_000_clients_at_once_each_is_answered_or_refused() {
     if let Ok(address) = std::env::var(ROLE) {
         return crowd(&address);
     }
-    let name = "of_20_000_clients_at_once_each_is_answered_or_refused";
+    let name = "crowd::of_20_000_clients_at_once_each_is_answered_or_refused";
     let ends = crowd_at("10.244.0.5", "4096", name);
     assert_eq!(ends.hung, 0, "{ends:?}");
     assert!(ends.answered >= 1024, "{ends:?}");
@@ -209,7 +209,7 @@ fn with_a_longer_queue_none_of_20_000_clients_is_refused() {
     if let Ok(address) = std::env::var(ROLE) {
         return crowd(&address);
     }
-    let name = "with_a_longer_queue_none_of_20_000_clients_is_refused";
+    let name = "crowd::with_a_longer_queue_none_of_20_000_clients_is_refused";
     let ends = crowd_at(NOBODY, "32768", name);
     assert_eq!((ends.refused, ends.hung), (0, 0), "{ends:?}");
     assert!(ends.answered >= 10_000, "{ends:?}");
