@@ -27,7 +27,7 @@ fail() {
 # that has loaded no module yet.
 tests=("kernels --ignored --test-threads 1 module" "capture cni:: packets::" "guard lifecycle::")
 # The skipped test sends a frame with python3, which is not there; scripts/test.sh runs it.
-tests_with_owners=("capture bridge:: --skip nobody_takes_an_open_connection_away")
+tests_with_owners=("capture bridge:: --skip no_forged_frame_takes_an_open_connection_away")
 tests_without_owners=("kernels --ignored without_an_owner")
 more_tests=("capture shared_routing:: neighbours::")
 tests_without_ipv6=("kernels --ignored an_ipv6_block"

@@ -269,7 +269,7 @@ fn frames_that_ip_could_not_answer_stay_on_the_bridge() {
 
 /// As from a port of the bridge that leads out of the node.
 #[test]
-fn who_sends_to_the_bridge_itself_is_captured_wherever_he_is() {
+fn frames_to_the_bridge_itself_are_captured_from_every_client() {
     for filter in [false, true] {
         let bridge = Bridge::new(filter);
         bridge.pod.run("ip address add 192.0.2.5/32 dev eth0");
@@ -296,7 +296,7 @@ fn has_vlans(node: &Namespace) -> bool {
 
 /// Another Pod forges the peer's answer to a connection that is open.
 #[test]
-fn nobody_takes_an_open_connection_away() {
+fn no_forged_frame_takes_an_open_connection_away() {
     let bridge = Bridge::new(false);
     bridge.peer.serve(8180);
     let _daemon = bridge.start(&["--cidr", CIDRS]);

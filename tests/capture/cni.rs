@@ -259,17 +259,17 @@ fn all_are_as_expected(rows: &[Row]) {
 }
 
 #[test]
-fn who_asks_a_pod_is_captured_or_not_as_its_network_has_it() {
+fn a_client_of_a_pod_is_captured_or_not_as_its_network_has_it() {
     all_are_as_expected(&TOPOLOGIES.0);
 }
 
 #[test]
-fn who_asks_an_address_without_a_pod_is_captured_if_its_packet_leaves() {
+fn a_client_of_an_address_without_a_pod_is_captured_if_its_packet_leaves() {
     all_are_as_expected(&TOPOLOGIES.1);
 }
 
 #[test]
-fn who_asks_a_service_is_captured_on_the_pods_node_if_another_translates_it() {
+fn a_client_of_a_service_is_captured_on_the_pods_node_if_another_translates_it() {
     all_are_as_expected(&SERVICE_ROWS);
 }
 

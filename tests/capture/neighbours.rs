@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::lab::conversation::Conversation;
-use crate::lab::theirs::Traffic;
+use crate::lab::foreign::Traffic;
 use crate::lab::{CIDRS, Lab, Namespace, POD, POD6};
 
 /// Somebody who has rules on the node.
@@ -153,7 +153,7 @@ fn lab() -> Lab {
         (&lab.node, 80),
         (&lab.node, 22),
     ] {
-        namespace.serve_who_asks(port);
+        namespace.serve_client_address(port);
     }
     lab
 }
@@ -168,12 +168,12 @@ fn nothing_of_theirs_changes_by_a_start_while_it_runs_and_by_a_stop() {
     for neighbour in NEIGHBOURS {
         let (lab, name) = (lab(), neighbour.name);
         neighbour.load(&lab);
-        let before = lab.node.theirs();
+        let before = lab.node.foreign_state();
         let mut daemon = lab.start(&["--cidr", CIDRS]);
         is_captured(&lab, POD);
-        assert_eq!(lab.node.theirs(), before, "{name}, while it runs");
+        assert_eq!(lab.node.foreign_state(), before, "{name}, while it runs");
         assert_eq!(daemon.stop(), Some(0));
-        assert_eq!(lab.node.theirs(), before, "{name}, after the stop");
+        assert_eq!(lab.node.foreign_state(), before, "{name}, after the stop");
     }
 }
 
@@ -191,7 +191,7 @@ fn what_they_do_they_do_while_it_runs_and_after_a_stop() {
 }
 
 #[test]
-fn captured_connections_are_answered_whoever_came_first() {
+fn captured_connections_are_answered_whichever_rules_came_first() {
     for neighbour in NEIGHBOURS {
         let (theirs, ours) = (lab(), lab());
         neighbour.load(&theirs);
@@ -257,7 +257,7 @@ fn no_flush_disturbs_captured_connections() {
 }
 
 #[test]
-fn who_accepts_packets_early_hides_none_of_them() {
+fn rules_that_accept_packets_early_hide_none_of_them() {
     for iptables in [
         "iptables",
         "ip6tables",

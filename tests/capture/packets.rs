@@ -114,7 +114,7 @@ fn a_node_without_ipv6_works_for_ipv4() {
 }
 
 #[test]
-fn the_echo_and_the_log_say_who_and_where() {
+fn the_echo_and_the_log_name_client_and_destination() {
     for (client, address) in [("192.0.2.2", POD), ("[2001:db8:1::2]", POD6)] {
         let lab = Lab::new();
         let daemon = lab.start(&["--cidr", CIDRS]);
@@ -217,7 +217,7 @@ fn the_node_probes_the_listener_directly() {
 }
 
 #[test]
-fn nobody_but_the_node_reaches_the_listener_itself() {
+fn only_the_node_reaches_the_listener_itself() {
     let lab = Lab::new();
     let _daemon = lab.start(&["--cidr", CIDRS]);
     for (client, address) in [

@@ -35,13 +35,17 @@ const OURS: [&str; 6] = [
 fn lives_beside(theirs: &[&str], ours: &[&str]) {
     let lab = Lab::new();
     theirs.iter().for_each(|line| drop(lab.node.run(line)));
-    let before = (lab.node.theirs(), lab.remains());
+    let before = (lab.node.foreign_state(), lab.remains());
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     is_captured(&lab, POD);
     is_captured(&lab, POD6);
-    assert_eq!(lab.node.theirs(), before.0, "while it runs");
+    assert_eq!(lab.node.foreign_state(), before.0, "while it runs");
     assert_eq!(daemon.stop(), Some(0));
-    assert_eq!((lab.node.theirs(), lab.remains()), before, "after the stop");
+    assert_eq!(
+        (lab.node.foreign_state(), lab.remains()),
+        before,
+        "after the stop"
+    );
     let log = daemon.log();
     let added = log.lines().filter_map(|line| line.split_once(" Added "));
     let added: Vec<&str> = added.map(|(_, entry)| entry).collect();
@@ -52,13 +56,13 @@ fn lives_beside(theirs: &[&str], ours: &[&str]) {
 fn is_refused(theirs: &[&str], reason: &str) {
     let lab = Lab::new();
     theirs.iter().for_each(|line| drop(lab.node.run(line)));
-    let before = (lab.node.theirs(), lab.remains());
+    let before = (lab.node.foreign_state(), lab.remains());
     let mut daemon = lab.spawn(&["--cidr", CIDRS]);
     assert_eq!(daemon.wait().code(), Some(1), "{}", daemon.log());
     let log = daemon.log();
     let errors: Vec<&str> = log.lines().filter(|it| it.contains(" ERROR ")).collect();
     assert!(errors.len() == 1 && errors[0].ends_with(reason), "{log}");
-    assert_eq!((lab.node.theirs(), lab.remains()), before);
+    assert_eq!((lab.node.foreign_state(), lab.remains()), before);
 }
 
 #[test]
@@ -194,7 +198,7 @@ fn a_rule_that_uses_our_mark_otherwise_refuses_the_start() {
 }
 
 #[test]
-fn who_takes_our_mark_or_table_while_it_runs_does_not_keep_ours_from_being_put_back() {
+fn a_rule_that_takes_our_mark_or_table_does_not_keep_ours_from_being_restored() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
     for (theirs, loss, back) in [
@@ -210,11 +214,11 @@ fn who_takes_our_mark_or_table_while_it_runs_does_not_keep_ours_from_being_put_b
         ),
     ] {
         lab.node.run(&format!("ip {theirs}"));
-        let before = lab.node.theirs();
+        let before = lab.node.foreign_state();
         lab.node.run(&format!("ip {loss}"));
         daemon.wait_for(&format!("Put back {back}, which somebody removed"));
         is_captured(&lab, POD);
-        assert_eq!(lab.node.theirs(), before);
+        assert_eq!(lab.node.foreign_state(), before);
     }
 }
 
@@ -225,11 +229,11 @@ fn another_mark_and_table_live_beside_rules_and_routes_that_take_ours() {
         .run("ip rule add fwmark 0x1/0x1 lookup 100 priority 5");
     lab.node
         .run("ip route add blackhole 10.244.0.0/24 table 100");
-    let before = lab.node.theirs();
+    let before = lab.node.foreign_state();
     let mut daemon = lab.start(&["--mark", "0x100/0x100", "--table", "101"]);
     is_captured(&lab, POD);
     assert_eq!(daemon.stop(), Some(0));
-    assert_eq!(lab.node.theirs(), before);
+    assert_eq!(lab.node.foreign_state(), before);
 }
 
 /// The ways to mark every packet, before and after our own rules do.
@@ -241,7 +245,7 @@ const MARK_ALL: [&str; 4] = [
 ];
 
 #[test]
-fn who_sets_our_mark_harms_only_the_captured_blocks() {
+fn a_rule_that_sets_our_mark_harms_only_the_captured_blocks() {
     for mark_all in MARK_ALL {
         let lab = Lab::new();
         lab.pod.serve(80);
@@ -262,7 +266,7 @@ fn who_sets_our_mark_harms_only_the_captured_blocks() {
 }
 
 #[test]
-fn who_sets_our_mark_harms_nothing_where_we_have_another() {
+fn a_rule_that_sets_the_default_mark_harms_nothing_where_ours_is_another() {
     for mark_all in MARK_ALL {
         let lab = Lab::new();
         lab.pod.serve(80);
@@ -277,7 +281,7 @@ fn who_sets_our_mark_harms_nothing_where_we_have_another() {
 }
 
 #[test]
-fn who_clears_our_mark_loses_captured_connections_and_no_others() {
+fn a_rule_that_clears_our_mark_loses_captured_connections_and_no_others() {
     let lab = Lab::new();
     lab.pod.serve(80);
     let _daemon = lab.start(&[]);
@@ -304,12 +308,12 @@ fn tables_of_our_name_in_other_families_stay() {
     for family in ["ip", "ip6", "netdev"] {
         lab.node.run(&format!("nft add table {family} tproxy-pod"));
     }
-    let before = lab.node.theirs();
+    let before = lab.node.foreign_state();
     let mut daemon = lab.start(&[]);
     is_captured(&lab, POD);
-    assert_eq!(lab.node.theirs(), before);
+    assert_eq!(lab.node.foreign_state(), before);
     assert_eq!(daemon.stop(), Some(0));
-    assert_eq!(lab.node.theirs(), before);
+    assert_eq!(lab.node.foreign_state(), before);
 }
 
 #[test]

@@ -5,12 +5,12 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
-use crate::lab::stolen::control_socket;
+use crate::lab::pidfd::control_socket;
 use crate::lab::{CIDRS, Lab, POD, wait_until};
 use nix::sys::signal::{Signal, kill};
 
 #[test]
-fn the_servers_death_is_heard_while_a_stop_waits_for_handshakes() {
+fn the_servers_death_is_handled_while_a_stop_waits_for_handshakes() {
     let lab = Lab::new();
     let takes = || {
         let mut daemon = lab.start(&["--cidr", CIDRS]);

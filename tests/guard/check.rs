@@ -11,9 +11,9 @@ struct Checked {
 impl Checked {
     /// Checks a node, by a command line that runs the program with `--check`.
     fn run(node: &Namespace, line: &str) -> Checked {
-        let before = node.theirs();
+        let before = node.foreign_state();
         let output = node.try_run(line);
-        assert_eq!(node.theirs(), before, "it leaves nothing");
+        assert_eq!(node.foreign_state(), before, "it leaves nothing");
         let complaint = String::from_utf8(output.stderr).unwrap();
         assert_eq!(complaint, "");
         let lines = String::from_utf8(output.stdout).unwrap();
@@ -98,7 +98,7 @@ fn beside_another_one_it_would_not_work() {
 }
 
 #[test]
-fn who_uses_the_mark_the_table_or_its_name_is_named() {
+fn another_user_of_the_mark_the_table_or_its_name_is_named() {
     let lab = Lab::new();
     lab.node
         .run("ip rule add fwmark 0x3/0x3 lookup 7 priority 99");

@@ -32,7 +32,7 @@ fn the_binary_is_static_and_small() {
 }
 
 #[test]
-fn a_start_says_what_is_captured_where_the_listeners_are_and_who_owns_the_table() {
+fn a_start_says_what_is_captured_where_the_listeners_are_and_which_process_owns_the_table() {
     let lab = Lab::new();
     let arguments = ["--cidr", CIDRS, "--dport", "8180,9000:9010", "--port", "7"];
     let daemon = lab.start(&arguments);

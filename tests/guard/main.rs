@@ -6,7 +6,7 @@ mod lab;
 mod breach;
 mod check;
 mod death;
-mod healing;
 mod lifecycle;
+mod reconciler;
 mod sandbox;
 mod stop;

@@ -234,7 +234,7 @@ fn a_stop_waits_for_a_handshake_that_has_begun() {
 }
 
 #[test]
-fn a_busy_client_hears_of_the_stop_with_an_answer() {
+fn a_busy_client_learns_of_the_stop_with_its_answer() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
     let mut busy = lab.client.talk(POD);

@@ -97,7 +97,7 @@ fn an_ipv6_block_is_refused_where_there_is_no_ipv6() {
 /// SIGKILL would leave rules that lift frames, and nobody who answers them.
 #[test]
 #[ignore = "needs a kernel before Linux 5.12: scripts/kernels.sh boots it"]
-fn without_an_owner_no_frame_is_lifted_from_a_bridge() {
+fn without_an_owner_no_frame_of_a_bridge_is_redirected() {
     let bridge = Bridge::new(false);
     bridge.peer.serve(8180);
     let mut daemon = bridge.start(&["--cidr", CIDRS]);

@@ -64,7 +64,7 @@ fn kind_shows_the_block_of_the_readme() {
 }
 
 #[test]
-fn kind_makes_the_calls_of_who_types_the_readme() {
+fn kind_makes_the_calls_of_the_readme() {
     let typed = calls_of_reader(&kind_stage("kind-typed"), "On kind");
     let run = kind_stage("kind-played").demo(&["kind"]);
     assert_eq!(run.steps(), typed);
@@ -82,7 +82,7 @@ fn cluster_shows_the_block_of_the_readme() {
 }
 
 #[test]
-fn cluster_makes_the_calls_of_who_types_the_readme() {
+fn cluster_makes_the_calls_of_the_readme() {
     let section = "On the cluster that kubectl talks to";
     let typed = calls_of_reader(&cluster_stage("cluster-typed"), section);
     let run = cluster_stage("cluster-played").demo(&["cluster"]);

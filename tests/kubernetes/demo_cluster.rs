@@ -154,7 +154,7 @@ fn where_nothing_is_captured_it_says_what_to_type_elsewhere() {
 }
 
 #[test]
-fn a_network_without_addresses_of_nobody_is_no_failure() {
+fn a_network_without_an_unused_address_is_no_failure() {
     let run = cluster_stage("no-nobody")
         .but(failure(&format!("{EXEC} 10.244.1.62:8180/nobody")))
         .but(answer(LOGS, &log(&["/hello"])))
@@ -165,7 +165,7 @@ fn a_network_without_addresses_of_nobody_is_no_failure() {
 }
 
 #[test]
-fn an_address_that_a_pod_has_is_not_taken_for_nobodys() {
+fn an_address_that_a_pod_has_is_not_taken_for_unused() {
     let taken = "kubectl get pods -A --field-selector status.podIP=10.244.1.62";
     let run = cluster_stage("taken")
         .but(answer(taken, "NAMESPACE   NAME\ndefault     other\n"))
@@ -180,7 +180,7 @@ fn an_address_that_a_pod_has_is_not_taken_for_nobodys() {
 }
 
 #[test]
-fn nobodys_address_is_in_the_same_quarter_of_the_last_octet() {
+fn the_unused_address_is_in_the_same_quarter_of_the_last_octet() {
     let url = "10.244.1.254:8180";
     let run = cluster_stage("quarter")
         .but(answer(

@@ -78,7 +78,7 @@ fn a_route_by_another_way_is_neither_replaced_nor_deleted() {
 }
 
 #[test]
-fn the_same_route_of_somebody_else_is_used_and_not_deleted() {
+fn the_same_route_of_another_process_is_used_and_not_deleted() {
     let same = "10.244.0.0/24 via 172.18.0.2 dev br-kind \n";
     let stage = two_nodes("route-same")
         .but(answer(ROUTE, same))

@@ -16,16 +16,16 @@ pub mod built;
 pub mod cgroup;
 pub mod cluster;
 pub mod conversation;
+pub mod foreign;
 pub mod inject;
 pub mod kernel;
 pub mod manifest;
+pub mod pidfd;
 pub mod refusal;
 pub mod rtnetlink;
 pub mod script;
-pub mod stolen;
 pub mod stopwatch;
 pub mod strace;
-pub mod theirs;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -90,7 +90,7 @@ fn a_listener_is_ready_for_one_thread_at_a_time_however_many_clients_wait() {
 }
 
 #[test]
-fn threads_that_nobody_needs_any_more_end() {
+fn threads_without_work_end() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
     let at_first = daemon.threads();

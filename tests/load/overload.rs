@@ -377,7 +377,7 @@ fn without_files_clients_wait_until_more_are_allowed() {
 /// The kernel does not keep for closed connections what it keeps for open ones only up to the limit,
 /// whatever the last answer is.
 #[test]
-fn answers_that_nobody_takes_count_as_connections() {
+fn answers_that_are_not_read_count_as_connections() {
     let body = "x".repeat(30_000);
     let request = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 30000\r\n\r\n{body}");
     let last = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";

@@ -7,7 +7,7 @@ use crate::lab::script::Loader;
 use crate::lab::{CIDRS, Lab, POD, POD6};
 
 /// Who answers at an address: `pod` or `captured`.
-fn who_answers(lab: &Lab, address: &str) -> &'static str {
+fn outcome(lab: &Lab, address: &str) -> &'static str {
     let answer = lab.client.get(address, "/");
     match answer.contains("Request received from ") {
         true => "captured",
@@ -37,11 +37,7 @@ fn the_bundled_script_captures_the_same_by_both_loaders() {
             ("192.0.2.1:8180", "pod"),
             ("[2001:db8:1::1]:8180", "pod"),
         ] {
-            assert_eq!(
-                who_answers(&lab, address),
-                expected,
-                "{loader:?}: {address}"
-            );
+            assert_eq!(outcome(&lab, address), expected, "{loader:?}: {address}");
         }
     }
 }
@@ -65,7 +61,7 @@ fn a_connection_to_the_pod_survives_both_loaders() {
         };
         ask();
         let _daemon = loader.load_bundled(&lab, &["--cidr", CIDRS]);
-        assert_eq!(who_answers(&lab, POD), "captured", "{loader:?}");
+        assert_eq!(outcome(&lab, POD), "captured", "{loader:?}");
         (0..5).for_each(|_| ask());
     }
 }
@@ -92,11 +88,7 @@ fn forty_ports_are_captured_the_same_by_both_loaders() {
                 format!("10.244.0.5:{port}"),
                 format!("[fd00:10:244::5]:{port}"),
             ] {
-                assert_eq!(
-                    who_answers(&lab, &address),
-                    expected,
-                    "{loader:?}: {address}"
-                );
+                assert_eq!(outcome(&lab, &address), expected, "{loader:?}: {address}");
             }
         }
     }
@@ -132,11 +124,7 @@ fn two_hundred_blocks_are_captured_the_same_by_both_loaders() {
             ("[fd00:0:0:1::1]:8180", "pod"),
             ("[fd00:c7:0:1::1]:8180", "pod"),
         ] {
-            assert_eq!(
-                who_answers(&lab, address),
-                expected,
-                "{loader:?}: {address}"
-            );
+            assert_eq!(outcome(&lab, address), expected, "{loader:?}: {address}");
         }
     }
 }

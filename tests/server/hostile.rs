@@ -340,7 +340,7 @@ fn a_request_in_a_syn_is_answered_once() {
 }
 
 #[test]
-fn requests_whose_answers_nobody_reads_take_no_memory() {
+fn requests_whose_answers_are_not_read_take_no_memory() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
     lab.client.get(POD, "/");

@@ -152,7 +152,7 @@ fn heals(lab: &Lab) {
 }
 
 #[test]
-fn while_nobody_reads_the_log_requests_wait_and_memory_does_not_grow() {
+fn while_the_log_is_not_read_requests_wait_and_memory_does_not_grow() {
     // Also where somebody made the pipe non-blocking.
     for flags in [0, O_NONBLOCK] {
         let lab = Lab::new();
@@ -180,7 +180,7 @@ fn while_nobody_reads_the_log_requests_wait_and_memory_does_not_grow() {
 }
 
 #[test]
-fn while_nobody_reads_the_log_a_start_captures_nothing() {
+fn while_the_log_is_not_read_a_start_captures_nothing() {
     let lab = Lab::new();
     lab.pod.serve(8180);
     let (reader, _writer) = pipe().unwrap();
@@ -193,7 +193,7 @@ fn while_nobody_reads_the_log_a_start_captures_nothing() {
 }
 
 #[test]
-fn while_nobody_reads_the_log_no_server_outlives_a_stop() {
+fn while_the_log_is_not_read_no_server_outlives_a_stop() {
     let lab = Lab::new();
     let (reader, _writer) = pipe().unwrap();
     let first_lines = {
@@ -234,7 +234,7 @@ fn while_nobody_reads_the_log_no_server_outlives_a_stop() {
 }
 
 #[test]
-fn while_nobody_reads_the_log_the_guard_heals() {
+fn while_the_log_is_not_read_the_guard_reconciles() {
     let lab = Lab::new();
     let unheard = Unheard::start(&lab);
     fill(unheard.log.as_ref().unwrap().get_ref());
@@ -243,7 +243,7 @@ fn while_nobody_reads_the_log_the_guard_heals() {
 }
 
 #[test]
-fn while_nobody_reads_the_log_a_stop_ends_in_order_within_its_time() {
+fn while_the_log_is_not_read_a_stop_ends_in_order_within_its_time() {
     let lab = Lab::new();
     let mut unheard = Unheard::start(&lab);
     ask_until_it_stalls(&mut lab.client.talk(POD));
@@ -268,7 +268,7 @@ fn with_a_slow_reader_a_stop_ends_in_order_within_its_time() {
 }
 
 #[test]
-fn while_nobody_reads_the_log_the_nodes_own_requests_are_answered_and_their_lines_counted() {
+fn while_the_log_is_not_read_the_nodes_own_requests_are_answered_and_their_lines_counted() {
     let lab = Lab::new();
     let mut unheard = Unheard::start(&lab);
     let mut connection = lab.client.talk(POD);

@@ -42,8 +42,8 @@ pub fn ask(client: &Namespace, to: SocketAddr, expected: Outcome) -> Outcome {
     };
     let answer = client.enter(|| request(to, patience));
     match answer {
-        Ok(answer) => who_answers(&answer),
-        Err(error) => how_it_failed(&error),
+        Ok(answer) => outcome_of_answer(&answer),
+        Err(error) => outcome_of_error(&error),
     }
 }
 
@@ -59,7 +59,7 @@ fn request(to: SocketAddr, patience: Duration) -> Result<String, Error> {
     Ok(answer)
 }
 
-fn who_answers(answer: &str) -> Outcome {
+fn outcome_of_answer(answer: &str) -> Outcome {
     if answer.ends_with("\r\n\r\npod") {
         return Outcome::Pod;
     }
@@ -68,7 +68,7 @@ fn who_answers(answer: &str) -> Outcome {
     Outcome::Captured(node.unwrap().parse().unwrap())
 }
 
-fn how_it_failed(error: &Error) -> Outcome {
+fn outcome_of_error(error: &Error) -> Outcome {
     match error.kind() {
         ErrorKind::ConnectionRefused => Outcome::Refused,
         ErrorKind::TimedOut | ErrorKind::WouldBlock => Outcome::TimeOut,

@@ -11,7 +11,7 @@ use super::{Lab, Namespace, POD, POD6, wait_until};
 impl Namespace {
     /// All rules of all firewalls, all routing rules and all routes: without counters, and without
     /// what is ours, a table by its name and the rest by our protocol number.
-    pub fn theirs(&self) -> String {
+    pub fn foreign_state(&self) -> String {
         let commands = [
             "nft -s list ruleset",
             "iptables-save",
@@ -42,7 +42,7 @@ impl Namespace {
     }
 
     /// Serves, to every connection to a port of all addresses, the address that it comes from.
-    pub fn serve_who_asks(&self, port: u16) {
+    pub fn serve_client_address(&self, port: u16) {
         let listener = self.enter(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
         thread::spawn(move || {
             for stream in listener.incoming() {

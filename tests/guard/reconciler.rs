@@ -69,7 +69,7 @@ fn processor_time(process: Pid) -> Duration {
 }
 
 #[test]
-fn each_loss_is_put_back_and_logged_once() {
+fn each_loss_is_restored_and_logged_once() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
     for (loss, entries) in [
@@ -293,7 +293,7 @@ fn ours_is_found_and_removed_among_thousands_of_rules_that_come_and_go() {
 
 /// A guard that takes longer to read of a loss than a loss waits.
 #[test]
-fn a_loss_is_put_back_however_slow_the_guard_is() {
+fn a_loss_is_restored_however_slow_the_guard_is() {
     let lab = Lab::new();
     let (daemon, before) = start(&lab);
     let _slow = Strace::slow(daemon.guard(), "recvfrom", 12_000);
@@ -302,7 +302,7 @@ fn a_loss_is_put_back_however_slow_the_guard_is() {
 }
 
 #[test]
-fn what_could_not_be_put_back_for_want_of_memory_is_soon() {
+fn what_could_not_be_restored_for_want_of_memory_is_soon() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
     let without_memory = Strace::failing(daemon.guard(), "sendto", "ENOBUFS");
@@ -317,7 +317,7 @@ fn what_could_not_be_put_back_for_want_of_memory_is_soon() {
 }
 
 #[test]
-fn a_rule_of_somebody_else_serves_until_it_goes() {
+fn a_rule_of_another_process_serves_until_it_goes() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
     let theirs = "fwmark 0x1/0x1 lookup 100 priority 7";
@@ -359,7 +359,7 @@ fn repeat<T>(mut something: impl FnMut() + Send, meanwhile: impl FnOnce() -> T) 
 }
 
 #[test]
-fn against_a_rival_it_slows_down_says_so_once_and_wins_in_the_end() {
+fn against_a_rival_it_backs_off_says_so_once_and_wins_in_the_end() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
     let (times, used, length) = fight(&lab, || {
@@ -397,7 +397,7 @@ fn against_a_rival_it_slows_down_says_so_once_and_wins_in_the_end() {
 }
 
 #[test]
-fn a_stop_is_heard_in_the_middle_of_a_fight() {
+fn a_stop_is_handled_while_contended() {
     let lab = Lab::new();
     let (mut daemon, _) = start(&lab);
     let (status, took) = fight(&lab, || {
@@ -411,7 +411,7 @@ fn a_stop_is_heard_in_the_middle_of_a_fight() {
 }
 
 #[test]
-fn the_servers_death_is_heard_in_the_middle_of_a_fight() {
+fn the_servers_death_is_handled_while_contended() {
     let lab = Lab::new();
     let (mut daemon, _) = start(&lab);
     let status = fight(&lab, || {
@@ -425,7 +425,7 @@ fn the_servers_death_is_heard_in_the_middle_of_a_fight() {
 }
 
 #[test]
-fn what_is_lost_during_a_stop_is_put_back() {
+fn what_is_lost_during_a_stop_is_restored() {
     let lab = Lab::new();
     let (mut daemon, _) = start(&lab);
     let mut client = lab.client.talk(POD);
@@ -459,7 +459,7 @@ fn flood(lab: &Lab) {
 }
 
 #[test]
-fn a_loss_among_more_changes_than_the_kernel_keeps_is_put_back() {
+fn a_loss_among_more_changes_than_the_kernel_keeps_is_restored() {
     let lab = Lab::new();
     let (daemon, before) = start(&lab);
     daemon.signal(Signal::SIGSTOP);
