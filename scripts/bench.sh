@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How fast tproxy-pod is, beside HAProxy, Go and the least that a server can do.
+# Measures tproxy-pod beside HAProxy, a Go server and a minimal C server.
 set -euo pipefail
 
 usage() {
@@ -79,7 +79,7 @@ GOCACHE="$PWD/target/bench/go-cache" GOPROXY=off GOFLAGS='' CGO_ENABLED=0 \
     "${options[@]}" --output "$output" --command "$command" --ours "$(realpath "$binary")" \
     --go "$PWD/target/bench/echo" --floor "$PWD/target/bench/floor" --haproxy "$(command -v haproxy)" &
 namespaces=$!
-# With the first process, all others of its namespace end, and what they made is gone.
+# With the first process, all others of its namespaces end, and the namespaces too.
 trap 'kill -KILL $namespaces' EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT

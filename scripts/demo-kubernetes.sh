@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The demo on Kubernetes: on a cluster of its own, which kind makes, or on the one that kubectl talks
-# to. scripts/demo.sh reads this file and has the helpers step, shows, wait_for and fail. The command
+# The demo on Kubernetes: on a cluster that kind makes, or on the one that kubectl talks to.
+# scripts/demo.sh sources this file and has the helpers step, shows, wait_for and fail. The command
 # lines are those of the README.
 # shellcheck disable=SC2034 # pause, state and advice are for those helpers
 set -euo pipefail
@@ -22,11 +22,11 @@ begin() {
     trap 'rm -f "$said"' EXIT
 }
 
-only() { # VARIABLE CHARACTERS VALUE, which goes into a command line
+only() { # VARIABLE CHARACTERS VALUE, for a command line
     [[ $3 =~ ^[$2]*$ ]] || fail "$1=$3: expected only the characters $2"
 }
 
-try() { # COMMAND-LINE: prints it, runs it, prints what comes; $output keeps it
+try() { # COMMAND-LINE: prints it, runs it, prints its output and keeps that in $output
     local status=0
     printf '\n$ %s\n' "$1"
     eval "$1" 2>&1 | tee "$said" || status=$?
@@ -88,7 +88,7 @@ asks_pod() { # CURL…
     shows "Request received from $host:8180 destination /hello : "
 }
 
-find_nobody() { # sets $absent, an address that no Pod has, so near the Pod's that it is of the same node
+find_absent() { # sets $absent, an address near the Pod's that no Pod has: it is of the same node
     local last address
     for last in 62 61 60 59 58; do
         case $web in
@@ -149,7 +149,7 @@ has_kind_cluster() {
     [[ $'\n'$clusters$'\n' == *$'\n'tproxy-pod$'\n'* ]]
 }
 
-show_routes() { # CIDR…: a question without a family is about IPv4 alone
+show_routes() { # CIDR…: ip shows IPv4 alone without a family
     case $1 in
         *:*) ip -6 route show "$@" ;;
         *) ip route show "$@" ;;
@@ -160,7 +160,7 @@ has_route() { # CIDR ADDRESS: is there this route? One by another way is not our
     local found others
     found=$(show_routes "$1") || fail "this failed: ip route show $1"
     if others=$(grep -vF " via $2 " <<<"$found") && [[ -n $others ]]; then
-        advice="if an earlier demo made it, type: scripts/demo.sh kind --delete; if not, and nobody needs it: ${sudo}ip route del $1; or let a Pod ask: scripts/demo.sh cluster"
+        advice="if an earlier demo made it, type: scripts/demo.sh kind --delete; if not, and it is not needed: ${sudo}ip route del $1; or let a Pod ask: scripts/demo.sh cluster"
         fail "there is another route to $1: $others"
     fi
     [[ -n $found ]]
@@ -173,13 +173,13 @@ add_routes() { # to each node's Pods, through the node
         [[ $cidr != */* ]] || routes+=("$cidr via ${address%%,*}")
     done <<<"$output"
     ((${#routes[@]})) || fail "this should have shown the nodes' Pod CIDRs"
-    # Nothing is added before each has been looked for.
+    # Nothing is added before each has been checked.
     for route in "${routes[@]}"; do
         has_route "${route%% *}" "${route##* }" || missing+=("$route")
     done
     ((${#missing[@]})) || return 0
     for route in "${missing[@]}"; do
-        # --delete finds it here, when the cluster is gone too.
+        # --delete finds it here, even when the cluster is gone.
         echo "$route" >>target/tproxy-pod.routes || fail "target/tproxy-pod.routes cannot be written"
         run "${sudo}ip route add $route"
     done
@@ -237,7 +237,7 @@ play_kind() {
     asks_pod "$curl"
 
     step "It answers at an address that no Pod has, too." "$advice"
-    find_nobody
+    find_absent
     run "$curl $absent:8180/nobody"
     shows "Request received from $absent:8180 destination /nobody : "
     has_logged /hello /nobody
@@ -250,7 +250,7 @@ delete_kind() {
     if [[ -e target/tproxy-pod.routes ]]; then
         while read -r route; do routes+=("$route"); done <target/tproxy-pod.routes
         for route in "${routes[@]}"; do
-            # A route that cannot be looked for may be there.
+            # A route that cannot be checked may be there.
             if ! found=$(show_routes "${route%% *}" via "${route##* }") || [[ -n $found ]]; then
                 try "${sudo}ip route del $route" || left+=("route $route")
             fi
@@ -268,7 +268,7 @@ delete_kind() {
 
 # --- cluster: the one that kubectl talks to, asked from a Pod ---
 
-# The label of what the demo adds to somebody's cluster: what has it is removed by --delete.
+# The label of what the demo adds to a cluster; --delete removes what has it.
 readonly mark=app.kubernetes.io/managed-by=tproxy-pod-demo
 
 install() {
@@ -339,7 +339,7 @@ play_cluster() {
     asks_pod "$curl"
 
     step "It answers at an address that no Pod has, too, if the network brings it there." "$advice"
-    find_nobody
+    find_absent
     if try "$curl $absent:8180/nobody"; then
         shows "Request received from $absent:8180 destination /nobody : "
         has_logged /hello /nobody

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's story, played with real packets; every step is checked.
+# The README's demo, with real packets; every step is checked.
 set -euo pipefail
 
 usage() {
@@ -17,7 +17,7 @@ scripts/demo.sh [kind|cluster|netns]: shows tproxy-pod at work, and checks every
 Without a mode it is kind where kind, kubectl and docker or podman work, else
 netns; the first line says which, and why.
 
-  kind --delete      removes the cluster named tproxy-pod, whoever made it, the
+  kind --delete      removes the cluster named tproxy-pod, also if you made it, the
                      routes that kind added, and the image's archive
   cluster --delete   removes what cluster made, and nothing else
 
@@ -43,7 +43,7 @@ step() { # WHAT [ADVICE]: the advice is for a failure in it
     advice=${2:-}
 }
 
-on() { # NAMESPACE COMMAND…: prints it, runs it, prints what comes; $output and $status keep it
+on() { # NAMESPACE COMMAND…: prints it, runs it, prints its output; sets $output and $status
     printf '\n%s$ %s\n' "$1" "${*:2}"
     status=0
     output=$(in_namespace "$@" 2>&1) || status=$?
@@ -72,8 +72,8 @@ wait_for() { # WHAT COMMAND…: until the command succeeds
 # --- netns: three network namespaces, inside a user and a process namespace ---
 
 readonly cidrs=10.244.0.0/16,fd00:10:244::/56
-readonly client=192.0.2.2 pod=10.244.0.5 nobody=10.244.77.77
-readonly client6=2001:db8:1::2 pod6=fd00:10:244::5 nobody6=fd00:10:244:7::7
+readonly client=192.0.2.2 pod=10.244.0.5 absent=10.244.77.77
+readonly client6=2001:db8:1::2 pod6=fd00:10:244::5 absent6=fd00:10:244:7::7
 
 in_namespace() { # NAMESPACE COMMAND…
     case $1 in
@@ -141,7 +141,7 @@ Three network namespaces; the prompt says in which of them a command runs.
     |
   pod     $pod  $pod6  a web server on port 80
 TEXT
-    step "Before: the Pod answers on port 80, nobody answers on port 8180."
+    step "Before: the Pod answers on port 80, nothing answers on port 8180."
     on client curl "$pod"
     shows "the web server of the Pod"
     on client curl "$pod:8180"
@@ -164,9 +164,9 @@ TEXT
 
     step "tproxy-pod answers on port 8180 of the Pod, and of an address that no Pod has."
     echoes "$pod:8180" /hello "$client" 40001
-    echoes "$nobody:8180" /nobody "$client" 40002
+    echoes "$absent:8180" /nobody "$client" 40002
     echoes "[$pod6]:8180" /hello "[$client6]" 40003
-    echoes "[$nobody6]:8180" /nobody "[$client6]" 40004
+    echoes "[$absent6]:8180" /nobody "[$client6]" 40004
 
     step "The log has a line for each, with the client's real address."
     wait_for "the log has the last line" grep -F "${expected_log[-1]}" "$log"
@@ -225,7 +225,7 @@ netns() {
         "kernel.apparmor_restrict_unprivileged_userns): run as root"
     "${own[@]}" env -i PATH="/run:$PATH" HOME=/run PATIENCE="$patience" bash "$script" inside <"$binary" &
     local namespaces=$!
-    # With the first process, all others of its namespace end, and what they made is gone.
+    # With the first process, all others of its namespaces end, and the namespaces too.
     trap 'kill -KILL $namespaces' EXIT
     trap 'exit 129' HUP
     trap 'exit 130' INT

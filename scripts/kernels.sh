@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The end-to-end tests on Debian's stock kernels, each in a virtual machine.
+# Runs end-to-end tests on Debian's stock kernels, each in a virtual machine.
 set -euo pipefail
 
 usage() {
@@ -22,8 +22,8 @@ fail() {
     exit 1
 }
 
-# What runs on each kernel, on those whose tables have owners (Linux 5.12), or have none, on each with
-# --all too, and on one without IPv6: a crate of tests/ and its arguments. The first needs a kernel
+# A crate of tests/ with its arguments: for each kernel, for those with or without owners of tables
+# (Linux 5.12), for each with --all, and for one without IPv6. The first needs a kernel
 # that has loaded no module yet.
 tests=("kernels --ignored --test-threads 1 module" "capture cni:: packets::" "guard lifecycle::")
 # The skipped test sends a frame with python3, which is not there; scripts/test.sh runs it.
@@ -40,7 +40,7 @@ tests_without_ipv6=("kernels --ignored an_ipv6_block"
     "guard --exact lifecycle::a_port_that_is_taken_is_named
         lifecycle::flushing_and_deleting_from_outside_do_not_stop_the_interception")
 
-# An emulated machine takes two minutes; this bounds one that hangs.
+# The limit for a machine that hangs, in seconds; it usually takes two minutes.
 readonly seconds=900
 
 declare -A suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie)
@@ -74,7 +74,7 @@ done
 kernels=$PWD/target/kernels
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
-private_apt() { # SUITE PROGRAM ARGUMENT…: a program of apt's, with a root of its own and the mirror of this machine
+private_apt() { # SUITE PROGRAM ARGUMENT…: runs a program of apt with a root of its own and this machine's mirror
     local suite=$1 program=$2 release mirror root=$kernels/apt
     mkdir -p "$root/state/lists/partial" "$root/cache/archives/partial"
     : >"$root/status"
@@ -94,7 +94,7 @@ private_apt() { # SUITE PROGRAM ARGUMENT…: a program of apt's, with a root of 
         -o Acquire::Languages=none -o Acquire::Check-Valid-Until=false "${@:3}"
 }
 
-has_kernel() { # VERSION: it is in target/kernels/VERSION, with an index of its modules
+has_kernel() { # VERSION: downloads it to target/kernels/VERSION, with an index of its modules
     local version=$1 suite=${suites[$1]} package
     [[ ! -e $kernels/$version ]] || return 0
     echo "scripts/kernels.sh: downloading Linux $version of $suite" >&2
@@ -105,20 +105,20 @@ has_kernel() { # VERSION: it is in target/kernels/VERSION, with an index of its 
     mkdir -p "$kernels/new/lib"
     (cd "$kernels/new" && private_apt "$suite" apt-get download "$package")
     dpkg -x "$kernels/new/$package"_*.deb "$kernels/new"
-    # Where modprobe looks; of late it is below usr.
+    # modprobe looks in lib; newer packages have usr/lib.
     [[ ! -d $kernels/new/usr/lib/modules ]] || ln -s ../usr/lib/modules "$kernels/new/lib/modules"
     rm "$kernels/new/$package"_*.deb
     depmod -b "$kernels/new" "$(release_of new)"
     mv "$kernels/new" "$kernels/$version"
 }
 
-release_of() { # VERSION: as uname -r says it
+release_of() { # VERSION: prints its uname -r
     basename "$kernels/$1"/lib/modules/*
 }
 
 # --- what the machine boots into ---
 
-put() { # FILE…: into $root, with the libraries that it needs
+put() { # FILE…: copies it into $root, with its libraries
     local file library
     for file; do
         cp --dereference --parents "$file" "$root"
@@ -138,7 +138,7 @@ put_tools() {
         ip{,6}tables{,-legacy}{,-save,-restore}; do
         put "$(command -v "$tool")"
     done
-    # What they open by themselves.
+    # Files that they open at run time.
     put "$(dirname "$(ldd "$(command -v iptables-legacy)" | grep -o '/[^ ]*libxtables[^ ]*')")"/xtables/*.so
     cp --dereference --parents /etc/protocols /etc/services /usr/share/misc/magic.mgc "$root"
     for tool in $(busybox --list); do
@@ -146,7 +146,7 @@ put_tools() {
     done
 }
 
-put_modules() { # VERSION: those of the network, and what they need
+put_modules() { # VERSION: copies the network's modules and their dependencies
     local version=$1 release from names files
     release=$(release_of "$version")
     from=$kernels/$version
@@ -161,7 +161,7 @@ put_modules() { # VERSION: those of the network, and what they need
     depmod -b "$root" "$release"
 }
 
-put_tests() { # CRATE…: the tests, and the program where they look for it
+put_tests() { # CRATE…: copies the tests, and the program to the path that they expect
     local crate
     install -D "$PROGRAM" "$root$PROGRAM"
     mkdir -p "$root$PWD/target/x86_64-unknown-linux-musl/tmp" # CARGO_TARGET_TMPDIR

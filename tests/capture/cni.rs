@@ -1,5 +1,5 @@
-//! Who is captured, and who is not, as CNIs and kube-proxy join clients, Pods and nodes: each is asked
-//! by each, on two nodes that both run the program. The tables of the README are what comes of it.
+//! What is captured on the networks of CNIs and behind kube-proxy: each client sends requests to each
+//! Pod and Service, on two nodes that both run the program. The README's tables are the outcomes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
@@ -21,7 +21,7 @@ const B: Outcome = Captured(2);
 const PORT: u16 = 8180;
 
 /// A part of addresses that no Pod has.
-const NOBODY: u8 = 62;
+const ABSENT: u8 = 62;
 
 /// Who asks for Pod addresses, in this order.
 const CLIENTS: [&str; 5] = [
@@ -48,8 +48,8 @@ struct Topology {
     network: Network,
     exists: fn() -> bool,
     pod: Outcomes,
-    nobody: Outcomes,
-    /// The same two where no frame is lifted from a bridge, because tables have no owner, if that makes
+    absent: Outcomes,
+    /// The same two where no frame of a bridge is redirected, because tables have no owner, if that makes
     /// a difference.
     limited: Option<[Outcomes; 2]>,
 }
@@ -70,7 +70,7 @@ fn topologies() -> [Topology; 6] {
             network: IPVLAN,
             exists: || has_device("ipvlan"),
             pod: both(&[Pod, Pod, Pod, Unreachable, Pod]),
-            nobody: both(&[A, TimeOut, A, Unreachable, A]),
+            absent: both(&[A, TimeOut, A, Unreachable, A]),
             limited: None,
         },
     ]
@@ -89,7 +89,7 @@ fn routed(name: &'static str, network: Network) -> Topology {
         network,
         exists: || true,
         pod: both(&ALL),
-        nobody: both(&[A, A, B, Unreachable, A]),
+        absent: both(&[A, A, B, Unreachable, A]),
         limited: None,
     }
 }
@@ -101,7 +101,7 @@ fn bridged(name: &'static str, network: Network, limited: [Outcomes; 2]) -> Topo
         network,
         exists: || true,
         pod: both(&ALL),
-        nobody: both(&NO_NEIGHBOUR),
+        absent: both(&NO_NEIGHBOUR),
         limited: Some(limited),
     }
 }
@@ -153,28 +153,28 @@ impl Topology {
     /// The row for the Pod, and the one for an address that no Pod has.
     fn measure(self) -> (Row, Row) {
         let whole = self.limited.is_none() || owns_tables();
-        let [pod, nobody] = self
+        let [pod, absent] = self
             .limited
             .filter(|_| !whole)
-            .unwrap_or([self.pod, self.nobody]);
+            .unwrap_or([self.pod, self.absent]);
         let mut measured = (self.exists)().then(|| {
             let cluster = Cluster::new();
             self.network.wire(&cluster);
             cluster.web.inside.serve(PORT);
             let _daemons = cluster.start();
-            let without_pod = cluster.nodes[0].pod_addresses(NOBODY);
+            let without_pod = cluster.nodes[0].pod_addresses(ABSENT);
             let mut questions = all_ask(&cluster, cluster.web.addresses());
             questions.extend(all_ask(&cluster, without_pod));
-            ask_all(&questions, &[&pod[..], &nobody].concat())
+            ask_all(&questions, &[&pod[..], &absent].concat())
         });
-        let of_nobody = measured.as_mut().map(|it| it.split_off(pod.len()));
+        let of_absent = measured.as_mut().map(|it| it.split_off(pod.len()));
         let row = |measured, expected| Row {
             name: self.name,
             measured,
             expected,
             whole,
         };
-        (row(measured, pod), row(of_nobody, nobody))
+        (row(measured, pod), row(of_absent, absent))
     }
 }
 
@@ -276,8 +276,8 @@ fn a_client_of_a_service_is_captured_on_the_pods_node_if_another_translates_it()
 #[test]
 fn the_readme_has_these_tables() {
     let pods = table("a Pod's address", &CLIENTS, &TOPOLOGIES.0);
-    let nobody = table("an address without a Pod", &CLIENTS, &TOPOLOGIES.1);
+    let absent = table("an address without a Pod", &CLIENTS, &TOPOLOGIES.1);
     let services = table("a Service", &CLIENTS_OF_SERVICES, &SERVICE_ROWS);
-    let tables = format!("\n{pods}\n{nobody}\n{services}\n");
+    let tables = format!("\n{pods}\n{absent}\n{services}\n");
     assert!(tables == block(), "the README should have:\n{tables}");
 }

@@ -1,6 +1,6 @@
-//! Living with those that have rules on the same node: kube-proxy, Calico, docker, firewalld. What
-//! is theirs does not change, and does its work; captured connections are answered whoever came
-//! first, and while others reload or flush what is theirs.
+//! Other programs with rules on the same node: kube-proxy, Calico, docker, firewalld. Their rules do
+//! not change, and work; captured connections are answered in whichever order the programs started, and
+//! while the others reload or flush their rules.
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
@@ -10,10 +10,10 @@ use crate::lab::conversation::Conversation;
 use crate::lab::foreign::Traffic;
 use crate::lab::{CIDRS, Lab, Namespace, POD, POD6};
 
-/// Somebody who has rules on the node.
+/// Another program with rules on the node.
 struct Neighbour {
     name: &'static str,
-    /// Loads its rules in place of all that it had.
+    /// Replaces its rules.
     loader: &'static str,
     rules: &'static str,
     /// Asserts that its own work is done.

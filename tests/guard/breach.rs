@@ -1,5 +1,5 @@
-//! A server that somebody has taken over, or that dies at the wrong moment: the guard hears of it,
-//! and nothing keeps it from undoing everything.
+//! A server that an attacker has taken over, or that dies at the wrong moment: the guard notices, and
+//! undoes everything.
 
 use std::io::Write;
 use std::net::Shutdown;

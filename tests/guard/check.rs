@@ -68,7 +68,7 @@ fn a_node_that_can_do_it_all_is_told_so() {
     assert!(!checked.says("missing", ""), "{:#?}", checked.lines);
 }
 
-/// As in a Pod whose seccomp profile keeps it from making namespaces.
+/// As in a Pod with a seccomp profile that forbids new namespaces.
 #[test]
 fn without_a_namespace_of_its_own_the_rules_are_tried_and_have_no_effect() {
     let lab = Lab::new();

@@ -1,6 +1,6 @@
-//! Ways to die, and to stand still. Whatever happens to the program: the Pods answer at their own
-//! port, the node's other traffic goes on, the exit status says what it was, nothing is left that
-//! could hold traffic, and the next start finds nothing in its way.
+//! Deaths and pauses of the processes. After each of them the Pods answer at their own port, the node's
+//! other traffic goes on, the exit status tells the cause, nothing is left that could hold traffic, and
+//! the next start succeeds.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -217,7 +217,7 @@ fn demand(stream: &mut TcpStream) {
     while stream.write_all(&request).is_ok() {}
 }
 
-/// The kernel chooses whom it kills. That is the server, which has the most memory; where a group dies
+/// The kernel chooses the process that it kills. That is the server, which has the most memory; where a group dies
 /// as one, it is both.
 #[test]
 #[ignore = "only root may make a control group; scripts/test.sh runs it then"]

@@ -1,4 +1,4 @@
-//! Start, stop and start again: what is there, what is left, and what the traffic notices.
+//! Start, stop and start again: what is installed, what is left behind, and the effect on traffic.
 
 use crate::lab::conversation::Conversation;
 use crate::lab::kernel::owns_tables;

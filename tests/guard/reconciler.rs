@@ -1,4 +1,5 @@
-//! Somebody takes away what is ours: it is put back, soon, once, and without a fight.
+//! Another process removes the program's rules or routes: they are restored, soon, once, and with a
+//! back-off against a rival.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};

@@ -1,5 +1,5 @@
-//! What the two processes have given up: each forbidden call is made from inside, and is the end of
-//! the process that makes it.
+//! What the two processes have given up. Each forbidden system call is made from inside a process, and
+//! kills it.
 
 use crate::lab::inject::{Call, call, call_with, inject, inject_once};
 use crate::lab::{CIDRS, Daemon, Lab, POD, wait_until};

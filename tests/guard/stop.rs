@@ -1,4 +1,5 @@
-//! Orderly stops: what is finished, what is ended, what is left, and what the traffic notices.
+//! Orderly stops: requests that are finished, connections that are closed, what is left behind, and the
+//! effect on traffic.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener};

@@ -1,5 +1,5 @@
-//! The arm64 binary, under qemu's user emulation: it says what this machine's says. The unit tests
-//! and tests/http/reading.rs run there too; scripts/test.sh has the command.
+//! The arm64 binary, under qemu's user emulation: its output is that of this machine's binary.
+//! scripts/test.sh runs the unit tests and tests/http/reading.rs there, too.
 
 use std::process::{Command, Output};
 

@@ -8,10 +8,10 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 ip link set lo up
 stty -onlcr
-# Nothing loads it by itself.
+# It is not loaded on demand.
 modprobe br_netfilter
 
-# Nothing of the kernel's own shall stand in the middle of a line of ours.
+# Keeps the kernel's messages out of the tests' lines.
 echo 1 >/proc/sys/kernel/printk
 
 seconds() { cut -d. -f1 /proc/uptime; }

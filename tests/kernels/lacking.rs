@@ -1,5 +1,5 @@
-//! What a kernel may lack, and what the start says of it. None of it can be shown on the kernel
-//! that other tests run on; scripts/kernels.sh boots one for each.
+//! Features that a kernel may lack, and what the start logs about them. scripts/kernels.sh boots a
+//! kernel for each test.
 
 use std::fs;
 use std::process::Command;
@@ -94,7 +94,7 @@ fn an_ipv6_block_is_refused_where_there_is_no_ipv6() {
     assert_eq!(lab.remains(), [""; 0]);
 }
 
-/// SIGKILL would leave rules that lift frames, and nobody who answers them.
+/// SIGKILL would leave rules that redirect frames, and no server for them.
 #[test]
 #[ignore = "needs a kernel before Linux 5.12: scripts/kernels.sh boots it"]
 fn without_an_owner_no_frame_of_a_bridge_is_redirected() {

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Builds the image from the Containerfile, first stage included, for the architecture that this
-# machine does not have. No registry is needed: this machine's own toolchain takes the place of the
-# Rust image. The binary has to be what scripts/build.sh built, byte for byte, though folder and
-# cargo home are others.
+# machine does not have. No registry is needed: this machine's toolchain takes the place of the
+# Rust image. The binary has to equal that of scripts/build.sh, although folder and cargo home differ.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -30,7 +30,7 @@ fn commands(section: &str) -> Vec<&'static str> {
     lines.filter_map(|line| line.strip_prefix("$ ")).collect()
 }
 
-/// The calls that a reader makes who types the block.
+/// The calls that the block's commands make.
 fn calls_of_reader(stage: &Stage, section: &str) -> Vec<String> {
     let typed = commands(section).into_iter().flat_map(|line| {
         let run = stage.types(line);
@@ -298,7 +298,7 @@ fn assert_each_failure_is_reported(mode: &str, stage: fn(&str) -> Stage, exempt:
 
 #[test]
 fn a_failure_of_each_command_of_kind_is_reported() {
-    // Without id, the user is taken for one who needs sudo.
+    // Without id, the user is assumed to need sudo.
     assert_each_failure_is_reported("kind", kind_stage, &["id -u"]);
 }
 

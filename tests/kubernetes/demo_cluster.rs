@@ -1,4 +1,4 @@
-//! `scripts/demo.sh cluster` against stand-ins: what it adds to somebody's cluster, and what it lets be.
+//! `scripts/demo.sh cluster` against stand-ins: what it adds to a cluster, and what it leaves alone.
 
 use crate::stage::clusters::*;
 use crate::stage::{Stage, answer, assert_fails, assert_succeeds, failure};

@@ -243,7 +243,7 @@ fn played_kind(name: &str) -> Stage {
         .but(after("ip route del", ROUTE_AS_ADDED, ""))
         .but(answer("ip route del ", ""));
     assert_succeeds(&stage.demo(&["kind"]));
-    stage.write_target("keep", "somebody else's");
+    stage.write_target("keep", "another's");
     stage
 }
 

@@ -196,7 +196,7 @@ impl Bundle {
     }
 }
 
-/// What the kubelet and containerd make of install.yaml. The network is that of who starts it, as
+/// What the kubelet and containerd make of install.yaml. The network is that of its parent, as
 /// with `hostNetwork`.
 fn container(image: &Value) -> Value {
     let pod = Pod::read();

@@ -19,8 +19,8 @@ pub const PEER: &str = "10.244.0.6:8180";
 /// The same, over IPv6.
 pub const PEER6: &str = "[fd00:10:244::6]:8180";
 
-/// Sends a frame with a SYN-ACK (RFC 9293, 3.1) to each port that it reads, without its checksums, which
-/// nobody looks at on a bridge.
+/// Sends a frame with a SYN-ACK (RFC 9293, 3.1) to each port that it reads. It has no checksums: a bridge does
+/// not check them.
 const FORGERY: &str = "
 import socket, struct, sys
 port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
@@ -34,11 +34,11 @@ for line in sys.stdin:
     print('sent')
 ";
 
-/// Who forges frames.
+/// A process that forges frames.
 pub struct Forger(Child);
 
 impl Forger {
-    /// Sends the Pod a SYN-ACK as from the peer and its captured port.
+    /// Sends the Pod a SYN-ACK from the peer's address and captured port.
     pub fn forge(&mut self, client: &str) {
         let (_, port) = client.rsplit_once(':').unwrap();
         let input = self.0.stdin.as_mut().unwrap();
@@ -69,8 +69,8 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// Makes them; `filter` is `bridge-nf-call-iptables` and `bridge-nf-call-ip6tables`: whether the
-    /// rules of IP see the frames of bridges.
+    /// Makes them. `filter` is `bridge-nf-call-iptables` and `bridge-nf-call-ip6tables`: whether frames of
+    /// bridges pass the rules of IP.
     pub fn new(filter: bool) -> Bridge {
         let bridge = Bridge::without_any(filter);
         bridge.add_bridge();
@@ -94,14 +94,14 @@ impl Bridge {
         bridge
     }
 
-    /// Makes the bridge, as CNI's plugin does: its address comes last.
+    /// Makes the bridge, as CNI's bridge plugin does: it gets its address last.
     pub fn add_bridge(&self) {
         let node = &self.node;
         node.run("ip link add cni0 type bridge");
         node.run("ip link set cni0 up");
     }
 
-    /// Makes the ports, and Pods' ends of them.
+    /// Makes the ports, and the Pods' ends of them.
     pub fn add_ports(&self) {
         let Bridge { node, pod, peer } = self;
         for (name, namespace, number) in [("pod", pod, 5), ("peer", peer, 6)] {
@@ -126,7 +126,7 @@ impl Bridge {
         }
     }
 
-    /// Takes what comes to port 9000 of the peer, until the test ends.
+    /// Reads and drops what is sent to the peer's port 9000, until the test ends.
     pub fn serve_sink(&self) {
         let sink = self
             .peer
@@ -138,7 +138,7 @@ impl Bridge {
         });
     }
 
-    /// A Pod on a bridge of its own that can send frames as from the peer.
+    /// A Pod on a bridge of its own that can send frames with the peer's addresses.
     pub fn forger(&self) -> Forger {
         let (forger, node) = (Namespace::new(), &self.node);
         node.run(&format!(
@@ -161,7 +161,7 @@ impl Bridge {
         forger
     }
 
-    /// What a captured address answers the Pod at once; nothing if it does not.
+    /// The response of a captured address to the Pod; empty if it is not answered at once.
     pub fn try_get(&self, address: &str) -> String {
         let asked = self
             .pod

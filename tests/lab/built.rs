@@ -1,4 +1,4 @@
-//! What scripts/build.sh has built.
+//! The binaries of scripts/build.sh.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ pub const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") {
     "arm64"
 };
 
-/// What a binary is built from.
+/// The sources of a binary.
 const SOURCES: [&str; 5] = [
     "src",
     ".cargo",
@@ -20,7 +20,7 @@ const SOURCES: [&str; 5] = [
     "rust-toolchain.toml",
 ];
 
-/// The path of an architecture's binary, which has to be younger than all that it is built from.
+/// The path of an architecture's binary, which has to be younger than its sources.
 pub fn binary(architecture: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let binary = root.join("target").join(architecture).join("tproxy-pod");
@@ -37,7 +37,7 @@ pub fn binary(architecture: &str) -> String {
     binary.to_str().unwrap().to_owned()
 }
 
-/// When a file, or the youngest in a folder, was changed.
+/// The time of the last change of a file, or of any file in a folder.
 fn last_change(path: &Path) -> SystemTime {
     let changed = fs::metadata(path).unwrap().modified().unwrap();
     if path.is_file() {

@@ -1,13 +1,13 @@
-//! A control group that limits memory, of version 2 or 1 (cgroups(7)). Only root may make one.
+//! A control group with a limit of memory, of version 2 or 1 (cgroups(7)). Only root can make one.
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-/// A group, removed when nothing is in it any more.
+/// A group, removed on drop.
 pub struct Cgroup {
     path: PathBuf,
-    /// What counts the processes that the kernel has killed.
+    /// The file that counts the processes killed by the kernel.
     events: &'static str,
 }
 
@@ -45,7 +45,7 @@ impl Cgroup {
             .unwrap_or_else(|error| panic!("{}: {error}: run as root", path.display()));
     }
 
-    /// A command that does the same in the group.
+    /// The same command, run in the group.
     pub fn command(&self, inner: &Command) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", "echo 0 >\"$0\"/cgroup.procs && exec \"$@\""]);
@@ -54,7 +54,7 @@ impl Cgroup {
         command
     }
 
-    /// How many processes the kernel has killed in it for want of memory.
+    /// The number of processes in it that the kernel has killed for want of memory.
     pub fn killed(&self) -> u64 {
         let events = std::fs::read_to_string(self.path.join(self.events)).unwrap();
         let mut counts = events.lines().filter_map(|it| it.strip_prefix("oom_kill "));
@@ -64,7 +64,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // The last process may be on its way out.
+        // The last process may still be exiting.
         for _ in 0..100 {
             if std::fs::remove_dir(&self.path).is_ok() {
                 return;

@@ -1,5 +1,5 @@
 //! A cluster of two nodes with three Pods, and a client outside, each in a network namespace of its
-//! own. How the Pods are joined to their nodes, and those to each other, is the caller's.
+//! own. The caller connects Pods to their nodes, and nodes to each other.
 //!
 //! ```text
 //!             client .2          router .1, which knows no Pods
@@ -25,7 +25,7 @@ pub struct Node {
 pub struct Pod {
     pub inside: Namespace,
     pub node: Node,
-    /// The last part of its addresses.
+    /// The last number of its addresses.
     pub part: u8,
 }
 
@@ -50,7 +50,7 @@ impl Cluster {
         switch.sysctl("net.bridge.bridge-nf-call-ip6tables", "0");
         switch.sysctl("net.ipv4.ip_forward", "1");
         switch.sysctl("net.ipv6.conf.all.forwarding", "1");
-        // Each client that asks for what is not there is told so at once.
+        // Clients get an ICMP error for each address that does not exist, not for one a second.
         switch.sysctl("net.ipv4.icmp_ratelimit", "0");
         switch.sysctl("net.ipv6.icmp.ratelimit", "0");
         switch.batch("link add lan type bridge");
@@ -87,7 +87,7 @@ impl Cluster {
         [&self.web, &self.near, &self.far]
     }
 
-    /// Another client outside, with an address that ends in this part.
+    /// Another client outside, with an address that ends in this number.
     pub fn outsider(&self, part: u8) -> Namespace {
         outsider(&self.switch, &self.nodes, part)
     }
@@ -117,7 +117,7 @@ fn outsider(switch: &Namespace, nodes: &[Node; 2], part: u8) -> Namespace {
     client
 }
 
-/// Joins a namespace to the network of the nodes, with the address of this part.
+/// Connects a namespace to the network of the nodes, with the address that ends in this number.
 fn plug(switch: &Namespace, namespace: &Namespace, part: u8) {
     switch.batch(&format!(
         "link add port{part} type veth peer name eth0 netns {}
@@ -129,7 +129,7 @@ fn plug(switch: &Namespace, namespace: &Namespace, part: u8) {
 }
 
 impl Node {
-    /// The name that its echoes have.
+    /// Its name in echoes.
     pub fn name(&self) -> String {
         format!("node-{}", self.number)
     }
@@ -143,7 +143,7 @@ impl Node {
         ]
     }
 
-    /// The addresses with this last part in its blocks.
+    /// The addresses in its blocks that end in this number.
     pub fn pod_addresses(&self, part: u8) -> [IpAddr; 2] {
         let number = self.number;
         [
@@ -152,7 +152,7 @@ impl Node {
         ]
     }
 
-    /// Its blocks of Pod addresses, as others route to them.
+    /// Routes to its blocks of Pod addresses, for the other hosts.
     pub fn route_to_its_pods(&self) -> String {
         let (number, [v4, v6]) = (self.number, self.addresses());
         format!(
@@ -161,7 +161,7 @@ impl Node {
         )
     }
 
-    /// Forwards as every node does, with systemd's source validation.
+    /// Enables forwarding, with systemd's default of source validation.
     fn allow_forwarding(&self) {
         self.host.sysctl("net.ipv4.ip_forward", "1");
         self.host.sysctl("net.ipv6.conf.all.forwarding", "1");
@@ -176,12 +176,12 @@ impl Pod {
         self.node.pod_addresses(self.part)
     }
 
-    /// The device on the node that leads to it, by a name as Calico gives.
+    /// The node's device that leads to it, named as Calico does.
     pub fn device(&self) -> String {
         format!("cali{}", self.part)
     }
 
-    /// Joins it to its node with a pair of devices, both up, without addresses.
+    /// Connects it to its node with a pair of devices, both up, without addresses.
     pub fn plug(&self) {
         let (device, inside) = (self.device(), self.inside.path());
         self.node.host.batch(&format!(
@@ -195,7 +195,7 @@ impl Pod {
 }
 
 impl Namespace {
-    /// Feeds a program what it has to accept.
+    /// Feeds a program an input, which it has to accept.
     pub fn load(&self, loader: &str, input: &str) {
         let output = self.feed(loader, input);
         let complaint = String::from_utf8_lossy(&output.stderr);
@@ -207,7 +207,7 @@ impl Namespace {
         self.load("ip -batch -", lines);
     }
 
-    /// Sets a device up, with its addresses, and waits until it hears neighbours.
+    /// Sets a device up, with its addresses, and waits until it receives neighbour solicitations.
     pub fn address(&self, device: &str, v4: &str, v6: &str) {
         self.batch(&format!(
             "address add {v4} dev {device}
@@ -217,7 +217,7 @@ impl Namespace {
         self.wait_for_multicast(device);
     }
 
-    /// Lets a neighbour that does not answer be given up after 0.3 s in place of 3 s.
+    /// Makes neighbours that do not answer fail after 0.3 s instead of 3 s.
     pub fn give_up_soon(&self, device: &str) {
         for table in ["arp_cache", "ndisc_cache"] {
             self.run(&format!(

@@ -1,4 +1,4 @@
-//! A connection on which a client asks, and reads answers by their own framing.
+//! An HTTP connection: sends requests, and reads responses by their framing.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -9,18 +9,18 @@ use super::{Lab, Namespace, PATIENCE, connect_from};
 /// A short request, after which the connection stays open.
 pub const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 
-/// An answer, as it came.
+/// A response, as received.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     /// Such as `200 OK`.
     pub status: String,
     /// The field lines, in their order.
     pub fields: Vec<String>,
-    /// What follows, as long as Content-Length says.
+    /// The content, of the length in Content-Length.
     pub content: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     /// A field's value.
     pub fn field(&self, name: &str) -> &str {
         let prefix = format!("{name}: ");
@@ -35,18 +35,17 @@ impl Answer {
         value
     }
 
-    /// The length that it says it has.
+    /// Its Content-Length.
     pub fn length(&self) -> usize {
         self.field("Content-Length").parse().unwrap()
     }
 
-    /// The content.
+    /// Its content, as text.
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.content).unwrap()
     }
 
-    /// The field lines that not every answer of tproxy-pod has: Date, Content-Type and
-    /// Content-Length come first, once each.
+    /// The field lines behind Date, Content-Type and Content-Length, with which each response starts.
     pub fn other_fields(&self) -> &[String] {
         let date = self.field("Date");
         assert!(date.len() == 29 && date.ends_with(" GMT"), "{self:?}");
@@ -56,7 +55,7 @@ impl Answer {
     }
 }
 
-/// An open connection, and what has arrived on it.
+/// An open connection, with the bytes received so far.
 pub struct Conversation(pub BufReader<TcpStream>);
 
 impl Namespace {
@@ -82,7 +81,7 @@ impl Namespace {
 }
 
 impl Lab {
-    /// Connections of the client's that have been answered once and stay open.
+    /// Opens connections of the client that have been answered once and stay open.
     pub fn open(&self, address: &str, count: usize) -> Vec<Conversation> {
         let talk = |_| {
             let mut conversation = self.client.talk(address);
@@ -94,7 +93,7 @@ impl Lab {
 }
 
 impl Conversation {
-    /// The client's own end.
+    /// The client's address and port.
     pub fn client(&self) -> String {
         self.0.get_ref().local_addr().unwrap().to_string()
     }
@@ -104,33 +103,33 @@ impl Conversation {
         self.0.get_mut().write_all(bytes.as_ref()).unwrap();
     }
 
-    /// Ends the client's side.
+    /// Shuts down the client's side for writing.
     pub fn finish(&mut self) {
         self.0.get_mut().shutdown(Shutdown::Write).unwrap();
     }
 
-    /// Sends a request, and reads its answer.
-    pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Answer {
+    /// Sends a request, and reads the response.
+    pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Response {
         self.send(request);
         self.answer()
     }
 
-    /// Reads an answer.
-    pub fn answer(&mut self) -> Answer {
+    /// Reads a response.
+    pub fn answer(&mut self) -> Response {
         let mut answer = self.answer_to_head();
         answer.content = vec![0; answer.length()];
         self.0.read_exact(&mut answer.content).unwrap();
         answer
     }
 
-    /// Reads an answer that has no content, whatever its fields say.
-    pub fn answer_to_head(&mut self) -> Answer {
+    /// Reads the response to a HEAD request: it has no content, whatever its fields say.
+    pub fn answer_to_head(&mut self) -> Response {
         let first = self.line();
         let status = first
             .strip_prefix("HTTP/1.1 ")
             .unwrap_or_else(|| panic!("no status line: {first:?}"));
         let fields = std::iter::from_fn(|| Some(self.line()).filter(|line| !line.is_empty()));
-        Answer {
+        Response {
             fields: fields.collect(),
             status: status.to_owned(),
             content: Vec::new(),
@@ -145,7 +144,7 @@ impl Conversation {
             .to_owned()
     }
 
-    /// Nothing has arrived, and nothing does for a moment.
+    /// Asserts that nothing arrives for 300 ms.
     pub fn has_no_answer_yet(&mut self) {
         assert_eq!(self.0.buffer().escape_ascii().to_string(), "");
         let stream = self.0.get_ref();
@@ -159,7 +158,7 @@ impl Conversation {
         stream.set_read_timeout(patience).unwrap();
     }
 
-    /// Waits for the end of the server's side; nothing may come before it.
+    /// Waits until the server closes, and asserts that nothing arrives before.
     pub fn ends(&mut self) {
         let mut rest = Vec::new();
         self.0.read_to_end(&mut rest).unwrap();

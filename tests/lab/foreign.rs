@@ -1,4 +1,4 @@
-//! What belongs to others on the node, and the traffic that must not notice what happens to it.
+//! The node's configuration that is not the program's, and traffic that its changes must not disturb.
 
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, TcpListener};
@@ -9,8 +9,8 @@ use std::thread;
 use super::{Lab, Namespace, POD, POD6, wait_until};
 
 impl Namespace {
-    /// All rules of all firewalls, all routing rules and all routes: without counters, and without
-    /// what is ours, a table by its name and the rest by our protocol number.
+    /// All firewall rules, routing rules and routes, without counters and without the program's own: its
+    /// tables go by their name, its rules and routes by its protocol number.
     pub fn foreign_state(&self) -> String {
         let commands = [
             "nft -s list ruleset",
@@ -30,7 +30,7 @@ impl Namespace {
             for line in printed.lines() {
                 ours |= line.starts_with("table inet tproxy-pod {")
                     || line.starts_with("table bridge tproxy-pod {");
-                // iptables-save says when, and how many packets.
+                // iptables-save prints the time and counters.
                 let line = line.split(" [").next().unwrap();
                 if !ours && !line.starts_with('#') && !line.contains(" proto 84") {
                     all += &format!("{command}: {}\n", line.trim_end());
@@ -41,31 +41,31 @@ impl Namespace {
         all
     }
 
-    /// Serves, to every connection to a port of all addresses, the address that it comes from.
+    /// Answers every connection to a port of all addresses with the client's address.
     pub fn serve_client_address(&self, port: u16) {
         let listener = self.enter(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
-                let who = stream.peer_addr().map(|peer| peer.ip().to_canonical());
+                let client = stream.peer_addr().map(|peer| peer.ip().to_canonical());
                 thread::spawn(move || {
                     let _ = stream.read(&mut [0; 4096]);
-                    let _ = write!(stream, "asked by {}", who.unwrap());
+                    let _ = write!(stream, "asked by {}", client.unwrap());
                 });
             }
         });
     }
 }
 
-/// A client that connects to captured addresses again and again, and has to be answered.
+/// A client that connects to captured addresses all the time, and has to be answered each time.
 pub struct Traffic {
-    /// Whether it shall end, and how often it was answered.
+    /// Whether it has to end, and the number of answers.
     state: Arc<(AtomicBool, AtomicUsize)>,
     client: Option<thread::JoinHandle<()>>,
 }
 
 impl Traffic {
-    /// Begins, over both families.
+    /// Starts it, over both families.
     pub fn start(lab: &Lab) -> Traffic {
         let client = lab.client.clone();
         let state = Arc::new((AtomicBool::new(false), AtomicUsize::new(0)));
@@ -85,7 +85,7 @@ impl Traffic {
         traffic
     }
 
-    /// Waits until more is answered.
+    /// Waits for ten more answers.
     pub fn goes_on(&mut self) {
         let before = self.state.1.load(Ordering::Relaxed);
         wait_until("more requests are answered", || {
@@ -100,7 +100,7 @@ impl Traffic {
         });
     }
 
-    /// Ends it; a request that was not answered is a failure.
+    /// Ends it, and fails if a request was not answered.
     pub fn end(&mut self) {
         self.state.0.store(true, Ordering::Relaxed);
         if let Some(Err(panic)) = self.client.take().map(thread::JoinHandle::join) {

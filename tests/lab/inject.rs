@@ -1,5 +1,5 @@
-//! System calls from inside another process: one of its threads, which waits in a call of its own, is
-//! stopped and made to call something else. From ptrace(2).
+//! Injects system calls into another process, with ptrace(2): one of its threads, which waits in a system call,
+//! is stopped and makes another call.
 
 use libc::c_long;
 use nix::sys::ptrace::{self, Options};
@@ -8,37 +8,37 @@ use nix::unistd::Pid;
 
 type Registers = libc::user_regs_struct;
 
-/// A call, and its first arguments; the others are 0.
+/// A system call. Arguments that are not given are 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
     pub number: c_long,
     pub arguments: [u64; 6],
 }
 
-/// The call without arguments.
+/// A call without arguments.
 pub fn call(number: c_long) -> Call {
     call_with(number, [])
 }
 
-/// The call with these arguments.
+/// A call with the first arguments.
 pub fn call_with<const N: usize>(number: c_long, some: [u64; N]) -> Call {
     let mut arguments = [0; 6];
     arguments[..N].copy_from_slice(&some);
     Call { number, arguments }
 }
 
-/// Has a thread make a call, and lets it run on with what that returns.
+/// Makes a thread call, and run on with the result in place of its own call's.
 pub fn inject(thread: Pid, call: Call) {
     let registers = stop(thread);
     ptrace::setregs(thread, calling(registers, call)).unwrap();
     ptrace::detach(thread, None).unwrap();
 }
 
-/// Has a thread make a call, and then its own again; returns what the call returned.
+/// Makes a thread call, and then repeat its own call; returns the result.
 pub fn inject_once(thread: Pid, call: Call) -> i64 {
     let registers = stop(thread);
     ptrace::setregs(thread, calling(registers, call)).unwrap();
-    // To the begin of the call, and to its end.
+    // To the entry of the call, and to its exit.
     for _ in 0..2 {
         ptrace::syscall(thread, None).unwrap();
         wait_for_stop(thread);
@@ -67,14 +67,14 @@ fn wait_for_stop(thread: Pid) {
     );
 }
 
-/// The thread is behind the instruction that begins a call, or would be if it returned now.
+/// The registers for a call. The stopped thread's `rip` is behind the `syscall` instruction, which has 2 bytes.
 #[cfg(target_arch = "x86_64")]
 fn calling(stopped: Registers, call: Call) -> Registers {
     let [rdi, rsi, rdx, r10, r8, r9] = call.arguments;
     Registers {
         rip: stopped.rip - 2,
         rax: call.number as u64,
-        // The kernel shall not begin the old call again.
+        // Keeps the kernel from restarting the old call.
         orig_rax: u64::MAX,
         rdi,
         rsi,
@@ -101,8 +101,8 @@ fn result(registers: &Registers) -> i64 {
     registers.rax.cast_signed()
 }
 
-/// The kernel has led the thread back to the instruction that begins its call already (`do_signal`,
-/// arch/arm64/kernel/signal.c).
+/// The registers for a call. The kernel has already set the program counter back to the `svc` instruction
+/// (`do_signal`, arch/arm64/kernel/signal.c).
 #[cfg(target_arch = "aarch64")]
 fn calling(stopped: Registers, call: Call) -> Registers {
     let mut registers = stopped;

@@ -1,24 +1,22 @@
-//! What the running kernel has: what is asserted where a feature is not there is the limit that the
-//! README documents.
+//! The features of the running kernel. Without one of them, tests assert the documented limit.
 
 use std::fs;
 use std::path::Path;
 
 use super::Namespace;
 
-/// Whether a table can have an owner, who alone changes it and with whom it goes: `NFT_TABLE_F_OWNER`,
-/// since Linux 5.12. Before, the kernel answers EINVAL.
+/// Whether a table can have an owner: `NFT_TABLE_F_OWNER`, since Linux 5.12. Only its owner can change such a
+/// table, and the table ends with it. Older kernels answer `EINVAL`.
 pub fn owns_tables() -> bool {
     release() >= (5, 12)
 }
 
-/// Whether it has IPv6, which may be compiled out, or switched off with the kernel parameter
-/// `ipv6.disable=1`.
+/// Whether there is IPv6. It may be compiled out, or disabled by the kernel parameter `ipv6.disable=1`.
 pub fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
 }
 
-/// Whether the kernel should have all that tests ask for: scripts/kernels.sh says so.
+/// Whether the kernel has to have every feature: scripts/kernels.sh sets `HAS_ALL`.
 pub fn has_all() -> bool {
     std::env::var_os("HAS_ALL").is_some()
 }
@@ -43,7 +41,7 @@ pub fn has_ipvs() -> bool {
     listed.status.success()
 }
 
-/// The first two numbers of what `uname -r` says.
+/// The first two numbers of `uname -r`.
 fn release() -> (u32, u32) {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = text

@@ -1,4 +1,4 @@
-//! install.yaml, as the API server would read it, and Kubernetes' schemas.
+//! install.yaml, parsed, and Kubernetes' schemas.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -36,8 +36,8 @@ pub fn objects(manifest: &str) -> Vec<Value> {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The manifest with everything uncommented that is there to be: behind its `#`, prose has one
-/// blank or three, and YAML has none or an even number.
+/// The manifest with its optional YAML uncommented. Behind a `#`, prose has one blank or three, YAML none or an
+/// even number.
 pub fn uncommented() -> String {
     let uncomment = |line: &str| {
         let (indent, comment) = line.split_at(line.len() - line.trim_start().len());
@@ -79,12 +79,12 @@ impl Pod {
         &containers[0]
     }
 
-    /// What the program is called with.
+    /// The program's arguments.
     pub fn arguments(&self) -> Vec<&str> {
         strings(&self.container()["args"])
     }
 
-    /// The capabilities that it has, as the kernel names them.
+    /// Its capabilities, by the kernel's names.
     pub fn capabilities(&self) -> Vec<String> {
         let capabilities = &self.container()["securityContext"]["capabilities"];
         assert_eq!(strings(&capabilities["drop"]), ["ALL"]);
@@ -92,12 +92,12 @@ impl Pod {
         added.iter().map(|name| format!("CAP_{name}")).collect()
     }
 
-    /// How long a stop may take.
+    /// Its grace period.
     pub fn grace(&self) -> Duration {
         Duration::from_secs(self.spec["terminationGracePeriodSeconds"].as_u64().unwrap())
     }
 
-    /// How much memory it may have, in bytes.
+    /// Its limit of memory, in bytes.
     pub fn memory_limit(&self) -> u64 {
         let limit = self.container()["resources"]["limits"]["memory"]
             .as_str()
@@ -105,7 +105,7 @@ impl Pod {
         limit.strip_suffix("Mi").unwrap().parse::<u64>().unwrap() << 20
     }
 
-    /// Where a probe asks: address and path.
+    /// A probe's address and path.
     pub fn probe(&self, name: &str) -> (String, &str) {
         let get = &self.container()[name]["httpGet"];
         let port = match &get["port"] {

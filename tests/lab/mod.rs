@@ -5,10 +5,10 @@
 //!    2001:db8:1::2   ──── …:1::1         fd00:10:244::1 ── …::5
 //! ```
 //!
-//! A namespace lives as long as the descriptor that holds it: nothing is left behind, however a
-//! test ends.
+//! A namespace lives as long as a descriptor of it is open: nothing is left behind, however a test
+//! ends.
 
-// Every crate of tests uses a part of the lab.
+// Each crate of tests uses a part of the lab.
 #![allow(dead_code)]
 
 pub mod bridge;
@@ -50,15 +50,15 @@ use nix::unistd::Pid;
 use kernel::has_ipv6;
 use stopwatch::Stopwatch;
 
-/// The program under test: the one that the environment names when the tests are built, such as that of
-/// scripts/build.sh, or one that is built as the tests are.
+/// The program under test: `PROGRAM` of the environment in which the tests are built, such as what
+/// scripts/build.sh built, or the one of the tests' own profile.
 pub const PROGRAM: &str = match option_env!("PROGRAM") {
     Some(path) => path,
     None => env!("CARGO_BIN_EXE_tproxy-pod"),
 };
 
-/// How long a test waits for something that has to happen: 10 s, or as many as the environment says, where
-/// the machine is emulated.
+/// The longest wait for something that has to happen: 10 s, or `PATIENCE` of the environment in seconds, for
+/// emulated machines.
 pub static PATIENCE: LazyLock<Duration> = LazyLock::new(|| {
     let seconds = std::env::var("PATIENCE").map(|it| it.parse().unwrap());
     Duration::from_secs(seconds.unwrap_or(10))
@@ -71,7 +71,7 @@ pub const POD6: &str = "[fd00:10:244::5]:8180";
 /// The blocks that hold the Pod's addresses.
 pub const CIDRS: &str = "10.244.0.0/16,fd00:10:244::/56";
 
-/// The system call in which an idle connection waits (`Wire::wait_until`): poll(2), as musl makes it.
+/// The system call in which a thread waits for an idle connection: poll(2), as musl calls it.
 #[cfg(target_arch = "x86_64")]
 const POLL: libc::c_long = libc::SYS_poll;
 #[cfg(not(target_arch = "x86_64"))]
@@ -96,19 +96,19 @@ impl Namespace {
         namespace
     }
 
-    /// The path by which other programs find it.
+    /// A path to it that other programs can open.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
-    /// A command that will run in it.
+    /// A command that runs in it.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path())).arg(program);
         command
     }
 
-    /// Runs a command line, split at blanks, which has to succeed; returns what it prints.
+    /// Runs a command line, split at blanks, which has to succeed; returns its output.
     pub fn run(&self, line: &str) -> String {
         let output = self.try_run(line);
         assert!(
@@ -148,8 +148,8 @@ impl Namespace {
         child.wait_with_output().unwrap()
     }
 
-    /// Runs lines of ip(8), in one process: a lab is soon made, also where the machine is emulated.
-    /// Those with an IPv6 address are left out where the kernel has no IPv6.
+    /// Runs lines of ip(8) in one process, which is fast on emulated machines too. Lines with an IPv6 address
+    /// are left out where the kernel has no IPv6.
     pub fn ip(&self, lines: &str) {
         let is_known = |line: &&str| has_ipv6() || !line.contains("::");
         let lines: Vec<&str> = lines.lines().filter(is_known).collect();
@@ -190,10 +190,10 @@ impl Namespace {
             .collect()
     }
 
-    /// Waits until a device hears neighbour solicitations: the kernel notices its carrier up to a
-    /// second late, unless it is asked for the device (`linkwatch_sync_dev`, net/core/link_watch.c).
+    /// Waits until a device receives neighbour solicitations. The kernel notices a carrier up to a second
+    /// late, unless the device is queried (`linkwatch_sync_dev`, net/core/link_watch.c).
     pub fn wait_for_multicast(&self, device: &str) {
-        wait_until("the device hears multicasts", || {
+        wait_until("the device receives multicasts", || {
             let lines = format!("link show dev {device}\nroute show table local dev {device}");
             let shown = self.feed("ip -6 -batch -", &lines).stdout;
             String::from_utf8_lossy(&shown).contains("multicast ff00::/8")
@@ -209,8 +209,7 @@ impl Namespace {
         Ok(stream)
     }
 
-    /// Connects to an address with little room for what comes: so many bytes, and as many for what the
-    /// kernel needs beside.
+    /// Connects to an address with a small receive buffer: `room` bytes, which the kernel doubles (socket(7)).
     pub fn connect_narrow(&self, address: &str, room: usize) -> TcpStream {
         let address: SocketAddrV4 = address.parse().unwrap();
         let stream = self.enter(|| {
@@ -225,7 +224,7 @@ impl Namespace {
         stream
     }
 
-    /// Sends bytes to an address, and returns all that comes back until the other side closes.
+    /// Sends bytes to an address; returns everything that arrives until the peer closes.
     pub fn send(&self, address: &str, bytes: impl AsRef<[u8]>) -> String {
         let mut stream = self
             .connect(address)
@@ -238,7 +237,7 @@ impl Namespace {
         String::from_utf8(answer).unwrap()
     }
 
-    /// GETs a target from an address, on a connection of its own.
+    /// Sends a GET request to an address, on a connection of its own.
     pub fn get(&self, address: &str, target: &str) -> String {
         self.send(
             address,
@@ -393,7 +392,7 @@ impl Lab {
         Daemon::spawn(command)
     }
 
-    /// What the program would leave behind: rules with a mark, routes of table 100, our table.
+    /// What the program could leave behind: routing rules, routes of table 100, tables of nf_tables.
     pub fn remains(&self) -> Vec<String> {
         let commands = [
             "ip rule show",
@@ -426,7 +425,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a command, and gathers what it writes to stderr.
+    /// Starts a command, and collects its stderr.
     pub fn spawn(mut command: Command) -> Daemon {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new((Mutex::new(String::new()), Condvar::new()));
@@ -457,14 +456,14 @@ impl Daemon {
         server_of(self.guard())
     }
 
-    /// How many threads the server has.
+    /// The number of the server's threads.
     pub fn threads(&self) -> usize {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.server())).unwrap();
         tasks.count()
     }
 
-    /// How many connections have waited for a request for so long that they give way to others: their threads
-    /// are in [`POLL`] (proc_pid_syscall(5)).
+    /// The number of connections that are idle for long enough to be evicted: their threads are in [`POLL`]
+    /// (proc_pid_syscall(5)).
     pub fn idle_connections(&self) -> usize {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.server())).unwrap();
         tasks
@@ -473,7 +472,7 @@ impl Daemon {
             .count()
     }
 
-    /// What it has logged so far.
+    /// The log so far.
     pub fn log(&self) -> String {
         self.log.0.lock().unwrap().clone()
     }
@@ -498,7 +497,7 @@ impl Daemon {
         kill(self.guard(), signal).unwrap();
     }
 
-    /// Waits for the end of both processes, and of the log; returns the exit status.
+    /// Waits until both processes have ended and the log is read; returns the exit status.
     pub fn wait(&mut self) -> ExitStatus {
         let status = self.wait_for_guard();
         self.reader.take().map(thread::JoinHandle::join);
@@ -517,7 +516,7 @@ impl Daemon {
         panic!("it does not end:\n{}", self.log());
     }
 
-    /// Stops it in order, and returns its exit code.
+    /// Stops it with SIGTERM; returns its exit code.
     pub fn stop(&mut self) -> Option<i32> {
         self.signal(Signal::SIGTERM);
         self.wait().code()
@@ -545,12 +544,12 @@ pub fn server_of(guard: Pid) -> Pid {
     Pid::from_raw(children.trim().parse().unwrap())
 }
 
-/// The most memory that a process has had so far, in bytes.
+/// The peak of a process's resident memory, in bytes.
 pub fn peak_memory(process: Pid) -> u64 {
     memory(process, "VmHWM:")
 }
 
-/// The memory that a process has now, in bytes.
+/// A process's resident memory, in bytes.
 pub fn resident_memory(process: Pid) -> u64 {
     memory(process, "VmRSS:")
 }
@@ -581,9 +580,9 @@ pub fn connect_from(
     Ok(TcpStream::from(socket))
 }
 
-/// Whether a datagram from an address to another is echoed within a time. It is sent again and again, as TCP
-/// does: one alone is lost where the first packets of a new network wait for a neighbour for longer than the
-/// kernel keeps them (three solicitations, a second each: RFC 4861, 10).
+/// Whether a datagram from one address to another is echoed within a time. It is sent again every 100 ms: on a
+/// new network the first packets are lost where they wait for a neighbour for longer than the kernel keeps
+/// them (three solicitations, a second each: RFC 4861, 10).
 pub fn is_echoed(from: SocketAddr, to: SocketAddr, patience: Duration) -> std::io::Result<bool> {
     let socket = UdpSocket::bind(from)?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
@@ -613,7 +612,7 @@ pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
 pub fn wait_within(time: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + time;
     while !condition() {
-        assert!(Instant::now() < deadline, "it never came to be: {what}");
+        assert!(Instant::now() < deadline, "this did not happen: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }

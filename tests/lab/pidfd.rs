@@ -1,4 +1,4 @@
-//! A descriptor of another process: what somebody who has taken the process over could do with it.
+//! A duplicate of another process's descriptor, to act as that process would if it were taken over.
 
 #![allow(unsafe_code)]
 
@@ -23,17 +23,17 @@ pub fn control_socket(server: Pid) -> UnixStream {
         .map(|path| path.file_name().unwrap().to_str().unwrap().parse().unwrap())
         .collect();
     assert_eq!(found.len(), 1, "{found:?}");
-    steal(server, found[0])
+    duplicate(server, found[0])
 }
 
 /// pidfd_open(2) and pidfd_getfd(2).
-fn steal(process: Pid, descriptor: i32) -> UnixStream {
-    // SAFETY: no pointers are passed; the results are new descriptors that nobody else owns.
+fn duplicate(process: Pid, descriptor: i32) -> UnixStream {
+    // SAFETY: no pointers are passed; the results are new descriptors with no other owner.
     unsafe {
         let process = libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0);
-        let stolen = libc::syscall(libc::SYS_pidfd_getfd, process, descriptor, 0);
-        assert!(stolen >= 0, "{}", std::io::Error::last_os_error());
+        let duplicate = libc::syscall(libc::SYS_pidfd_getfd, process, descriptor, 0);
+        assert!(duplicate >= 0, "{}", std::io::Error::last_os_error());
         libc::close(process as i32);
-        UnixStream::from_raw_fd(stolen as i32)
+        UnixStream::from_raw_fd(duplicate as i32)
     }
 }

@@ -1,20 +1,20 @@
-//! Requests that are refused: the one answer, the one line of the log, and nothing behind them.
+//! Refused requests: one response, one line of the log, and the end of the connection.
 
-use super::conversation::{Answer, Conversation};
+use super::conversation::{Conversation, Response};
 use super::{CIDRS, Lab, POD, POD6};
 
-/// A request that must never be read: where a refused request ends is not known.
+/// A request behind a refused one. It must never be read: the end of a refused request is not known.
 pub const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// Sends what is refused with a smuggled request behind it, and reads the one answer.
-pub fn refused(connection: &mut Conversation, request: impl AsRef<[u8]>) -> Answer {
+/// Sends a request to be refused with [`SMUGGLED`] behind it, and reads the only response.
+pub fn refused(connection: &mut Conversation, request: impl AsRef<[u8]>) -> Response {
     let answer = connection.ask([request.as_ref(), SMUGGLED.as_bytes()].concat());
     connection.ends();
     answer
 }
 
-/// Sends requests that are refused, over both families, each with what its answer's text begins with,
-/// and checks every answer, and the one line of the log.
+/// Sends requests to be refused, over both families, each with the expected beginning of the response's
+/// text; checks each response, and its line of the log.
 pub fn each_is_refused(requests: &[(Vec<u8>, &str)]) {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
@@ -41,8 +41,8 @@ pub fn each_is_refused(requests: &[(Vec<u8>, &str)]) {
     }
 }
 
-/// Sends a request that is refused, and checks the answer; returns by what its line of the log is
-/// known, and what that has to say.
+/// Sends a request to be refused, and checks the response; returns the beginning of its line of the log, and
+/// what that line has to contain.
 fn is_refused(connection: &mut Conversation, request: &[u8], expected: &str) -> (String, String) {
     let (status, _) = expected.split_once(':').unwrap_or((expected, ""));
     let shown = request.escape_ascii().to_string();

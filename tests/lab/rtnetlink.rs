@@ -1,4 +1,4 @@
-//! What happens to rules and routes in a namespace: heard as it happens, and brought about fast.
+//! Rules and routes of a namespace: notifications of their changes, and fast changes.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -12,14 +12,14 @@ use tproxy_pod::netlink::socket::Socket;
 
 use super::{Namespace, PATIENCE};
 
-/// Notes when rules, routes and addresses change.
+/// Receives notifications of changed rules, routes and addresses.
 pub struct Monitor {
     socket: Socket,
     seen: VecDeque<(u16, Instant)>,
 }
 
 impl Monitor {
-    /// Listens from here on.
+    /// Subscribes.
     pub fn new(namespace: &Namespace) -> Monitor {
         let socket = namespace.enter(|| Socket::open(libc::NETLINK_ROUTE).unwrap());
         for group in [
@@ -36,7 +36,7 @@ impl Monitor {
         }
     }
 
-    /// When the next message of a kind came, such as `RTM_DELRULE`.
+    /// The time at which the next message of a kind arrives, such as `RTM_DELRULE`.
     pub fn next(&mut self, kind: u16) -> Instant {
         let deadline = Instant::now() + *PATIENCE;
         loop {
@@ -57,7 +57,7 @@ impl Monitor {
     }
 }
 
-/// Some hundred IPv4 rules with the priority 3, which come and go as fast as the kernel lets them.
+/// Some hundred IPv4 rules with priority 3, to be added and deleted as fast as the kernel does it.
 pub struct Rules(Socket);
 
 impl Rules {
@@ -87,7 +87,7 @@ impl Rules {
     }
 }
 
-/// ip(8), which carries out line after line, whether they succeed or not.
+/// A running ip(8) that executes line after line, whether they succeed or not.
 pub struct Batch {
     child: Child,
     lines: Option<ChildStdin>,
@@ -104,7 +104,7 @@ impl Batch {
         Batch { child, lines }
     }
 
-    /// Has it carry out lines.
+    /// Executes lines.
     pub fn say(&mut self, lines: &str) {
         let text = format!("{lines}\n");
         self.lines
@@ -114,7 +114,7 @@ impl Batch {
             .unwrap();
     }
 
-    /// Waits until all is done.
+    /// Waits until all lines are executed.
     pub fn finish(mut self) {
         drop(self.lines.take());
         self.child.wait().unwrap();

@@ -1,4 +1,4 @@
-//! Scripts for `--rules`, and the two programs that load them: ours and iptables-restore.
+//! Scripts for `--rules`, and the two programs that load them: tproxy-pod and iptables-restore.
 
 use std::fs::File;
 use std::io::Write;
@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{CIDRS, Daemon, Lab, PROGRAM};
 
-/// A script with no rule: only the routes and the listener are ours then.
+/// A script without a rule: the program then has only its routes and listeners.
 pub const EMPTY: &str = "*mangle\nCOMMIT\n";
 
-/// A script for `--rules`. It has no name that could be left behind.
+/// A script for `--rules`, in an unlinked file.
 pub struct ScriptFile {
     path: String,
     _file: File,
@@ -30,23 +30,23 @@ impl ScriptFile {
         ScriptFile { path, _file: file }
     }
 
-    /// The path by which the program finds it.
+    /// A path that the program can open.
     pub fn path(&self) -> &str {
         &self.path
     }
 }
 
-/// Who loads a script.
+/// The loader of a script.
 #[derive(Clone, Copy, Debug)]
 pub enum Loader {
     /// The program, into its own table.
     Ours,
-    /// iptables-restore and ip6tables-restore, what `--print-rules` prints.
+    /// iptables-restore and ip6tables-restore, from the output of `--print-rules`.
     Iptables,
 }
 
 impl Loader {
-    /// Both, the one that says what is right first.
+    /// Both; the reference comes first.
     pub const ALL: [Loader; 2] = [Loader::Iptables, Loader::Ours];
 
     /// Starts the program with `options`, its bundled script loaded for both families.
@@ -69,7 +69,7 @@ pub fn whole(body: &str) -> String {
     format!("*mangle\n{body}\nCOMMIT\n")
 }
 
-/// The program's verdict on a script: as it would be loaded, or refused.
+/// The output of `--print-rules` for a script.
 pub fn print_rules(lab: &Lab, script: &ScriptFile, family: &str) -> Output {
     let mut command = lab.node.command(PROGRAM);
     command.args([
@@ -83,12 +83,12 @@ pub fn print_rules(lab: &Lab, script: &ScriptFile, family: &str) -> Output {
     command.output().unwrap()
 }
 
-/// What a command has written to stderr.
+/// A command's stderr.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Feeds what the program prints to a command line.
+/// Feeds the output of `--print-rules` to a command line.
 pub fn restore(lab: &Lab, family: &str, options: &[&str], command: &str) {
     let mut print = lab.node.command(PROGRAM);
     let printed = print

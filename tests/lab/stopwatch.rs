@@ -1,5 +1,5 @@
-//! Measures time, and how much of it this process has lost, because it was stopped or the machine was busy:
-//! so late the program may be as well, or the test that looks at it.
+//! Measures time, and the part of it in which this process did not run because it was stopped or the machine
+//! was busy. The program, or the test that observes it, may be late by as much.
 
 use std::sync::{LazyLock, Mutex, Once};
 use std::thread;
@@ -7,19 +7,18 @@ use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 
-/// The longest delay of what has its time, beside the time that was lost: 3 s, or more where the machine is
-/// emulated.
+/// The longest delay of a timed event beside the lost time: 3 s, or more on emulated machines.
 pub static TOLERANCE: LazyLock<Duration> = LazyLock::new(|| *PATIENCE * 3 / 10);
 
-/// The interval at which a thread wakes up to find out how late it is. A few milliseconds, as on every busy
-/// machine, count little then.
+/// The interval at which a thread wakes up to measure its delay: long beside the usual delays of a few
+/// milliseconds.
 const TICK: Duration = Duration::from_millis(100);
 
-/// When the thread last woke up, and how much time it had lost by then.
+/// The time at which the thread last woke up, and the time lost by then.
 static LAST: LazyLock<Mutex<(Instant, Duration)>> =
     LazyLock::new(|| Mutex::new((Instant::now(), Duration::ZERO)));
 
-/// How much time was lost so far. That the thread is late at this moment counts, too.
+/// The time lost so far, with the thread's present delay.
 fn lost() -> Duration {
     let (woken, lost) = *LAST.lock().unwrap();
     lost + woken.elapsed().saturating_sub(TICK)
@@ -35,7 +34,7 @@ fn tick() {
     }
 }
 
-/// Measures from when it is started.
+/// Measures from its start.
 #[derive(Clone, Copy)]
 pub struct Stopwatch {
     start: Instant,
@@ -61,7 +60,7 @@ impl Stopwatch {
         self.start.elapsed()
     }
 
-    /// How much of it was lost.
+    /// The lost part of it.
     pub fn lost(&self) -> Duration {
         lost().saturating_sub(self.lost)
     }
@@ -71,13 +70,13 @@ impl Stopwatch {
         self.elapsed().saturating_sub(self.lost())
     }
 
-    /// Checks that something took its time meanwhile: not less, and not much more.
+    /// Asserts that an event took its time: not less, and not much more.
     pub fn check(&self, what: &str, took: Duration, limit: Duration) {
         assert!(took >= limit, "{what}: {took:?} instead of {limit:?}");
         self.check_longest(what, took, limit);
     }
 
-    /// Checks that something took not much longer than its time meanwhile.
+    /// Asserts that an event did not take much longer than its time.
     pub fn check_longest(&self, what: &str, took: Duration, limit: Duration) {
         let lost = self.lost();
         assert!(

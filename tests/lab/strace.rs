@@ -1,4 +1,4 @@
-//! System calls of a process that fail, take long, or stop it: strace(1) sees to it.
+//! Tampers with system calls of a process, with strace(1): they fail, take long, or stop it.
 
 use std::process::{Child, Command, Stdio};
 
@@ -7,16 +7,16 @@ use nix::unistd::Pid;
 
 use super::{Namespace, PROGRAM, wait_until};
 
-/// It tampers with a process until it is dropped.
+/// Tampers with a process until dropped.
 pub struct Strace(Child);
 
 impl Strace {
-    /// Calls fail with an error: what is done in their place is a call that seccomp allows.
+    /// Calls fail with an error. In their place another call runs, which the seccomp filter allows.
     pub fn failing(process: Pid, call: &str, error: &str) -> Strace {
         Strace::tampering(process, call, &format!("error={error}:syscall=gettid"))
     }
 
-    /// Calls end so many microseconds later.
+    /// Calls return `delay` µs later.
     pub fn slow(process: Pid, call: &str, delay: u32) -> Strace {
         Strace::tampering(process, call, &format!("delay_exit={delay}"))
     }
@@ -48,12 +48,13 @@ impl Drop for Strace {
     }
 }
 
-/// The program on a node; its guard stops, as by SIGSTOP, at so many calls of this name, and logs so.
+/// A command that runs the program on a node. Its guard gets SIGSTOP at the `count`th call of this name, which
+/// is logged.
 pub fn stopped_at(call: &str, count: usize, node: &Namespace, arguments: &[&str]) -> Command {
     let trace = format!("trace={call}");
     let inject = format!("inject={call}:signal=SIGSTOP:when={count}");
     let mut command = node.command("strace");
-    // The tracer is no ancestor of the program, which keeps its process id; it does not follow forks.
+    // The tracer is a grandchild, so that the program keeps its process id; it does not follow forks.
     command.args(["-D", "-qq", "-e", &trace, "-e", &inject, PROGRAM]);
     command.args(arguments);
     command

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ROLE: &str = "TPROXY_POD_CROWD";
 
 /// An address that no Pod has.
-const NOBODY: &str = "10.244.77.77";
+const ABSENT: &str = "10.244.77.77";
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n";
 
@@ -210,7 +210,7 @@ fn with_a_longer_queue_none_of_20_000_clients_is_refused() {
         return crowd(&address);
     }
     let name = "crowd::with_a_longer_queue_none_of_20_000_clients_is_refused";
-    let ends = crowd_at(NOBODY, "32768", name);
+    let ends = crowd_at(ABSENT, "32768", name);
     assert_eq!((ends.refused, ends.hung), (0, 0), "{ends:?}");
     assert!(ends.answered >= 10_000, "{ends:?}");
 }

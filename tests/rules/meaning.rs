@@ -216,7 +216,7 @@ const CAPTURES: &[(&str, &str)] = &[
 ];
 
 impl Probe {
-    /// Who answers: `pod`, the program (`captured`), or nobody within the time (`lost`).
+    /// What answers: the Pod (`pod`), the program (`captured`), or nothing within the time (`lost`).
     fn send(
         &self,
         lab: &Lab,

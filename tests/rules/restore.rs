@@ -1,12 +1,12 @@
-//! The bundled script, as `--print-rules` has it, fed to the real iptables-restore: with only our
-//! routes and listener it captures what our own loader captures.
+//! The bundled script, as `--print-rules` has it, fed to the real iptables-restore: with the
+//! program's routes and listener alone it captures what the program's own loader captures.
 
 use std::io::{Read, Write};
 
 use crate::lab::script::Loader;
 use crate::lab::{CIDRS, Lab, POD, POD6};
 
-/// Who answers at an address: `pod` or `captured`.
+/// What answers at an address: `pod` or `captured`.
 fn outcome(lab: &Lab, address: &str) -> &'static str {
     let answer = lab.client.get(address, "/");
     match answer.contains("Request received from ") {

@@ -1,6 +1,6 @@
-//! How long a client may take: whoever sends or takes a byte now and then gains nothing by it.
+//! The deadlines of a client: sending or reading a byte now and then does not extend them.
 //!
-//! The deadlines are those of the program, so all that takes long happens at once.
+//! They are the program's own, so all that takes long runs at the same time.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};

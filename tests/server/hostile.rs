@@ -1,5 +1,5 @@
-//! Clients that are slow, gone, or up to something, on the wire: each costs its deadline at most, and
-//! one line of the log, and leaves nothing behind.
+//! Clients that are slow, gone or hostile: each costs its deadline at most, and one line of the log, and
+//! leaves nothing behind.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::net::{SocketAddrV4, TcpStream};

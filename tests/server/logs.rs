@@ -1,5 +1,5 @@
-//! Log lines are written many at once: what becomes of them, and of all else, when their reader stalls
-//! or is gone, when the disk is full, and when the program ends.
+//! Log lines are written in batches: what happens to them, and to everything else, when their reader
+//! stalls or is gone, when the disk is full, and when the program ends.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, PipeReader, Read, Write, pipe};
@@ -138,8 +138,8 @@ fn fill(reader: &PipeReader) {
     }
 }
 
-/// What somebody removes comes back, again and again.
-fn heals(lab: &Lab) {
+/// Removed rules and routes come back, each time.
+fn reconciles(lab: &Lab) {
     let before = lab.remains();
     for loss in [
         "ip rule del fwmark 0x1/0x1 lookup 100",
@@ -153,7 +153,7 @@ fn heals(lab: &Lab) {
 
 #[test]
 fn while_the_log_is_not_read_requests_wait_and_memory_does_not_grow() {
-    // Also where somebody made the pipe non-blocking.
+    // Also where another process has made the pipe non-blocking.
     for flags in [0, O_NONBLOCK] {
         let lab = Lab::new();
         let mut unheard = Unheard::spawn(&lab, pipe().unwrap().0, flags);
@@ -238,7 +238,7 @@ fn while_the_log_is_not_read_the_guard_reconciles() {
     let lab = Lab::new();
     let unheard = Unheard::start(&lab);
     fill(unheard.log.as_ref().unwrap().get_ref());
-    heals(&lab);
+    reconciles(&lab);
     assert!(lab.client.get(POD, "/").contains("Request received"));
 }
 
@@ -301,7 +301,7 @@ fn without_a_reader_lines_are_lost_and_all_else_goes_on() {
     drop(unheard.log.take());
     for _ in 0..3 {
         assert!(lab.client.get(POD, "/").contains("Request received"));
-        heals(&lab);
+        reconciles(&lab);
     }
     assert_eq!(unheard.stop().code(), Some(0));
     assert_eq!(lab.remains(), [""; 0]);
@@ -338,7 +338,7 @@ fn while_the_disk_is_full_lines_are_lost_and_all_else_goes_on() {
         log().len() == 64 * 1024
     });
     (0..100).for_each(|_| ask());
-    heals(&lab);
+    reconciles(&lab);
 
     mount("remount,size=1m");
     wait_until("there are lines again", || {

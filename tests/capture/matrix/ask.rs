@@ -1,4 +1,4 @@
-//! One client asks one address: who answers, or how it fails.
+//! One client sends a request to one address: what answers, or how it fails.
 
 use std::fmt;
 use std::io::{Error, ErrorKind, Read, Write};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::lab::{Namespace, PATIENCE};
 
-/// What becomes of a request.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outcome {
     /// tproxy-pod answers, on the node of this number.
@@ -18,7 +18,7 @@ pub enum Outcome {
     Unreachable,
 }
 
-/// As a cell of the README says it.
+/// As in a cell of the README's tables.
 impl fmt::Display for Outcome {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         formatter.write_str(match self {
@@ -31,10 +31,10 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Longer than a SYN and its first repetition, and than a neighbour is sought.
+/// Longer than a SYN, its first retransmission, and neighbour discovery take.
 const SILENCE: Duration = Duration::from_millis(1500);
 
-/// Asks, and says what came of it. Only silence that is expected is not waited for with patience.
+/// Sends a request, and returns its outcome. An expected silence is waited for more briefly.
 pub fn ask(client: &Namespace, to: SocketAddr, expected: Outcome) -> Outcome {
     let patience = match expected {
         Outcome::TimeOut => SILENCE,

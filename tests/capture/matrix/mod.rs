@@ -1,5 +1,5 @@
-//! Who is answered by whom, for each way in which Pods and Services are reached: measured, and put into
-//! tables as the README has them.
+//! Measures which requests are captured, for each network of Pods and each kind of Service, and writes
+//! the README's tables of them.
 
 pub mod ask;
 pub mod networks;
@@ -12,16 +12,16 @@ use std::thread;
 use crate::lab::Namespace;
 use ask::{Outcome, ask};
 
-/// A client and what it asks, over IPv4 and over IPv6.
+/// A client and the address that it sends a request to, over IPv4 and over IPv6.
 pub struct Question<'a> {
     pub client: &'a Namespace,
     pub to: [SocketAddr; 2],
 }
 
-/// What comes of the questions of a row, for each over IPv4 and over IPv6.
+/// The outcomes of a row, each over IPv4 and over IPv6.
 pub type Outcomes = Vec<[Outcome; 2]>;
 
-/// The same over both families.
+/// The same outcomes over both families.
 pub fn both(outcomes: &[Outcome]) -> Outcomes {
     outcomes.iter().map(|&outcome| [outcome, outcome]).collect()
 }

@@ -1,50 +1,50 @@
-//! How CNIs join Pods to their nodes, and nodes to each other.
+//! How CNIs connect Pods to their nodes, and nodes to each other.
 
 use crate::lab::cluster::{Cluster, Node, Pod};
 
-/// A CNI, by what it does to a node, to a Pod, and between a node and another.
+/// A CNI: what it does to a node, to a Pod, and between two nodes.
 pub struct Network {
     prepare: fn(&Node),
     attach: fn(&Pod),
     join: fn(&Node, &Node),
 }
 
-/// CNI's ptp plugin, as kindnet uses it: all that a Pod sends goes to the node, whose device to each
-/// Pod has the gateway's address.
+/// CNI's ptp plugin, as in kindnet: a Pod sends everything to the node, whose device to each Pod has the
+/// gateway's address.
 pub const PTP: Network = Network {
     prepare: |_| (),
     attach: attach_ptp,
     join: route,
 };
 
-/// Calico: Pods have no neighbours, and the node answers for the gateway that none has.
+/// Calico: Pods have no neighbours, and the node answers ARP for a gateway that does not exist.
 pub const CALICO: Network = Network {
     prepare: prepare_calico,
     attach: attach_calico,
     join: route,
 };
 
-/// Bridges whose frames pass iptables, as flannel's and k3s' do, with hairpin, and routes from node to node.
+/// Bridges with br_netfilter and hairpin, as flannel and k3s have, and routes between nodes.
 pub const FLANNEL: Network = Network {
     prepare: |node| prepare_bridge(node, "1"),
     attach: |pod| attach_bridge(pod, "on"),
     join: route,
 };
 
-/// Bridges whose frames pass no iptables, as docker makes them, without hairpin.
+/// Bridges without br_netfilter and hairpin, as docker has.
 pub const DOCKER: Network = Network {
     prepare: |node| prepare_bridge(node, "0"),
     attach: |pod| attach_bridge(pod, "off"),
     join: route,
 };
 
-/// flannel's own way from node to node: VXLAN, with neighbours that it has put there.
+/// flannel's VXLAN between nodes, with static neighbours.
 pub const VXLAN: Network = Network {
     join: tunnel,
     ..FLANNEL
 };
 
-/// Pods on the node's own device to the outside.
+/// Pods on the node's own uplink, by ipvlan.
 pub const IPVLAN: Network = Network {
     prepare: |_| (),
     attach: attach_ipvlan,
@@ -52,7 +52,7 @@ pub const IPVLAN: Network = Network {
 };
 
 impl Network {
-    /// Joins all.
+    /// Connects all Pods and nodes.
     pub fn wire(&self, cluster: &Cluster) {
         let [one, two] = &cluster.nodes;
         for node in &cluster.nodes {
@@ -90,7 +90,7 @@ fn attach_ptp(pod: &Pod) {
     ));
 }
 
-/// Its rules, which accept packets early.
+/// Calico's rules, which accept packets early.
 const CALICO_RULES: &str = include_str!("../neighbours/calico.iptables");
 
 fn prepare_calico(node: &Node) {
@@ -119,7 +119,7 @@ fn attach_calico(pod: &Pod) {
     ] {
         host.sysctl(&format!("net.{}", name.replace("DEVICE", &device)), value);
     }
-    // By this MAC the node's device has the link-local address below.
+    // This MAC gives the node's device the link-local address below.
     host.batch(&format!(
         "link set {device} down
          link set {device} address ee:ee:ee:ee:ee:ee
@@ -168,7 +168,7 @@ fn attach_bridge(pod: &Pod, hairpin: &str) {
     pod.node.host.wait_for_multicast("cni0");
 }
 
-/// One device for each family, as flannel has them: flannel.1 and flannel-v6.1.
+/// One device for each family, as in flannel: flannel.1 and flannel-v6.1.
 fn tunnel(from: &Node, to: &Node) {
     let (locals, remotes) = (from.addresses(), to.addresses());
     let (ours, theirs) = (from.pod_addresses(0), to.pod_addresses(0));

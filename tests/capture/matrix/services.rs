@@ -1,5 +1,5 @@
-//! How kube-proxy leads a Service to the Pod that is asked, at the captured port: the shapes of
-//! ../neighbours for two nodes and both families, and IPVS.
+//! kube-proxy's rules, which lead a Service to the asked Pod's captured port: those of ../neighbours for two
+//! nodes and both families, and IPVS.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -20,7 +20,7 @@ pub fn node_port(node: &Node) -> [SocketAddr; 2] {
     node.addresses().map(|address| (address, NODE_PORT).into())
 }
 
-/// Another client outside, whose way to ClusterIPs leads by this node.
+/// Another client outside, with a route to ClusterIPs by this node.
 pub fn client_by(cluster: &Cluster, node: &Node) -> Namespace {
     let client = cluster.outsider(20 + node.number);
     let [v4, v6] = node.addresses();
@@ -45,8 +45,8 @@ pub fn nftables(node: &Node) {
     node.host.load("nft -f -", &for_ipv6(&rules, node));
 }
 
-/// kube-proxy in IPVS mode: ClusterIPs are the node's own addresses, and what needs the node's address in
-/// the client's place is marked, where kube-proxy looks into ipsets.
+/// kube-proxy in IPVS mode: ClusterIPs are addresses of the node. Packets to be masqueraded are marked by rules
+/// where kube-proxy uses ipsets.
 pub fn ipvs(node: &Node) {
     node.host.batch(
         "link add kube-ipvs0 type dummy
@@ -67,7 +67,7 @@ pub fn ipvs(node: &Node) {
     node.host.load("ip6tables-restore", &for_ipv6(&rules, node));
 }
 
-/// The shape has one node and a Pod with a web server at port 80.
+/// Rewrites rules for one node and a Pod with a web server at port 80.
 fn for_two_nodes(shape: &str, node: &Node) -> String {
     let [v4, _] = node.addresses();
     shape
@@ -77,7 +77,7 @@ fn for_two_nodes(shape: &str, node: &Node) -> String {
         .replace("192.0.2.1 ", &format!("{v4} "))
 }
 
-/// kube-proxy has the same for IPv6, but for what the families call differently.
+/// Rewrites the rules for IPv6.
 fn for_ipv6(rules: &str, node: &Node) -> String {
     let [v4, v6]: [IpAddr; 2] = node.addresses();
     [

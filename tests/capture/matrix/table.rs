@@ -7,7 +7,7 @@ const README: &str = include_str!("../../../README.md");
 const BEGIN: &str = "<!-- captured: begin -->\n";
 const END: &str = "<!-- captured: end -->\n";
 
-/// What was measured in one way to reach Pods or Services, and what has to come of it.
+/// The measured and the expected outcomes for a network or a kind of Service.
 pub struct Row {
     pub name: &'static str,
     pub measured: Option<Outcomes>,
@@ -18,7 +18,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// In Markdown. What this kernel cannot do is taken from what is there: the README's table.
+    /// The row in Markdown. Where the kernel lacks a feature it is copied from the README's table.
     fn line(&self, there: &str) -> String {
         let start = format!("| {} |", self.name);
         let Some(measured) = self.measured.as_ref().filter(|_| self.whole) else {
@@ -38,7 +38,7 @@ fn text([v4, v6]: [Outcome; 2]) -> String {
     }
 }
 
-/// A table of what comes of asking for something, with a column for each client.
+/// A table of outcomes, with a column for each client.
 pub fn table(asked: &str, clients: &[&str], rows: &[Row]) -> String {
     let (names, line) = (clients.join(" | "), "---|".repeat(clients.len()));
     let head = format!("| {asked}, asked by | {names} |\n|---|{line}\n");
@@ -47,7 +47,7 @@ pub fn table(asked: &str, clients: &[&str], rows: &[Row]) -> String {
         .fold(head, |table, row| table + &row.line(there) + "\n")
 }
 
-/// What the README has between the comments.
+/// The README's text between the comments.
 pub fn block() -> &'static str {
     let (_, rest) = README.split_once(BEGIN).unwrap();
     rest.split_once(END).unwrap().0
