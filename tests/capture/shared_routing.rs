@@ -88,6 +88,16 @@ fn local_routes_like_ours_serve_and_stay() {
     lives_beside(&theirs, &OURS[2..]);
 }
 
+/// Adds a route to the table, and checks that the start is refused, with the conflicting block named.
+fn is_refused_beside_route(route: &str, block: &str, conflict: &str) {
+    let route = format!("ip route add {route} table 100");
+    let reason = format!(
+        "add route local {block} dev lo table 100: \
+         File exists (the table has another route to {conflict}; see --table)"
+    );
+    is_refused(&[&route], &reason);
+}
+
 #[test]
 fn another_route_to_a_captured_block_refuses_the_start() {
     for (route, block) in [
@@ -99,12 +109,7 @@ fn another_route_to_a_captured_block_refuses_the_start() {
             "fd00:10:244::/56",
         ),
     ] {
-        let route = format!("ip route add {route} table 100");
-        let reason = format!(
-            "add route local {block} dev lo table 100: \
-             File exists (the table has another route to {block}; see --table)"
-        );
-        is_refused(&[&route], &reason);
+        is_refused_beside_route(route, block, block);
     }
 }
 
@@ -125,12 +130,7 @@ fn a_route_to_a_part_of_a_captured_block_refuses_the_start() {
             "fd00:10:244::/56",
         ),
     ] {
-        let route = format!("ip route add {route} table 100");
-        let reason = format!(
-            "add route local {block} dev lo table 100: \
-             File exists (the table has another route to {part}; see --table)"
-        );
-        is_refused(&[&route], &reason);
+        is_refused_beside_route(route, block, part);
     }
 }
 
