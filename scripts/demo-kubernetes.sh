@@ -335,7 +335,7 @@ play_cluster() {
     has_client_pod
 
     step "Port 80 is the Pod's, port 8180 is tproxy-pod's." \
-        "the CIDR that is captured must contain $web: CIDR=… IMAGE=… scripts/demo.sh cluster. Pods on one bridge are not captured, see Limits in README.md: from another machine on the network of the nodes, type: sudo ip route add $web via $(address_of "$node"); curl $(in_url "$web"):8180/hello"
+        "the CIDR that is captured must contain $web: CIDR=… IMAGE=… scripts/demo.sh cluster. Or ask from another machine on the network of the nodes: sudo ip route add $web via $(address_of "$node"); curl $(in_url "$web"):8180/hello"
     asks_pod "$curl"
 
     step "It answers at an address that no Pod has, too, if the network brings it there." "$advice"

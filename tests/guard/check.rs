@@ -2,14 +2,14 @@
 
 use crate::lab::{CIDRS, Lab, Namespace, POD, PROGRAM};
 
-/// What it printed, and its exit status.
+/// The output and the exit status of a check.
 struct Checked {
     lines: Vec<String>,
     status: Option<i32>,
 }
 
 impl Checked {
-    /// Checks a node, by a command line that runs the program with `--check`.
+    /// Runs `--check` on a node, by a command line.
     fn run(node: &Namespace, line: &str) -> Checked {
         let before = node.foreign_state();
         let output = node.try_run(line);
@@ -29,7 +29,7 @@ impl Checked {
         }
     }
 
-    /// Whether a line of this verdict says so.
+    /// Whether there is a line with this verdict and text.
     fn says(&self, verdict: &str, text: &str) -> bool {
         let mut lines = self.lines.iter();
         lines.any(|line| line.starts_with(verdict) && line.contains(text))

@@ -21,7 +21,7 @@ const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 const OTHER: &str = "10.244.0.5:80";
 const OTHER6: &str = "[fd00:10:244::5]:80";
 
-/// The program on its node, and connections that are none of its business.
+/// The program on its node, and connections that it must not affect.
 struct Scene {
     lab: Lab,
     daemon: Daemon,
@@ -34,7 +34,7 @@ impl Scene {
         Scene::with(|lab| lab.start(&["--cidr", CIDRS]))
     }
 
-    /// Where the program is started in another way.
+    /// With the program started by another command.
     fn with(start: impl FnOnce(&Lab) -> Daemon) -> Scene {
         let lab = Lab::new();
         lab.pod.serve(80);
@@ -123,7 +123,7 @@ impl Scene {
         assert_eq!(self.lab.remains(), [""; 0]);
     }
 
-    /// Nobody was there to undo anything.
+    /// After a death that leaves no process to undo anything.
     fn was_cut_off(&self, status: ExitStatus, by: Signal) {
         assert_eq!(status.signal(), Some(by as i32));
         let log = self.daemon.log();
@@ -133,14 +133,14 @@ impl Scene {
     }
 }
 
-/// Whether a process is gone, or only waits for a parent to ask for its status.
+/// Whether a process is gone, or a zombie.
 fn has_ended(process: Pid) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"));
     status.map_or(true, |status| status.contains("State:\tZ"))
 }
 
-/// Sends a process SIGSEGV until it dies: Rust's handler takes the first one for a fault that comes
-/// again, and only leaves the next one to the kernel.
+/// Sends a process SIGSEGV until it dies: Rust's handler resets the action at the first one, and the next one
+/// kills.
 fn break_down(process: Pid) {
     wait_until("it dies of SIGSEGV", || {
         let _ = kill(process, Signal::SIGSEGV);
@@ -194,7 +194,7 @@ fn sigsegv_to_the_server_has_the_guard_undo_everything() {
     scene.stops();
 }
 
-/// As `memory.oom.group` does it, which Kubernetes sets.
+/// As with `memory.oom.group`, which Kubernetes sets.
 #[test]
 fn sigkill_to_both_at_once_leaves_no_table() {
     let mut scene = Scene::new();
@@ -252,7 +252,7 @@ fn out_of_memory_either_way_the_pods_answer() {
     scene.stops();
 }
 
-/// Who stands still.
+/// The process that is paused.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Paused {
     Guard,

@@ -115,7 +115,7 @@ fn a_start_waits_for_an_owner_that_is_about_to_die() {
     let lab = Lab::new();
     let mut first = lab.start(&["--cidr", CIDRS]);
     let second = lab.spawn(&["--cidr", CIDRS]);
-    // It sleeps once it has been refused the table.
+    // It sleeps after the table was refused.
     let process = format!("/proc/{}/stat", second.guard());
     wait_until("the second waits for the table", || {
         std::fs::read_to_string(&process).is_ok_and(|stat| stat.contains("(tproxy-pod) S "))
@@ -199,7 +199,7 @@ fn a_client_with_few_ports_connects_without_a_lost_syn() {
     assert!(lost <= 2, "{lost} SYNs were sent again");
 }
 
-/// What fails at start says so in one line of its own, and leaves what was there.
+/// A failure at start is one log line, and leaves the node unchanged.
 fn refuses(lab: &Lab, mut daemon: Daemon, line: &str) {
     let before: Vec<String> = lab.remains();
     assert_eq!(daemon.wait().code(), Some(1));
@@ -241,7 +241,7 @@ fn a_port_that_is_taken_is_named() {
     assert_eq!(lab.remains(), [""; 0]);
 }
 
-/// An instance that has nothing in common with the first but the table.
+/// An instance that shares only the table with the first.
 const ANOTHER: [&str; 8] = [
     "--port",
     "2",

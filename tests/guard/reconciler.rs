@@ -22,7 +22,7 @@ const V6_RETURN: &str = "IPv6 rule iif lo fwmark 0x1/0x1 lookup main";
 const V4_ROUTE: &str = "route local 10.244.0.0/16 dev lo table 100";
 const V6_ROUTE: &str = "route local fd00:10:244::/56 dev lo table 100";
 
-/// What a fight begins with, and ends with.
+/// The log lines at the start and the end of contention.
 const FIGHT: &str = "Rules and routes change again and again";
 const PEACE: &str = "Rules and routes are left alone again";
 
@@ -48,7 +48,7 @@ fn is_whole_again(lab: &Lab, before: &[String]) {
     wait_until("all is back", || lab.remains() == before);
 }
 
-/// How many lines of the log have this text.
+/// The number of log lines with this text.
 fn count(daemon: &Daemon, text: &str) -> usize {
     daemon
         .log()
@@ -222,7 +222,7 @@ fn a_route_that_replaced_ours_is_named_once_and_ours_returns_when_it_goes() {
         daemon.wait_for(&format!(
             "(the table has another route to {block}; see --table)"
         ));
-        // Another chance to say so.
+        // Another chance to log it.
         lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
         daemon.wait_for(&put_back(V4_RULE));
         lab.node.run(&format!("{ip} route del {theirs}"));
@@ -234,7 +234,7 @@ fn a_route_that_replaced_ours_is_named_once_and_ours_returns_when_it_goes() {
     }
 }
 
-/// The routes of IPv4 vanish with their device or their nexthop, without a word of their own.
+/// IPv4 routes vanish with their device or nexthop, without a notification of their own.
 #[test]
 fn ours_returns_when_a_route_that_replaced_it_vanishes_without_a_word() {
     for (path, loss) in [
@@ -292,7 +292,7 @@ fn ours_is_found_and_removed_among_thousands_of_rules_that_come_and_go() {
     }
 }
 
-/// A guard that takes longer to read of a loss than a loss waits.
+/// A guard that takes longer to read a notification than the debounce.
 #[test]
 fn a_loss_is_restored_however_slow_the_guard_is() {
     let lab = Lab::new();
@@ -335,7 +335,7 @@ fn a_rule_of_another_process_serves_until_it_goes() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Removes the IPv4 rule and route without end, while `meanwhile` runs.
+/// Removes the IPv4 rule and route all the time while `meanwhile` runs.
 fn fight<T>(lab: &Lab, meanwhile: impl FnOnce() -> T) -> T {
     let mut batch = Batch::new(&lab.node, "-4");
     repeat(
@@ -344,7 +344,7 @@ fn fight<T>(lab: &Lab, meanwhile: impl FnOnce() -> T) -> T {
     )
 }
 
-/// Does something without end, while `meanwhile` runs.
+/// Repeats an action while `meanwhile` runs.
 fn repeat<T>(mut something: impl FnMut() + Send, meanwhile: impl FnOnce() -> T) -> T {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -552,7 +552,7 @@ fn thousand_losses(lab: &Lab) {
     batches.into_iter().for_each(Batch::finish);
 }
 
-/// Whether a request finds its answer soon.
+/// Whether a request is answered soon.
 fn is_answered_now(lab: &Lab, pod: &str) -> bool {
     let patience = Duration::from_millis(200);
     let address = pod.parse().unwrap();

@@ -60,7 +60,7 @@ fn the_guard_has_one_capability() {
     }
 }
 
-/// What neither process may call, whatever the arguments are.
+/// System calls that neither process may make, with any arguments.
 fn forbidden() -> Vec<Call> {
     #[cfg(target_arch = "x86_64")]
     let of_this_architecture = [libc::SYS_open, libc::SYS_fork, libc::SYS_vfork, X32_GETTID];
@@ -147,7 +147,7 @@ const X32_GETTID: libc::c_long = 0x4000_0000 | libc::SYS_gettid;
 
 const NONE_SUCH: libc::c_long = 0x0fff_ffff;
 
-/// With what flags musl starts a thread.
+/// The flags with which musl starts a thread.
 const THREAD: u64 = 0x7d_0f00;
 
 fn socket_option(level: libc::c_int, name: libc::c_int) -> Call {
@@ -200,7 +200,7 @@ fn the_guard_dies_of_every_call_that_it_does_not_need() {
     });
 }
 
-/// The guard dies of a call, and the server with it.
+/// Asserts that a call kills the guard, and the server with it.
 fn dies(lab: &Lab, call: impl FnOnce(&Daemon) -> Call) {
     use std::os::unix::process::ExitStatusExt;
     let mut daemon = lab.start(&["--cidr", CIDRS]);

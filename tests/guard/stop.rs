@@ -200,8 +200,8 @@ fn a_stop_lets_a_slow_client_take_its_answer() {
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
-/// Has a stop begin while the last packet of a handshake is lost, and a client ask for the first time when the
-/// kernel has repeated the packet before. Whether that is in time; if it is, it is answered.
+/// A stop begins while the last packet of a handshake is lost; the client sends its first request after the
+/// kernel has retransmitted the SYN-ACK. Returns whether that was in time; if so, it was answered.
 fn asks_late_in_a_handshake(lab: &Lab) -> bool {
     // The ACKs that carry no data.
     let loss = "table ip lossy { chain output { type filter hook output priority 0; \
@@ -229,7 +229,7 @@ fn asks_late_in_a_handshake(lab: &Lab) -> bool {
 #[test]
 fn a_stop_waits_for_a_handshake_that_has_begun() {
     let lab = Lab::new();
-    // What a test that was late has seen says nothing.
+    // A test that was late proves nothing.
     let is_in_time = (0..5).any(|_| asks_late_in_a_handshake(&lab));
     assert!(is_in_time, "the machine is too slow for this test");
 }

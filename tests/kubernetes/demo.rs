@@ -304,8 +304,8 @@ fn a_failure_of_each_command_of_kind_is_reported() {
 
 #[test]
 fn a_failure_of_each_command_of_cluster_is_reported() {
-    let nobody = format!("{EXEC} 10.244.1.62:8180/nobody");
-    assert_each_failure_is_reported("cluster", cluster_stage, &["id -u", &nobody]);
+    let absent = format!("{EXEC} 10.244.1.62:8180/nobody");
+    assert_each_failure_is_reported("cluster", cluster_stage, &["id -u", &absent]);
 }
 
 /// A wrong answer to one call ends the run with a report.
@@ -339,7 +339,7 @@ fn another_answer_at_an_address_that_no_pod_has_fails() {
     let why =
         "this should have shown: Request received from 10.244.0.62:8180 destination /nobody : ";
     assert_refuses(
-        "nobody-answers",
+        "absent-answers",
         "kind",
         page,
         why,
@@ -353,7 +353,7 @@ fn another_answer_to_the_pod_at_an_address_that_no_pod_has_fails() {
     let why =
         "this should have shown: Request received from 10.244.1.62:8180 destination /nobody : ";
     assert_refuses(
-        "nobody-pod",
+        "absent-pod",
         "cluster",
         page,
         why,
@@ -372,7 +372,7 @@ fn a_log_without_the_first_request_fails() {
 fn a_log_without_the_second_request_fails() {
     let why = "it never came to be: kubectl -n kube-system logs";
     let lines = answer(LOGS, &log(&["/hello"]));
-    assert_refuses("no-nobody-logged", "kind", lines, why, "log");
+    assert_refuses("absent-not-logged", "kind", lines, why, "log");
 }
 
 #[test]

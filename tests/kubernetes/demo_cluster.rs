@@ -155,7 +155,7 @@ fn where_nothing_is_captured_it_says_what_to_type_elsewhere() {
 
 #[test]
 fn a_network_without_an_unused_address_is_no_failure() {
-    let run = cluster_stage("no-nobody")
+    let run = cluster_stage("no-absent")
         .but(failure(&format!("{EXEC} 10.244.1.62:8180/nobody")))
         .but(answer(LOGS, &log(&["/hello"])))
         .demo(&["cluster"]);

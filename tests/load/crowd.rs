@@ -11,14 +11,14 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
 
-/// Processes, and the clients of each: as many as may have their files open everywhere.
+/// The numbers of processes and of each one's clients, within the usual limit of open files.
 const PROCESSES: usize = 8;
 const CLIENTS: usize = 2500;
 
-/// How long a client waits for its end, of whatever kind.
+/// The longest that a client waits for an answer or an error.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What tells a test that it is one of the processes, and where its clients go.
+/// In the environment of such a process: the address that its clients connect to.
 const ROLE: &str = "TPROXY_POD_CROWD";
 
 /// An address that no Pod has.
@@ -30,7 +30,7 @@ const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n"
 #[derive(Debug, Default)]
 struct Ends {
     answered: usize,
-    /// Before they had asked: they gave way to others.
+    /// Before they had sent a request: they were evicted.
     ended: usize,
     refused: usize,
     hung: usize,
@@ -60,7 +60,7 @@ impl Client {
         }
     }
 
-    /// Goes on after something has happened, until it has to wait again: then it is returned.
+    /// Continues after an event; returned if it has to wait again.
     fn go_on(self, ends: &mut Ends) -> Option<Client> {
         match self.try_to_go_on() {
             Ok(Some(client)) => return Some(client),
@@ -103,7 +103,7 @@ impl Client {
     }
 }
 
-/// One of the processes: its clients come when it is told, and it tells how they ended.
+/// One of the processes: its clients connect when its stdin ends; it prints their outcomes.
 fn crowd(address: &str) {
     let address = address.parse().unwrap();
     println!("here");
@@ -152,7 +152,7 @@ fn start(lab: &Lab, address: &str, test: &str) -> (Child, Lines<BufReader<ChildS
     (child, lines)
 }
 
-/// All processes at once: how their clients ended.
+/// Runs all processes at once; returns the outcomes of their clients.
 fn come(lab: &Lab, address: &str, test: &str) -> Ends {
     // Each to another port: among many connections to one, the kernel looks long for a client's port.
     let address = |number| format!("{address}:{}", 8180 + number);
@@ -180,7 +180,7 @@ fn come(lab: &Lab, address: &str, test: &str) -> Ends {
     sum
 }
 
-/// All clients come to an address at once, with the kernel's default of SYN cookies.
+/// Connects all clients to an address at once, with the kernel's default of SYN cookies.
 fn crowd_at(address: &str, queue: &str, test: &str) -> Ends {
     let lab = Lab::new();
     lab.node.sysctl("net.ipv4.tcp_syncookies", "1");

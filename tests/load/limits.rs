@@ -52,7 +52,7 @@ fn threads_that_served_one_family_serve_the_other() {
     let at_first = daemon.threads();
     for address in [POD, POD6, POD] {
         let connections = lab.open(address, 8);
-        // One for each and one that waits. Threads that wait in vain may be about to end; if some waited at
+        // One for each and one that waits. Idle threads may be about to end; if some waited at
         // the other family, they would do so for a second.
         wait_within(Duration::from_millis(500), "threads are few", || {
             daemon.threads() <= at_first + 8
@@ -101,7 +101,7 @@ fn threads_without_work_end() {
     lab.open(POD, 100);
 }
 
-/// The memory that both processes have now, in bytes.
+/// The resident memory of both processes, in bytes.
 fn memory(daemon: &Daemon) -> u64 {
     let processes = [daemon.guard(), daemon.server()];
     processes.map(resident_memory).into_iter().sum()
@@ -113,7 +113,7 @@ fn idle_connections_cost_little_memory() {
     let daemon = lab.start(&[]);
     assert!(lab.client.get(POD, "/").contains("Request received"));
     let at_start = memory(&daemon);
-    assert!(at_start <= 1_500_000, "{at_start} bytes at the start");
+    assert!(at_start <= 1_700_000, "{at_start} bytes at the start");
     let mut connections = lab.open(POD, 1000);
     wait_until("idle connections gave memory back", || {
         memory(&daemon) <= 9_000_000
@@ -143,14 +143,14 @@ fn a_client_that_says_nothing_at_first_is_served_when_it_speaks() {
     daemon.wait_for(&format!("Connection without a request : client={silent} "));
 }
 
-/// What a connection takes at most, in KiB, as README has it: the used part of a stack, what is read, an
-/// answer.
+/// The largest memory of a connection in the process, in KiB, as in README: the used part of a stack, the
+/// bytes read, an answer.
 const IN_PROCESS: u64 = 24 + 32 + 128;
-/// What is received and sent.
+/// The same in the kernel's buffers, received and sent.
 const IN_BUFFERS: u64 = 128 + 128;
-/// The kernel's own of a thread and a socket.
+/// The kernel's memory for a thread and a socket.
 const IN_KERNEL: u64 = 40;
-/// What both processes take without connections, in KiB.
+/// The memory of both processes without connections, in KiB.
 const BESIDE: u64 = 8 * 1024;
 
 /// The longest request that is echoed whole: 16 KiB of head, 64 KiB of content.

@@ -26,7 +26,7 @@ fn uploads(lab: &Lab, address: &str, count: usize) -> Vec<TcpStream> {
     (0..count).map(|_| upload(lab, address)).collect()
 }
 
-/// Clients that have asked, all at once.
+/// Clients that have sent a request, all at once.
 fn asking(lab: &Lab, address: &str, count: usize) -> Vec<Conversation> {
     let ask = |_| {
         let mut client = lab.client.talk(address);
@@ -96,7 +96,7 @@ fn busy_connections_do_not_give_way_to_the_next_client_and_an_idle_one_does() {
     }
 }
 
-/// Returns whether it is shown: where the test itself pauses, its busy connections become idle.
+/// Returns whether it is shown: if the test itself is paused, its busy connections become idle.
 fn only_an_idle_connection_gives_way(address: &str) -> bool {
     let lab = Lab::new();
     let daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "4"]);
@@ -149,7 +149,7 @@ fn only_an_idle_connection_gives_way(address: &str) -> bool {
     })
 }
 
-/// Asks on a connection, which may have ended.
+/// Sends a request on a connection, which may have ended.
 fn is_answered(connection: &mut Conversation) -> bool {
     let stream = &mut connection.0;
     if stream.get_mut().write_all(REQUEST.as_bytes()).is_err() {
@@ -227,7 +227,7 @@ fn with_64_files_fewer_connections_are_served_at_once_and_probes_are_answered() 
     assert_eq!(lines_in_the_end(&mut daemon, "Cannot accept"), 0);
 }
 
-/// Sets how many files the server may open.
+/// Sets the server's limit of open files.
 fn allow_files(daemon: &Daemon, soft_limit: &str) {
     let limit = format!("--nofile={soft_limit}:");
     let server = daemon.server().to_string();
@@ -237,7 +237,7 @@ fn allow_files(daemon: &Daemon, soft_limit: &str) {
     assert!(status.unwrap().success());
 }
 
-/// Lets the server open one file more than it has open now.
+/// Sets the server's limit to one file more than it has open.
 fn allow_one_file(daemon: &Daemon) {
     let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.server())).unwrap();
     let open: Vec<u32> = open
@@ -277,7 +277,7 @@ fn with_one_file_left_an_idle_connection_gives_way_to_the_next_client() {
     }
 }
 
-/// Connections that give way to others.
+/// Connections that are evicted.
 fn idle(lab: &Lab, daemon: &Daemon, count: usize) -> Vec<Conversation> {
     let connections = lab.open(POD, count);
     wait_until("all are idle", || daemon.idle_connections() == count);
@@ -312,7 +312,7 @@ fn a_shortage_that_no_eviction_ends_costs_no_idle_connection() {
     }
 }
 
-/// Linux hands on what happened to a connection before it was accepted (accept(2)).
+/// Linux reports errors of a connection that arose before it was accepted (accept(2)).
 #[test]
 fn a_connection_that_is_aborted_before_it_is_accepted_is_no_shortage_of_files() {
     let lab = Lab::new();
@@ -421,7 +421,7 @@ fn a_client_that_sends_more_while_it_takes_its_last_response_gets_all_of_it() {
     assert!(client.answer().text().ends_with(&body));
 }
 
-/// Keeps the server from starting threads, until it is dropped.
+/// Keeps the server from starting threads until dropped.
 fn forbid_threads(daemon: &Daemon) -> Strace {
     Strace::failing(daemon.server(), "clone", "EAGAIN")
 }

@@ -13,18 +13,18 @@ use crate::lab::stopwatch::Stopwatch;
 use crate::lab::{Daemon, Lab, PATIENCE, POD, between, wait_until};
 use nix::sys::signal::{Signal, kill};
 
-/// How often a client that drips sends a byte.
+/// The interval at which a slow client sends a byte.
 const DRIP: Duration = Duration::from_millis(250);
 
 /// Longer than every deadline.
 const LONG: Duration = Duration::from_secs(40);
 
-/// Checks that something has ended after so many seconds.
+/// Asserts that something has ended after this many seconds.
 fn check(watch: &Stopwatch, what: &str, seconds: u64) {
     watch.check(what, watch.elapsed(), Duration::from_secs(seconds));
 }
 
-/// Sends `byte` again and again, until the server says something.
+/// Sends `byte` repeatedly, until the server sends something.
 fn drip(connection: &mut Conversation, byte: &str) {
     connection.0.get_ref().set_read_timeout(Some(DRIP)).unwrap();
     let watch = Stopwatch::start();
@@ -45,7 +45,7 @@ fn drip(connection: &mut Conversation, byte: &str) {
     panic!("a client that drips is served for {LONG:?}");
 }
 
-/// A request that does not end in time is answered, after so many seconds, with 408.
+/// A request that does not end in time is answered with 408, at its deadline.
 fn times_out(lab: &Lab, daemon: &Daemon, [begin, byte, part]: [&str; 3], seconds: u64) {
     let mut connection = lab.client.talk(POD);
     let watch = Stopwatch::start();
@@ -66,7 +66,7 @@ fn times_out(lab: &Lab, daemon: &Daemon, [begin, byte, part]: [&str; 3], seconds
     );
 }
 
-/// A connection without a request ends, after so many seconds, without a word.
+/// A connection without a request is closed at its deadline, without a response.
 fn idles(lab: &Lab, daemon: &Daemon, requests: usize) {
     let mut watch = Stopwatch::start();
     let mut connection = lab.client.talk(POD);
@@ -85,7 +85,7 @@ fn idles(lab: &Lab, daemon: &Daemon, requests: usize) {
     );
 }
 
-/// A client that asks and asks, and takes so many bytes of its answers in a second, is let go.
+/// A client that sends requests all the time, and reads few bytes of the answers in a second, is closed.
 fn takes_little(lab: &Lab, daemon: &Daemon, bytes: usize) {
     let connection = lab.client.talk(POD);
     let mut stream = connection.0.get_ref();
@@ -157,7 +157,7 @@ fn takes_little_of_the_last(lab: &Lab, daemon: &Daemon, persistence: &str, takes
     check(&watch, "an answer in the kernel", 15);
 }
 
-/// A client that does not take an answer, and begins a body: that is not too late yet.
+/// A client that does not read an answer, and starts a body: it is within its deadline.
 fn begins_a_body(lab: &Lab, daemon: &Daemon) {
     let mut connection = leave_answer(lab, daemon, "keep-alive", 2048);
     connection.send("POST /begun HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhello");
@@ -174,7 +174,7 @@ fn begins_a_body(lab: &Lab, daemon: &Daemon) {
     );
 }
 
-/// A client that lets an empty line drip in has no more time than one that is silent.
+/// A client that sends an empty line slowly has the deadline of a silent one.
 fn drips_an_empty_line(lab: &Lab) {
     let watch = Stopwatch::start();
     let mut connection = lab.client.talk(POD);
@@ -187,7 +187,7 @@ fn drips_an_empty_line(lab: &Lab) {
     check(&watch, "an empty line", 15);
 }
 
-/// A client that is refused, and sends on, is listened to for another second.
+/// A refused client that keeps sending is read from for another second.
 fn sends_on(lab: &Lab) {
     let mut connection = lab.client.talk(POD);
     let watch = Stopwatch::start();
@@ -260,7 +260,7 @@ fn heads_bodies_answers_and_idle_connections_have_one_deadline_each() {
     });
 }
 
-/// A read with a time-out is not begun again after SIGCONT (signal(7)).
+/// A read with a time-out is not restarted after SIGCONT (signal(7)).
 #[test]
 fn a_deadline_holds_however_often_the_server_is_stopped() {
     let lab = Lab::new();

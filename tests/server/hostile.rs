@@ -31,7 +31,7 @@ fn request_with_long_echo() -> Vec<u8> {
     format!("POST /long HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{content}").into()
 }
 
-/// Closes a connection with a reset, whatever is on its way.
+/// Closes a connection with a reset, even with data in flight.
 fn reset(connection: Conversation) {
     let linger = libc::linger {
         l_onoff: 1,
@@ -40,14 +40,14 @@ fn reset(connection: Conversation) {
     setsockopt(connection.0.get_ref(), sockopt::Linger, &linger).unwrap();
 }
 
-/// Waits for the one line that says how a client was lost, and returns the reason.
+/// Waits for the log line of a lost client, and returns the reason in it.
 fn lost(daemon: &Daemon, client: &str) -> String {
     let line = daemon.wait_for(&format!("Lost request : client={client} "));
     let (_, reason) = line.split_once(" reason=\"").unwrap();
     reason.split_once('"').unwrap().0.to_owned()
 }
 
-/// How many descriptors and threads the server has.
+/// The numbers of the server's descriptors and threads.
 fn used(daemon: &Daemon) -> [usize; 2] {
     let server = daemon.server();
     ["fd", "task"].map(|kind| {
@@ -66,7 +66,7 @@ fn wait_until_given_back(daemon: &Daemon, before: [usize; 2]) {
     });
 }
 
-/// Where clients leave their requests.
+/// The places in a request at which clients leave.
 const UNFINISHED: &[(&str, &str)] = &[
     ("G", "head"),
     ("GET / HTTP/1.1\r\nHost: a\r\n", "head"),
@@ -88,8 +88,8 @@ const UNFINISHED: &[(&str, &str)] = &[
     ),
 ];
 
-/// Has clients leave in the middle of their requests, by `leave`, and checks that each is lost for
-/// `reason`, by one line, without an answer, and that it leaves nothing.
+/// Clients leave in the middle of their requests, by `leave`. Asserts that each is lost for `reason`, with one
+/// log line and no answer, and that nothing is left.
 fn is_lost(leave: fn(Conversation), reason: &str) {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
@@ -134,7 +134,7 @@ fn an_end_in_a_request_is_one_line_and_leaves_nothing() {
     is_lost(leave, "the client closed the connection");
 }
 
-/// Sends requests until nothing more is taken, so that the server waits in the middle of an answer.
+/// Sends requests until the server reads no more, because it waits in the middle of an answer.
 fn stuff(connection: &Conversation) {
     let mut stream = connection.0.get_ref();
     let patience = stream.write_timeout().unwrap();
@@ -354,9 +354,9 @@ fn requests_whose_answers_are_not_read_take_no_memory() {
     let watch = Stopwatch::start();
     let sent = stream.write_all(request.repeat(10_000).as_bytes());
     assert_eq!(sent.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    // It is told, and does not have to find out.
-    let told = watch.used();
-    assert!(told < DEADLINES.response * 3 / 2, "{told:?}");
+    // The client gets a reset, and needs no time-out.
+    let waited = watch.used();
+    assert!(waited < DEADLINES.response * 3 / 2, "{waited:?}");
     let reason = lost(&daemon, &client);
     assert_eq!(reason, "the answer was not taken: the client was too slow");
     let log = daemon.log();

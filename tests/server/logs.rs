@@ -23,12 +23,12 @@ const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 /// The time without an answer after which the log is full.
 const STALL: Duration = Duration::from_secs(1);
 
-/// So many requests were answered, says the log.
+/// Asserts that the log counts this many answered requests.
 fn received(log: &str) -> usize {
     log.matches("INFO  Received request to ").count()
 }
 
-/// Asks until an answer does not come in time; returns how many came.
+/// Sends requests until an answer does not arrive in time; returns the number of answers.
 fn ask_until_it_stalls(connection: &mut Conversation) -> usize {
     let field = |name: &str| format!("{name}: {}\r\n", "x".repeat(500));
     let request = format!(
@@ -92,7 +92,7 @@ impl Unheard {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// Reads what is there and what comes, to the end.
+    /// Reads the log to its end.
     fn read(&mut self) -> thread::JoinHandle<String> {
         let mut log = self.log.take().unwrap();
         thread::spawn(move || {
@@ -102,7 +102,7 @@ impl Unheard {
         })
     }
 
-    /// Stops it in order, which takes no longer than it may.
+    /// Stops it with SIGTERM, within the longest stop.
     fn stop(&mut self) -> ExitStatus {
         kill(self.guard(), Signal::SIGTERM).unwrap();
         let watch = Stopwatch::start();
@@ -130,7 +130,7 @@ fn pipe_of(reader: &PipeReader, flags: i32) -> File {
     options.write(true).custom_flags(flags).open(path).unwrap()
 }
 
-/// Leaves no room in a pipe for another line.
+/// Fills a pipe, so that no line fits.
 fn fill(reader: &PipeReader) {
     let mut pipe = pipe_of(reader, O_NONBLOCK);
     for length in [4096, 1] {
@@ -205,7 +205,7 @@ fn while_the_log_is_not_read_no_server_outlives_a_stop() {
             .map(str::len)
             .sum::<usize>()
     };
-    // Room for the lines of the guard, but not for one that the server says before it serves.
+    // Room for the guard's lines, but not for the line that the server logs before it serves.
     let mut room = pipe_of(&reader, 0);
     for page in 1..=16 {
         let length = if page < 16 { 4096 } else { 4096 - first_lines };
