@@ -72,8 +72,8 @@ wait_for() { # WHAT COMMAND…: until the command succeeds
 # --- netns: three network namespaces, inside a user and a process namespace ---
 
 readonly cidrs=10.244.0.0/16,fd00:10:244::/56
-readonly client=192.0.2.2 pod=10.244.0.5 absent=10.244.77.77
-readonly client6=2001:db8:1::2 pod6=fd00:10:244::5 absent6=fd00:10:244:7::7
+readonly client=192.0.2.2 pod=10.244.0.5 unused=10.244.77.77
+readonly client6=2001:db8:1::2 pod6=fd00:10:244::5 unused6=fd00:10:244:7::7
 
 in_namespace() { # NAMESPACE COMMAND…
     case $1 in
@@ -164,9 +164,9 @@ TEXT
 
     step "tproxy-pod answers on port 8180 of the Pod, and of an address that no Pod has."
     echoes "$pod:8180" /hello "$client" 40001
-    echoes "$absent:8180" /nobody "$client" 40002
+    echoes "$unused:8180" /nobody "$client" 40002
     echoes "[$pod6]:8180" /hello "[$client6]" 40003
-    echoes "[$absent6]:8180" /nobody "[$client6]" 40004
+    echoes "[$unused6]:8180" /nobody "[$client6]" 40004
 
     step "The log has a line for each, with the client's real address."
     wait_for "the log has the last line" grep -F "${expected_log[-1]}" "$log"
