@@ -1,5 +1,6 @@
-//! The system calls that neither the standard library nor `nix` wraps as they are needed here, each
-//! alone in a function. The only module with `unsafe`.
+//! System calls that neither the standard library nor `nix` wraps as needed here, each in a function of
+//! its own. It decides nothing: which calls are made, and with what values, is their callers'. The only
+//! module with `unsafe`; the facts come from the man pages that each function names.
 
 #![allow(unsafe_code)]
 
@@ -18,12 +19,12 @@ fn check(result: c_int) -> io::Result<c_int> {
     }
 }
 
-/// socket(2), closed on exec.
+/// socket(2) with `SOCK_CLOEXEC`.
 ///
 /// # Errors
-/// What the kernel answers.
+/// `EPERM`, `EMFILE`, `EAFNOSUPPORT`, `EPROTONOSUPPORT`, or any other error of socket(2).
 pub fn socket(domain: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
-    // SAFETY: no pointers are passed; the result is a new descriptor that nobody else owns.
+    // SAFETY: no pointers are passed; the result is a new descriptor, which nothing else owns.
     unsafe {
         let fd = check(libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol))?;
         Ok(OwnedFd::from_raw_fd(fd))
@@ -33,7 +34,7 @@ pub fn socket(domain: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd
 /// setsockopt(2) with a value of plain data, such as `c_int` or `timeval`.
 ///
 /// # Errors
-/// What the kernel answers.
+/// `EPERM`, `ENOPROTOOPT`, `EINVAL`, or any other error of setsockopt(2).
 pub fn set_option<T: Copy>(
     fd: BorrowedFd<'_>,
     level: c_int,
@@ -54,10 +55,10 @@ pub fn set_option<T: Copy>(
     Ok(())
 }
 
-/// What the kernel knows of a TCP connection (`TCP_INFO`, tcp(7)).
+/// State and counters of a TCP connection (`TCP_INFO`, tcp(7)).
 ///
 /// # Errors
-/// What the kernel answers.
+/// `EBADF`, `EOPNOTSUPP`, or any other error of getsockopt(2).
 pub fn tcp_info(fd: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
     let mut length = mem::size_of::<libc::tcp_info>() as socklen_t;
     // SAFETY: all zeroes is a valid `tcp_info`, of which the kernel writes at most `length` bytes.
@@ -77,7 +78,7 @@ pub fn tcp_info(fd: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
 /// bind(2) to an IP address.
 ///
 /// # Errors
-/// What the kernel answers.
+/// `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES`, or any other error of bind(2).
 pub fn bind(fd: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
     match address {
         SocketAddr::V4(v4) => bind_raw(
@@ -106,11 +107,11 @@ pub fn bind(fd: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// bind(2) of a netlink socket to an address that the kernel chooses: a socket without one gets no
-/// notifications.
+/// bind(2) of a netlink socket to a port that the kernel chooses (netlink(7)): an unbound socket
+/// receives no notifications.
 ///
 /// # Errors
-/// What the kernel answers.
+/// `EADDRINUSE`, `ENOMEM`, or any other error of bind(2).
 pub fn bind_netlink(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: all zeroes is a valid `sockaddr_nl`.
     let mut address: libc::sockaddr_nl = unsafe { mem::zeroed() };
@@ -118,7 +119,7 @@ pub fn bind_netlink(fd: BorrowedFd<'_>) -> io::Result<()> {
     bind_raw(fd, &address)
 }
 
-/// `T` is one of libc's `sockaddr_…` types.
+/// bind(2); `T` is one of libc's `sockaddr_…` types.
 fn bind_raw<T>(fd: BorrowedFd<'_>, address: &T) -> io::Result<()> {
     // SAFETY: the kernel reads `size_of::<T>()` bytes of `address`, which lives across the call.
     unsafe {
@@ -135,16 +136,16 @@ fn bind_raw<T>(fd: BorrowedFd<'_>, address: &T) -> io::Result<()> {
 /// listen(2).
 ///
 /// # Errors
-/// What the kernel answers.
+/// `EADDRINUSE`, or any other error of listen(2).
 pub fn listen(fd: BorrowedFd<'_>, backlog: c_int) -> io::Result<()> {
     // SAFETY: no pointers are passed.
     unsafe { check(libc::listen(fd.as_raw_fd(), backlog)) }.map(drop)
 }
 
-/// send(2), to the kernel if `fd` is a netlink socket.
+/// send(2) of one message.
 ///
 /// # Errors
-/// What the kernel answers.
+/// `EMSGSIZE` if less than all was sent, `EPERM`, `ENOBUFS`, or any other error of send(2).
 pub fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
     // SAFETY: the kernel reads `bytes.len()` bytes of `bytes`.
     let sent = unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
@@ -155,10 +156,11 @@ pub fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// recv(2) of one datagram, without waiting for one; a longer datagram than `buffer` is an error.
+/// recv(2) of one datagram, without blocking (`MSG_DONTWAIT`).
 ///
 /// # Errors
-/// `WouldBlock` if there is none, `EMSGSIZE` if it is too long, or what the kernel answers.
+/// `EAGAIN` if there is none, `EMSGSIZE` if it is longer than `buffer`, `ENOBUFS` if netlink dropped
+/// notifications, or any other error of recv(2).
 pub fn receive<'b>(fd: BorrowedFd<'_>, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
     // SAFETY: the kernel writes at most `buffer.len()` bytes to `buffer`.
@@ -178,11 +180,11 @@ pub fn receive<'b>(fd: BorrowedFd<'_>, buffer: &'b mut [u8]) -> io::Result<&'b [
     }
 }
 
-/// Raises the number of files that this process may open to `wanted`, as far as its hard limit
-/// goes (`RLIMIT_NOFILE`, getrlimit(2)); returns what is allowed then.
+/// Raises the soft limit of open files (`RLIMIT_NOFILE`, getrlimit(2)) to `wanted`, or to the hard limit
+/// if that is lower; returns the limit then.
 ///
 /// # Errors
-/// What the kernel answers.
+/// `EPERM`, or any other error of getrlimit(2) and setrlimit(2).
 pub fn allow_open_files(wanted: u64) -> io::Result<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
@@ -235,11 +237,11 @@ fn release_below_this_frame(low: *mut c_void) {
     }
 }
 
-/// fork(2), which comes before the process starts its first thread.
+/// fork(2) of a process that has one thread.
 ///
 /// # Errors
-/// `EBUSY` if there are other threads: the child would inherit their locks. Or what the kernel
-/// answers.
+/// `EBUSY` if there are other threads: the child would inherit their locks. `EAGAIN`, `ENOMEM`, or an
+/// error of reading /proc/self/status.
 pub fn fork_single_threaded() -> io::Result<ForkResult> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     if !status.lines().any(|line| line == "Threads:\t1") {
@@ -249,12 +251,12 @@ pub fn fork_single_threaded() -> io::Result<ForkResult> {
     unsafe { fork() }.map_err(io::Error::from)
 }
 
-/// Leaves this thread no more than `kept` of its capabilities, a set as `1 << CAP_…`: as effective and
-/// permitted ones; the inheritable set becomes empty, and with it the ambient one (capset(2),
+/// Drops all capabilities of this thread but `kept`, a set of `1 << CAP_…`, from the effective and the
+/// permitted set. The inheritable set becomes empty, and with it the ambient one (capset(2),
 /// capabilities(7)).
 ///
 /// # Errors
-/// `EPERM` if it does not have them all, or what the kernel answers.
+/// `EPERM` if the permitted set lacks one of `kept`.
 pub fn keep_capabilities(kept: u64) -> io::Result<()> {
     /// `struct __user_cap_header_struct` (linux/capability.h)
     #[repr(C)]
@@ -280,16 +282,17 @@ pub fn keep_capabilities(kept: u64) -> io::Result<()> {
         permitted: kept,
         inheritable: 0,
     });
-    // SAFETY: the kernel reads a header and two data structs, of the layout that the version says.
+    // SAFETY: the kernel reads a header and two data structs, which is the layout of version 3.
     let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const data) };
     check(result as c_int).map(drop)
 }
 
-/// Puts this thread, and those that it starts, under a filter of system calls, for good (seccomp(2)).
+/// Installs a filter of system calls for this thread and those that it starts (`SECCOMP_SET_MODE_FILTER`,
+/// seccomp(2)). It cannot be removed.
 ///
 /// # Errors
-/// `EACCES` without no_new_privs, or what the kernel answers.
-pub fn filter_calls(filter: &[libc::sock_filter]) -> io::Result<()> {
+/// `EACCES` without no_new_privs, `EINVAL` if the kernel refuses the filter, or `ENOSYS`.
+pub fn set_seccomp_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: filter.len() as u16,
         filter: filter.as_ptr().cast_mut(),

@@ -1,9 +1,9 @@
-//! Filters of system calls, for seccomp(2): a list of what is allowed. A process that calls anything
-//! else is killed.
+//! Compiles a list of allowed system calls into a filter for seccomp(2). Any other call kills the
+//! process. Which calls are allowed is not decided here.
 //!
-//! A filter is a program that the kernel runs (linux/filter.h, linux/seccomp.h). From Linux 5.11 on it
-//! finds out beforehand which calls a filter allows whatever their arguments are, and does not run it
-//! for them.
+//! A filter is a classic BPF program (linux/filter.h, linux/seccomp.h). Since Linux 5.11 the kernel does
+//! not run it for calls that it allows with any arguments: it finds them at installation
+//! (`seccomp_cache_prepare`, kernel/seccomp.c).
 
 use std::mem::offset_of;
 
@@ -12,26 +12,26 @@ use libc::{c_long, seccomp_data, sock_filter};
 /// A system call that is allowed if all the conditions hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Allowed<'c> {
-    /// Its number, such as `SYS_read`.
+    /// The number of the call, such as `SYS_read`.
     pub call: c_long,
-    /// What its arguments have to be.
+    /// Conditions on its arguments.
     pub conditions: &'c [Condition],
 }
 
-/// What an argument has to be.
+/// A condition on an argument: its bits in `mask` equal `value`.
 #[derive(Clone, Copy, Debug)]
 pub struct Condition {
-    /// Which argument, counted from 0.
+    /// Number of the argument, from 0.
     pub argument: usize,
-    /// The bits that are looked at.
+    /// The bits that are compared.
     pub mask: u64,
-    /// What they have to be.
+    /// Their required value.
     pub value: u64,
 }
 
 impl Condition {
-    /// The argument is `value`.
-    pub const fn is(argument: usize, value: u64) -> Condition {
+    /// The whole argument equals `value`.
+    pub const fn equals(argument: usize, value: u64) -> Condition {
         Condition {
             argument,
             mask: u64::MAX,
@@ -40,7 +40,7 @@ impl Condition {
     }
 }
 
-/// Whose numbers the calls have (`AUDIT_ARCH_…`, linux/audit.h): 64 bits wide, little-endian.
+/// The architecture of the call numbers (`AUDIT_ARCH_…`, linux/audit.h): 64-bit, little-endian
 const ARCHITECTURE: u32 = 0xc000_0000
     | if cfg!(target_arch = "x86_64") {
         libc::EM_X86_64 as u32
@@ -53,11 +53,11 @@ const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
 const COMPARE: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
 const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
 
-/// The filter that allows these calls, and no others.
-pub fn filter(allowed: &[Allowed<'_>]) -> Vec<sock_filter> {
+/// The filter that allows these calls, and kills the process at any other.
+pub fn compile(allowed: &[Allowed<'_>]) -> Vec<sock_filter> {
     let mut filter = vec![
         instruction(LOAD, offset_of!(seccomp_data, arch) as u32),
-        // Over the next instruction if it is equal.
+        // If equal, skips the next instruction.
         sock_filter {
             jt: 1,
             ..instruction(COMPARE, ARCHITECTURE)
@@ -69,7 +69,7 @@ pub fn filter(allowed: &[Allowed<'_>]) -> Vec<sock_filter> {
     filter
 }
 
-/// The part of a filter for one call: what does not compare as it should leads behind it.
+/// The instructions for one call. A comparison that fails jumps behind them, to the next call.
 fn entry(allowed: &Allowed<'_>) -> Vec<sock_filter> {
     let mut entry = vec![
         instruction(LOAD, offset_of!(seccomp_data, nr) as u32),
@@ -77,7 +77,7 @@ fn entry(allowed: &Allowed<'_>) -> Vec<sock_filter> {
     ];
     for condition in allowed.conditions {
         let at = offset_of!(seccomp_data, args) + 8 * condition.argument;
-        // The lower half comes first.
+        // BPF compares 32 bits at once; the lower half comes first (little-endian).
         for shift in [0, 32] {
             let mask = (condition.mask >> shift) as u32;
             if mask != 0 {
@@ -110,7 +110,7 @@ const fn instruction(code: u32, k: u32) -> sock_filter {
 mod tests {
     use super::*;
 
-    /// What a filter decides, by the rules of the kernel (Documentation/networking/filter.rst).
+    /// Runs a filter as the kernel does (Documentation/networking/filter.rst), and returns its action.
     fn decide(filter: &[sock_filter], call: &seccomp_data) -> u32 {
         let words = |at: u32| match at as usize {
             at if at == offset_of!(seccomp_data, nr) => call.nr.cast_unsigned(),
@@ -136,7 +136,7 @@ mod tests {
 
     const HIGH: u64 = 1 << 32;
     const CONDITIONS: [Condition; 2] = [
-        Condition::is(0, HIGH | 5),
+        Condition::equals(0, HIGH | 5),
         Condition {
             argument: 5,
             mask: 4,
@@ -146,7 +146,7 @@ mod tests {
 
     fn is_allowed(arch: u32, nr: c_long, args: [u64; 6]) -> bool {
         let call = |call, conditions| Allowed { call, conditions };
-        let filter = filter(&[call(7, &[]), call(8, &CONDITIONS), call(9, &[])]);
+        let filter = compile(&[call(7, &[]), call(8, &CONDITIONS), call(9, &[])]);
         let data = seccomp_data {
             nr: nr as i32,
             arch,
