@@ -1,4 +1,5 @@
-//! What went wrong in a system call: what was attempted, what the kernel answered, what helps.
+//! The error of a failed request to the kernel: the attempt, its cause, and a hint. Displayed as one line,
+//! such as `add rule fwmark 0x1/0x1 lookup 100: Operation not permitted (CAP_NET_ADMIN is needed)`.
 
 use std::fmt;
 use std::io;
@@ -28,13 +29,13 @@ impl Error {
         Error::new(attempt, io::Error::from_raw_os_error(errno))
     }
 
-    /// Adds what helps, shown in parentheses; a hint that is there already stays.
+    /// Adds a hint, shown in parentheses. The first hint of an error stays.
     pub fn hint(mut self, hint: impl Into<String>) -> Error {
         self.hint.get_or_insert(hint.into());
         self
     }
 
-    /// The kernel's answer, an error number; 0 if it was not the kernel that failed.
+    /// The error number; 0 if the cause is not one of the kernel.
     pub fn errno(&self) -> c_int {
         self.cause.raw_os_error().unwrap_or(0)
     }
@@ -52,7 +53,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// What an error is called (strerror(3)), without the ` (os error NUMBER)` behind it.
+/// The text of an error (strerror(3)), without the ` (os error NUMBER)` that the standard library appends.
 pub fn words(error: &io::Error) -> String {
     let mut text = error.to_string();
     if error.raw_os_error().is_some() {
