@@ -1,5 +1,5 @@
-//! The command line. Everything is checked here, before anything is touched; an error names the
-//! option, the value and what was expected.
+//! The command line: text → checked options. Reads no file and changes nothing. An error names the
+//! option, its value and what was expected.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use crate::selectors::{self, Cidr, Family, Mark, PortRange};
 
-/// What `--help` prints.
+/// The text of `--help`
 pub const HELP: &str = "\
 Answers HTTP sent to any Pod address on a captured port, without touching the Pods.
 
@@ -29,10 +29,10 @@ Exit status: 0 after an orderly stop, 1 for a failure while running, 2 for wrong
 0 if it would work.
 ";
 
-/// What to capture, and how.
+/// The options, with the defaults in place of those that are not given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The port of the transparent listeners on loopback, host order.
+    /// The port of the transparent listeners on loopback, in host order.
     pub port: u16,
     /// The destinations to capture; not empty.
     pub cidrs: Vec<Cidr>,
@@ -44,7 +44,7 @@ pub struct Options {
     pub table: u32,
     /// The script that replaces the bundled one.
     pub rules: Option<PathBuf>,
-    /// How many connections are served at once.
+    /// The most connections that are served at once.
     pub max_connections: usize,
 }
 
@@ -56,19 +56,17 @@ impl Options {
 
     /// The captured CIDRs of one family.
     pub fn cidrs_of(&self, family: Family) -> impl Iterator<Item = Cidr> {
-        self.cidrs
-            .iter()
-            .copied()
-            .filter(move |cidr| cidr.family() == family)
+        let cidrs = self.cidrs.iter().copied();
+        cidrs.filter(move |cidr| cidr.family() == family)
     }
 }
 
-/// What the command line asks for.
+/// The action that the command line selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Intercept and echo.
+    /// Capture connections and answer them.
     Run(Options),
-    /// Say what this node can do.
+    /// Report what this node can do.
     Check(Options),
     /// Print the script of one family.
     PrintRules(Options, Family),
@@ -78,7 +76,7 @@ pub enum Command {
     Version,
 }
 
-/// Why the command line was refused: a line that names the option, its value and what was expected.
+/// An error of the command line, as one line without the program's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageError(String);
 
@@ -88,12 +86,12 @@ impl fmt::Display for UsageError {
     }
 }
 
-/// Reads the command line, without the program's name.
+/// Parses the command line, without the program's name.
 ///
 /// # Errors
-/// The first option that is unknown, repeated, without a value, or with a wrong one.
+/// The first option that is unknown, repeated, without a value, or with an invalid one.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, UsageError> {
-    let mut given = ParsedOptions::default();
+    let mut parsed = ParsedOptions::default();
     let mut arguments = arguments.into_iter().map(|argument| {
         argument
             .into_string()
@@ -111,11 +109,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
             ("-h" | "--help" | "-V" | "--version" | "--check", Some(value)) => {
                 return Err(UsageError(format!("{name} {value}: expected no value")));
             }
-            ("--check", None) if given.check => {
-                return Err(UsageError(format!("{name}: the option was given before")));
-            }
             ("--check", None) => {
-                given.check = true;
+                if std::mem::replace(&mut parsed.check, true) {
+                    return Err(UsageError(format!("{name}: the option was given before")));
+                }
                 continue;
             }
             _ => {}
@@ -124,12 +121,12 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
             Some(value) => Some(value),
             None => arguments.next().transpose()?,
         };
-        given.set(name, value)?;
+        parsed.set(name, value)?;
     }
-    given.command()
+    parsed.into_command()
 }
 
-/// The values as they were given, each at most once.
+/// The values on the command line; `None` for an option that is not given.
 #[derive(Default)]
 struct ParsedOptions {
     port: Option<u16>,
@@ -146,33 +143,28 @@ struct ParsedOptions {
 impl ParsedOptions {
     fn set(&mut self, name: &str, value: Option<String>) -> Result<(), UsageError> {
         match name {
-            "-p" | "--port" => put(&mut self.port, name, value, |text| number(text, 1..=65535)),
-            "-c" | "--cidr" => put(&mut self.cidrs, name, value, cidrs),
-            "-d" | "--dport" => put(&mut self.dports, name, value, dports),
-            "--mark" => put(&mut self.mark, name, value, mark),
-            "--table" => put(&mut self.table, name, value, table),
-            "--rules" => put(&mut self.rules, name, value, file),
-            "--print-rules" => put(&mut self.print_rules, name, value, family),
-            "--max-connections" => put(&mut self.max_connections, name, value, |text| {
-                number(text, 1..=65535)
-            }),
+            "-p" | "--port" => store(&mut self.port, name, value, up_to_65535),
+            "-c" | "--cidr" => store(&mut self.cidrs, name, value, cidrs),
+            "-d" | "--dport" => store(&mut self.dports, name, value, dports),
+            "--mark" => store(&mut self.mark, name, value, mark),
+            "--table" => store(&mut self.table, name, value, table),
+            "--rules" => store(&mut self.rules, name, value, file),
+            "--print-rules" => store(&mut self.print_rules, name, value, family),
+            "--max-connections" => store(&mut self.max_connections, name, value, up_to_65535),
             _ if name.starts_with('-') => Err(UsageError(format!("{name}: unknown option"))),
             _ => Err(UsageError(format!("{name}: unexpected argument"))),
         }
     }
 
-    fn command(self) -> Result<Command, UsageError> {
+    fn into_command(self) -> Result<Command, UsageError> {
         let options = Options {
             port: self.port.unwrap_or(1),
             cidrs: self
                 .cidrs
                 .map_or_else(|| cidrs("10.244.0.0/16").map_err(UsageError), Ok)?,
-            dports: self.dports.unwrap_or_else(|| {
-                vec![PortRange {
-                    low: 8180,
-                    high: 8180,
-                }]
-            }),
+            dports: self
+                .dports
+                .map_or_else(|| dports("8180").map_err(UsageError), Ok)?,
             mark: self.mark.unwrap_or(Mark { value: 1, mask: 1 }),
             table: self.table.unwrap_or(100),
             rules: self.rules,
@@ -180,48 +172,45 @@ impl ParsedOptions {
         };
         match self.print_rules {
             None if self.check => Ok(Command::Check(options)),
+            None => Ok(Command::Run(options)),
             Some(_) if self.check => Err(UsageError(
                 "--check: expected no --print-rules beside it".to_owned(),
             )),
-            None => Ok(Command::Run(options)),
-            Some(family) if options.cidrs_of(family).next().is_some() => {
-                Ok(Command::PrintRules(options, family))
-            }
-            Some(family) => Err(UsageError(format!(
+            Some(family) if options.cidrs_of(family).next().is_none() => Err(UsageError(format!(
                 "--print-rules: expected a captured {family} block in --cidr {}",
                 selectors::join(&options.cidrs)
             ))),
+            Some(family) => Ok(Command::PrintRules(options, family)),
         }
     }
 }
 
-/// Reads the value of an option into its slot, which has to be empty.
-fn put<T>(
+/// Parses the value of an option, and stores it where none was stored before.
+fn store<T>(
     slot: &mut Option<T>,
     name: &str,
     value: Option<String>,
-    read: impl Fn(&str) -> Result<T, String>,
+    parse: impl Fn(&str) -> Result<T, String>,
 ) -> Result<(), UsageError> {
     let value = value.ok_or_else(|| UsageError(format!("{name}: expected a value")))?;
     let refused = |expected: &str| UsageError(format!("{name} {value}: {expected}"));
-    let read = read(&value).map_err(|expected| refused(&expected))?;
-    match slot.replace(read) {
+    let parsed = parse(&value).map_err(|expected| refused(&expected))?;
+    match slot.replace(parsed) {
         None => Ok(()),
         Some(_) => Err(refused("the option was given before")),
     }
 }
 
-fn number<T: TryFrom<u64>>(text: &str, range: std::ops::RangeInclusive<u64>) -> Result<T, String> {
+fn number<T: TryFrom<u64>>(text: &str, low: u64, high: u64) -> Result<T, String> {
     selectors::number(text)
-        .filter(|number| range.contains(number))
+        .filter(|number| (low..=high).contains(number))
         .and_then(|number| T::try_from(number).ok())
-        .ok_or_else(|| {
-            format!(
-                "expected a number from {} to {}",
-                range.start(),
-                range.end()
-            )
-        })
+        .ok_or_else(|| format!("expected a number from {low} to {high}"))
+}
+
+/// A port, or a count of connections.
+fn up_to_65535<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    number(text, 1, 65535)
 }
 
 fn cidrs(text: &str) -> Result<Vec<Cidr>, String> {
@@ -257,9 +246,10 @@ fn mark(text: &str) -> Result<Mark, String> {
     Ok(mark)
 }
 
-/// `RT_TABLE_DEFAULT`, `RT_TABLE_MAIN` and `RT_TABLE_LOCAL` (linux/rtnetlink.h) are the node's own.
+/// Refuses `RT_TABLE_DEFAULT`, `RT_TABLE_MAIN` and `RT_TABLE_LOCAL` (linux/rtnetlink.h), which the node
+/// itself uses.
 fn table(text: &str) -> Result<u32, String> {
-    match number(text, 1..=u32::MAX.into())? {
+    match number(text, 1, u32::MAX.into())? {
         253..=255 => {
             Err("expected a table other than default, main and local (253 to 255)".to_owned())
         }
@@ -299,19 +289,18 @@ mod tests {
 
     #[test]
     fn the_defaults_are_those_of_the_help_text() {
-        let defaults = options("");
-        let spelled =
-            "-p 1 -c 10.244.0.0/16 -d 8180 --mark 0x1/0x1 --table 100 --max-connections 1024";
-        assert_eq!(defaults, options(spelled));
-        for value in [
-            "[1]",
-            "[10.244.0.0/16]",
-            "[8180]",
-            "[0x1/0x1]",
-            "[100]",
-            "[1024]",
-        ] {
-            assert!(HELP.contains(value), "{value}");
+        let defaults = [
+            ("-p", "1"),
+            ("-c", "10.244.0.0/16"),
+            ("-d", "8180"),
+            ("--mark", "0x1/0x1"),
+            ("--table", "100"),
+            ("--max-connections", "1024"),
+        ];
+        let spelled = defaults.map(|(name, value)| format!("{name} {value}"));
+        assert_eq!(options(""), options(&spelled.join(" ")));
+        for (_, value) in defaults {
+            assert!(HELP.contains(&format!("[{value}]")), "{value}");
         }
     }
 
@@ -321,76 +310,67 @@ mod tests {
         let joined = options("--port=7 --cidr=10.0.0.0/8,fd00::/8 --dport=80,90:99 --rules=a=b");
         assert_eq!(spaced, joined);
         assert_eq!(spaced.rules, Some("a=b".into()));
-        assert_eq!(
-            spaced.families().collect::<Vec<_>>(),
-            [Family::V4, Family::V6]
-        );
+        assert!(spaced.families().eq([Family::V4, Family::V6]));
     }
 
     #[test]
     fn a_wrong_value_is_refused_by_option_value_and_expectation() {
-        let refused =
-            |line: &str, message: &str| assert_eq!(read(line), Err(message.to_owned()), "{line}");
-        refused(
-            "--cidr 10.244.0.0/33",
-            "--cidr 10.244.0.0/33: expected a prefix length from 0 to 32",
-        );
-        refused(
-            "--cidr 10.244.0.1/16",
-            "--cidr 10.244.0.1/16: expected no host bits: 10.244.0.0/16 is the block, \
-             10.244.0.1/32 the single address",
-        );
-        refused("--dport 0", "--dport 0: expected a port from 1 to 65535");
-        refused(
-            "--dport 70000",
-            "--dport 70000: expected a port from 1 to 65535",
-        );
-        refused(
-            "--dport 9000:8000",
-            "--dport 9000:8000: expected the lower port first, as in 8000:9000",
-        );
-        refused(
-            "--dport 0:8000",
-            "--dport 0:8000: expected ports from 1 to 65535",
-        );
-        refused(
-            "--mark 0x2/0x1",
-            "--mark 0x2/0x1: expected a value within its mask",
-        );
-        refused(
-            "--mark 0/0",
-            "--mark 0/0: expected a value that is not 0, which is what other packets carry",
-        );
-        refused("--mark 1", "--mark 1: expected VALUE/MASK, such as 0x1/0x1");
-        refused(
-            "--table 254",
-            "--table 254: expected a table other than default, main and local (253 to 255)",
-        );
-        refused(
-            "--port 65536",
-            "--port 65536: expected a number from 1 to 65535",
-        );
-        refused(
-            "--max-connections 0",
-            "--max-connections 0: expected a number from 1 to 65535",
-        );
-        refused("--print-rules v5", "--print-rules v5: expected v4 or v6");
-        refused(
-            "--print-rules v6",
-            "--print-rules: expected a captured IPv6 block in --cidr 10.244.0.0/16",
-        );
-        refused("--verbose", "--verbose: unknown option");
-        refused("serve", "serve: unexpected argument");
-        refused("--port", "--port: expected a value");
-        refused("-p 1 --port 2", "--port 2: the option was given before");
-        refused("--help=1", "--help 1: expected no value");
-        refused("--check=1", "--check 1: expected no value");
-        refused("--check --check", "--check: the option was given before");
-        refused(
-            "--check --print-rules v4",
-            "--check: expected no --print-rules beside it",
-        );
-        refused("--rules=", "--rules : expected a file");
+        for (line, expected) in [
+            (
+                "--cidr 10.244.0.0/33",
+                "expected a prefix length from 0 to 32",
+            ),
+            (
+                "--cidr 10.244.0.1/16",
+                "expected no host bits: 10.244.0.0/16 is the block, 10.244.0.1/32 the single address",
+            ),
+            ("--dport 0", "expected a port from 1 to 65535"),
+            ("--dport 70000", "expected a port from 1 to 65535"),
+            (
+                "--dport 9000:8000",
+                "expected the lower port first, as in 8000:9000",
+            ),
+            ("--dport 0:8000", "expected ports from 1 to 65535"),
+            ("--mark 0x2/0x1", "expected a value within its mask"),
+            (
+                "--mark 0/0",
+                "expected a value that is not 0, which is what other packets carry",
+            ),
+            ("--mark 1", "expected VALUE/MASK, such as 0x1/0x1"),
+            (
+                "--table 254",
+                "expected a table other than default, main and local (253 to 255)",
+            ),
+            ("--port 65536", "expected a number from 1 to 65535"),
+            ("--max-connections 0", "expected a number from 1 to 65535"),
+            ("--print-rules v5", "expected v4 or v6"),
+            ("--verbose", "unknown option"),
+            ("serve", "unexpected argument"),
+            ("--port", "expected a value"),
+        ] {
+            assert_eq!(read(line), Err(format!("{line}: {expected}")));
+        }
+    }
+
+    #[test]
+    fn options_that_cannot_stand_together_or_with_a_value_are_refused() {
+        for (line, message) in [
+            (
+                "--print-rules v6",
+                "--print-rules: expected a captured IPv6 block in --cidr 10.244.0.0/16",
+            ),
+            ("-p 1 --port 2", "--port 2: the option was given before"),
+            ("--help=1", "--help 1: expected no value"),
+            ("--check=1", "--check 1: expected no value"),
+            ("--check --check", "--check: the option was given before"),
+            (
+                "--check --print-rules v4",
+                "--check: expected no --print-rules beside it",
+            ),
+            ("--rules=", "--rules : expected a file"),
+        ] {
+            assert_eq!(read(line), Err(message.to_owned()), "{line}");
+        }
     }
 
     #[test]
@@ -406,17 +386,13 @@ mod tests {
 
     #[test]
     fn a_check_is_for_the_options_that_stand_beside_it() {
-        let Ok(Command::Check(checked)) = read("--port 7 --check -d 80") else {
-            panic!("refused");
-        };
-        assert_eq!(checked, options("--port 7 -d 80"));
+        let checked = options("--port 7 -d 80");
+        assert_eq!(read("--port 7 --check -d 80"), Ok(Command::Check(checked)));
     }
 
     #[test]
     fn printing_needs_a_captured_block_of_the_family() {
-        let Ok(Command::PrintRules(_, family)) = read("--print-rules v6 -c fd00::/8") else {
-            panic!("refused");
-        };
-        assert_eq!(family, Family::V6);
+        let printed = Command::PrintRules(options("-c fd00::/8"), Family::V6);
+        assert_eq!(read("--print-rules v6 -c fd00::/8"), Ok(printed));
     }
 }
