@@ -1,73 +1,85 @@
-//! How long lost rules and routes wait before they are put back: a moment, so that one command of
-//! somebody's is one loss, and a longer moment if they are removed again and again.
+//! When the reconciler may act, and whether it logs each restore: a debounce after a loss, a minimum
+//! interval between two restores, and the state "contended" while another process removes entries again
+//! and again. Knows no clock: callers pass the time.
 
 use std::time::{Duration, Instant};
 
-/// How many losses are taken for accidents, if none is forgotten meanwhile.
-const ACCIDENTS: u32 = 10;
+/// Debounce: the time between the notification of a loss and the restore. `ip route flush` lists and
+/// deletes until it finds no more routes, and would never end if they came back at once.
+const DEBOUNCE: Duration = Duration::from_millis(10);
 
-/// How long a loss is remembered, one after the other.
-const MEMORY: Duration = Duration::from_secs(1);
+/// The time after a restore in which no notification is read. With [`DEBOUNCE`] that is at most 25
+/// restores a second.
+const PAUSE: Duration = Duration::from_millis(30);
 
-/// How long what follows a loss is awaited: `ip route flush` looks for more until it finds none, and
-/// would fight with us.
-const GATHER: Duration = Duration::from_millis(10);
+/// The most losses in a row that are logged one by one.
+const BURST: u64 = 10;
 
-/// The same while somebody fights.
-const PAUSE: Duration = Duration::from_millis(40);
+/// The time without a loss that ends a row of losses.
+const CALM: Duration = Duration::from_secs(10);
 
-/// Counts losses, and slows down.
+/// Counts losses in a row.
 #[derive(Debug)]
 pub struct Backoff {
-    /// When all losses are forgotten.
-    forgotten: Instant,
-    /// Until when nothing is done: notifications wait in the kernel.
-    pause: Instant,
-    /// How many losses came since there were too many; `None` in peace.
-    fight: Option<u64>,
+    /// Losses in the present row.
+    losses: u64,
+    /// When the row ends, unless another loss comes.
+    calm_at: Instant,
+    /// The end of the present pause.
+    pause_end: Option<Instant>,
 }
 
 impl Backoff {
-    /// The pace of peace.
+    /// Without losses, and not paused.
     pub fn new(now: Instant) -> Backoff {
         Backoff {
-            forgotten: now,
-            pause: now,
-            fight: None,
+            losses: 0,
+            calm_at: now,
+            pause_end: None,
         }
     }
 
-    /// Counts a loss. Whether a fight begins with it.
-    pub fn count(&mut self, now: Instant) -> bool {
-        let longest = now + ACCIDENTS * MEMORY;
-        self.forgotten = longest.min(self.forgotten.max(now) + MEMORY);
-        match &mut self.fight {
-            Some(losses) => *losses += 1,
-            None if self.forgotten == longest => self.fight = Some(0),
-            None => {}
+    /// Counts a loss, and pauses for `DEBOUNCE`. Returns whether contention begins with it.
+    pub fn record_loss(&mut self, now: Instant) -> bool {
+        self.losses += 1;
+        self.calm_at = now + CALM;
+        self.pause_end = Some(now + DEBOUNCE);
+        self.losses == BURST + 1
+    }
+
+    /// Pauses for `PAUSE`.
+    pub fn record_restore(&mut self, now: Instant) {
+        self.pause_end = Some(now + PAUSE);
+    }
+
+    /// Ends the row of losses if there was none for `CALM`. Returns the losses since contention began,
+    /// if it ends with the row.
+    pub fn end_row(&mut self, now: Instant) -> Option<u64> {
+        if now < self.calm_at {
+            return None;
         }
-        self.pause = now + if self.is_fight() { PAUSE } else { GATHER };
-        self.fight == Some(0)
+        std::mem::take(&mut self.losses).checked_sub(BURST + 1)
     }
 
-    /// How many losses a fight had that is over now.
-    pub fn peace(&mut self, now: Instant) -> Option<u64> {
-        self.fight.take_if(|_| now >= self.forgotten)
+    /// Whether there were more than `BURST` losses in a row.
+    pub fn is_contended(&self) -> bool {
+        self.losses > BURST
     }
 
-    /// Whether somebody fights.
-    pub fn is_fight(&self) -> bool {
-        self.fight.is_some()
+    /// When contention ends, unless another loss comes.
+    pub fn contention_end(&self) -> Option<Instant> {
+        self.is_contended().then_some(self.calm_at)
     }
 
-    /// Until when nothing is to be done.
-    pub fn pause(&self) -> Instant {
-        self.pause
+    /// Whether a pause lasts; ends it if its time is over.
+    pub fn is_paused(&mut self, now: Instant) -> bool {
+        self.pause_end = self.pause_end.filter(|end| now < *end);
+        self.pause_end.is_some()
     }
 
-    /// When a fight is over, if there is one and no loss comes.
-    pub fn end_of_fight(&self) -> Option<Instant> {
-        self.fight.map(|_| self.forgotten)
+    /// The end of the present pause, until [`Backoff::is_paused`] has ended it.
+    pub fn pause_end(&self) -> Option<Instant> {
+        self.pause_end
     }
 }
 
@@ -77,48 +89,62 @@ mod tests {
 
     const STEP: Duration = Duration::from_millis(60);
 
-    /// A pace after this many losses, each a step after the other, and the time then.
+    /// After so many losses, a step apart, and the time of the next.
     fn after(losses: u32, step: Duration) -> (Backoff, Instant) {
         let mut now = Instant::now();
-        let mut pace = Backoff::new(now);
+        let mut backoff = Backoff::new(now);
         for _ in 0..losses {
-            pace.count(now);
+            assert_eq!(backoff.end_row(now), None);
+            backoff.record_loss(now);
             now += step;
         }
-        (pace, now)
+        (backoff, now)
     }
 
     #[test]
-    fn ten_losses_wait_for_a_moment_each() {
-        let (pace, now) = after(10, GATHER);
-        assert_eq!((pace.pause(), pace.end_of_fight()), (now, None));
+    fn ten_losses_are_debounced_and_no_contention() {
+        let (backoff, now) = after(10, DEBOUNCE);
+        assert_eq!(
+            (backoff.pause_end(), backoff.contention_end()),
+            (Some(now), None)
+        );
     }
 
     #[test]
-    fn a_loss_every_second_is_no_fight() {
-        let (pace, _) = after(1000, MEMORY);
-        assert!(!pace.is_fight());
+    fn a_loss_every_ten_seconds_is_no_contention() {
+        let (backoff, _) = after(1000, CALM);
+        assert!(!backoff.is_contended());
     }
 
     #[test]
-    fn more_than_ten_begin_one_fight_and_each_is_followed_by_a_pause() {
-        let (mut pace, mut now) = after(10, STEP);
-        let mut begun = 0;
-        for _ in 0..100 {
-            begun += u32::from(pace.count(now));
-            now += PAUSE;
-            assert_eq!(pace.pause(), now);
-        }
+    fn more_than_ten_losses_in_a_row_begin_contention_once() {
+        let (mut backoff, now) = after(10, STEP);
+        let begun: u32 = (0..100).map(|_| u32::from(backoff.record_loss(now))).sum();
         assert_eq!(begun, 1);
     }
 
     #[test]
-    fn a_fight_is_over_when_ten_seconds_brought_no_loss_however_long_it_was() {
-        let (mut pace, last) = after(500, STEP);
-        let end = last - STEP + ACCIDENTS * MEMORY;
-        assert_eq!(pace.end_of_fight(), Some(end));
-        assert_eq!(pace.peace(end - STEP), None);
-        assert_eq!(pace.peace(end), Some(489));
-        assert_eq!((pace.peace(end), pace.end_of_fight()), (None, None));
+    fn two_restores_are_at_least_40_ms_apart() {
+        let (mut backoff, restored) = after(1, DEBOUNCE);
+        backoff.record_restore(restored);
+        let pause_end = backoff.pause_end().unwrap();
+        assert!(backoff.is_paused(pause_end - Duration::from_millis(1)));
+        assert!(!backoff.is_paused(pause_end));
+        backoff.record_loss(pause_end);
+        let interval = Duration::from_millis(40);
+        assert_eq!(backoff.pause_end(), Some(restored + interval));
+    }
+
+    #[test]
+    fn contention_ends_ten_seconds_after_the_last_loss_however_long_it_was() {
+        let (mut backoff, next) = after(500, STEP);
+        let end = next - STEP + CALM;
+        assert_eq!(backoff.contention_end(), Some(end));
+        assert_eq!(backoff.end_row(end - STEP), None);
+        assert_eq!(backoff.end_row(end), Some(489));
+        assert_eq!(
+            (backoff.end_row(end), backoff.contention_end()),
+            (None, None)
+        );
     }
 }

@@ -155,7 +155,7 @@ impl Guard {
     /// How the server ended.
     fn tend(&mut self, until: Option<Instant>) -> Result<Event, Failure> {
         loop {
-            self.keeper.tend();
+            self.keeper.reconcile();
             self.follow_bridges();
             let bridges = self
                 .bridges

@@ -1,4 +1,6 @@
-//! Keeps the mark rule and the AnyIP routes in place: what somebody removes is put back.
+//! Keeps the mark rules and the AnyIP routes in place: restores what another process removes. Which
+//! entries are needed is `routing::policy`'s; that one is lost, `routing::monitor` reads from the
+//! notifications of rtnetlink(7).
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -10,48 +12,48 @@ use crate::guard::backoff::Backoff;
 use crate::routing::monitor::Monitor;
 use crate::routing::policy::Routing;
 
-/// How long what could not be put back waits for the next attempt, whatever happens meanwhile: that it
-/// can be put back now is not always told.
-const RETRY: Duration = Duration::from_secs(1);
+/// Interval at which a failed restore is tried again: not everything that lets it succeed causes a
+/// notification.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The routing, and what becomes of it.
+/// The routing, and what is known of its losses.
 #[derive(Debug)]
 pub struct Reconciler {
     routing: Routing,
-    watch: Monitor,
-    pace: Backoff,
-    /// Something may be missing.
+    monitor: Monitor,
+    backoff: Backoff,
+    /// A rule or route may be missing: restore it after the debounce.
     is_lost: bool,
-    /// Devices or their addresses are others.
+    /// Devices or their addresses have changed.
     have_devices_changed: bool,
-    trouble: Option<Retry>,
+    retry: Option<Retry>,
 }
 
-/// Something could not be put back.
+/// A restore that failed.
 #[derive(Debug)]
 struct Retry {
     reason: String,
-    /// When it is tried again.
-    again: Instant,
+    at: Instant,
 }
 
 impl Reconciler {
-    /// Keeps this routing in place, from when it is installed.
-    pub fn new(routing: Routing, watch: Monitor) -> Reconciler {
+    /// Reconciles this routing. Nothing is installed yet.
+    pub fn new(routing: Routing, monitor: Monitor) -> Reconciler {
         Reconciler {
             routing,
-            watch,
-            pace: Backoff::new(Instant::now()),
+            monitor,
+            backoff: Backoff::new(Instant::now()),
             is_lost: false,
             have_devices_changed: false,
-            trouble: None,
+            retry: None,
         }
     }
 
     /// Installs the routing.
     ///
     /// # Errors
-    /// The first request that the kernel refuses.
+    /// `EEXIST` if a rule or route of another program uses the mark or the table, or the error of the
+    /// first request that the kernel refuses.
     pub fn install(&mut self) -> Result<(), Error> {
         let (added, outcome) = self.routing.install();
         added.iter().for_each(|entry| log::info!("Added {entry}"));
@@ -61,7 +63,7 @@ impl Reconciler {
     /// Removes the routing.
     ///
     /// # Errors
-    /// The first request that the kernel refuses.
+    /// The error of the first request that the kernel refuses.
     pub fn remove(&mut self) -> Result<(), Error> {
         let (removed, outcome) = self.routing.remove();
         removed
@@ -70,76 +72,84 @@ impl Reconciler {
         outcome
     }
 
-    /// What can be read when something has changed; `None` while that has to wait.
+    /// The socket to poll for notifications; `None` during a pause, in which they wait in the kernel.
     pub fn notifications(&self) -> Option<BorrowedFd<'_>> {
-        (Instant::now() >= self.pace.pause()).then(|| self.watch.as_fd())
+        match self.backoff.pause_end() {
+            None => Some(self.monitor.as_fd()),
+            Some(_) => None,
+        }
     }
 
-    /// When [`Reconciler::tend`] has to be called, even if there is nothing to read.
+    /// When [`Reconciler::reconcile`] has to be called, even without a notification.
     pub fn deadline(&self) -> Option<Instant> {
-        let pause = self.pace.pause();
-        let loss = self.is_lost.then_some(pause);
-        let again = self.trouble.as_ref().map(|trouble| trouble.again);
-        let first = [loss, again, self.pace.end_of_fight()];
-        first.into_iter().flatten().min().map(|it| it.max(pause))
+        let retry_at = self.retry.as_ref().map(|retry| retry.at);
+        let unpaused = [retry_at, self.backoff.contention_end()];
+        let pause_end = self.backoff.pause_end();
+        pause_end.or_else(|| unpaused.into_iter().flatten().min())
     }
 
-    /// Whether devices or their addresses are others than when this was asked before.
+    /// Whether devices or their addresses have changed since the last call.
     pub fn have_devices_changed(&mut self) -> bool {
         std::mem::take(&mut self.have_devices_changed)
     }
 
-    /// Looks for losses, and puts back what somebody removed when its time has come.
-    pub fn tend(&mut self) {
+    /// Reads notifications. Restores what was found lost before, or what could not be restored then.
+    pub fn reconcile(&mut self) {
         let now = Instant::now();
-        if now < self.pace.pause() {
+        if self.backoff.is_paused(now) {
             return;
         }
-        let changes = self.watch.changes(&self.routing);
+        if let Some(losses) = self.backoff.end_row(now) {
+            log::info!("Rules and routes are left alone again, after {losses} more changes");
+            self.log_retry(Level::Warn);
+        }
+        let changes = self.monitor.changes(&self.routing);
         self.have_devices_changed |= changes.devices;
-        let is_lost = changes.loss;
-        let is_due = self.trouble.as_ref().is_some_and(|it| now >= it.again);
-        if self.is_lost || (is_due && !is_lost) {
-            self.is_lost = false;
-            self.heal();
-        } else if is_lost {
+        if self.is_lost {
+            self.restore();
+        } else if changes.loss {
             self.is_lost = true;
-            if self.pace.count(now) {
+            if self.backoff.record_loss(now) {
                 log::warn!(
-                    "Rules and routes change again and again: looking after them at most 25 times \
-                     a second, and without a line for each"
+                    "Rules and routes change again and again: restoring them at most 25 times a \
+                     second, and without a line for each"
                 );
             }
-        } else if let Some(losses) = self.pace.peace(now) {
-            log::info!("Rules and routes are left alone again, after {losses} more changes");
-            self.say_trouble(Level::Warn);
+        } else if self.retry.as_ref().is_some_and(|retry| now >= retry.at) {
+            self.restore();
         }
     }
 
-    /// Puts back what is missing. What cannot be put back now, as on a device that is down, is
-    /// tried again after a while, or when it is lost once more.
-    fn heal(&mut self) {
-        let level = match self.pace.is_fight() {
+    /// Adds what is missing. What the kernel refuses, as a route to a device that is down, is tried
+    /// again at the next loss or after [`RETRY_INTERVAL`].
+    fn restore(&mut self) {
+        self.is_lost = false;
+        let level = match self.backoff.is_contended() {
             true => Level::Debug,
             false => Level::Warn,
         };
         let (restored, outcome) = self.routing.restore();
+        let now = Instant::now();
+        self.backoff.record_restore(now);
         for entry in restored {
-            log::log!(level, "Put back {entry}, which somebody removed");
+            log::log!(level, "Restored {entry}, which another process removed");
         }
-        let known = self.trouble.take().map(|trouble| trouble.reason);
+        let known = self.retry.take().map(|retry| retry.reason);
         let reason = outcome.err().map(|error| error.to_string());
-        let is_news = reason != known;
-        let again = Instant::now() + RETRY;
-        self.trouble = reason.map(|reason| Retry { reason, again });
-        if is_news {
-            self.say_trouble(level);
+        let is_new = reason != known;
+        let at = now + RETRY_INTERVAL;
+        self.retry = reason.map(|reason| Retry { reason, at });
+        if is_new {
+            self.log_retry(level);
         }
     }
 
-    fn say_trouble(&self, level: Level) {
-        if let Some(Retry { reason, .. }) = &self.trouble {
-            log::log!(level, "Cannot put back what somebody removed: {reason}");
+    fn log_retry(&self, level: Level) {
+        if let Some(Retry { reason, .. }) = &self.retry {
+            log::log!(
+                level,
+                "Cannot restore what another process removed: {reason}"
+            );
         }
     }
 }

@@ -216,7 +216,7 @@ fn a_rule_that_takes_our_mark_or_table_does_not_keep_ours_from_being_restored() 
         lab.node.run(&format!("ip {theirs}"));
         let before = lab.node.foreign_state();
         lab.node.run(&format!("ip {loss}"));
-        daemon.wait_for(&format!("Put back {back}, which somebody removed"));
+        daemon.wait_for(&format!("Restored {back}, which another process removed"));
         is_captured(&lab, POD);
         assert_eq!(lab.node.foreign_state(), before);
     }

@@ -58,7 +58,7 @@ fn count(daemon: &Daemon, text: &str) -> usize {
 }
 
 fn put_back(entry: &str) -> String {
-    format!("WARN  Put back {entry}, which somebody removed")
+    format!("WARN  Restored {entry}, which another process removed")
 }
 
 /// The processor time of a process so far: utime and stime (proc_pid_stat(5)), in steps of 10 ms.
@@ -104,7 +104,7 @@ fn each_loss_is_restored_and_logged_once() {
     }
     both_families_are_answered(&lab);
     assert_eq!(daemon.stop(), Some(0));
-    assert_eq!(count(&daemon, "Put back"), 10, "{}", daemon.log());
+    assert_eq!(count(&daemon, "Restored"), 10, "{}", daemon.log());
 }
 
 #[test]
@@ -145,7 +145,8 @@ fn routes_that_vanish_with_the_loopback_device_come_back_with_it() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
     lab.node.run("ip link set lo down");
-    let trouble = "Cannot put back what somebody removed: add routes to dev lo: Network is down";
+    let trouble =
+        "Cannot restore what another process removed: add routes to dev lo: Network is down";
     daemon.wait_for(trouble);
     lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
     daemon.wait_for(&put_back(V4_RULE));
@@ -172,7 +173,7 @@ fn ipv6_goes_and_comes(device: &str, restore: impl Fn(&Lab)) {
     let (mut daemon, before) = start(&lab);
     let switch = format!("net.ipv6.conf.{device}.disable_ipv6");
     lab.node.sysctl(&switch, "1");
-    let trouble = "Cannot put back what somebody removed";
+    let trouble = "Cannot restore what another process removed";
     daemon.wait_for(trouble);
     for _ in 0..2 {
         let lines = count(&daemon, &put_back(V4_RULE));
@@ -229,7 +230,7 @@ fn a_route_that_replaced_ours_is_named_once_and_ours_returns_when_it_goes() {
         daemon.wait_for(&put_back(entry));
         is_whole_again(&lab, &before);
         assert_eq!(daemon.stop(), Some(0));
-        assert_eq!(count(&daemon, "Cannot put back"), 1, "{}", daemon.log());
+        assert_eq!(count(&daemon, "Cannot restore"), 1, "{}", daemon.log());
         assert_eq!(lab.remains(), [""; 0]);
     }
 }
@@ -308,7 +309,7 @@ fn what_could_not_be_restored_for_want_of_memory_is_soon() {
     let (mut daemon, before) = start(&lab);
     let without_memory = Strace::failing(daemon.guard(), "sendto", "ENOBUFS");
     lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
-    let trouble = "Cannot put back what somebody removed: ";
+    let trouble = "Cannot restore what another process removed: ";
     daemon.wait_for(trouble);
     drop(without_memory);
     daemon.wait_for(&put_back(V4_RULE));
@@ -393,7 +394,7 @@ fn against_a_rival_it_backs_off_says_so_once_and_wins_in_the_end() {
     assert_eq!(count(&daemon, FIGHT), 1, "{log}");
     let (fought, after) = log.split_once(PEACE).unwrap();
     let (_, fought) = fought.split_once(FIGHT).unwrap();
-    assert!(!fought.contains("Put back"), "{log}");
+    assert!(!fought.contains("Restored"), "{log}");
     assert!(after.contains(&put_back(V4_RULE)), "{log}");
 }
 
