@@ -90,11 +90,11 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
                 signals,
                 server: ServerProcess::new(child, guards_end),
                 table,
-                keeper: Reconciler::new(routing, Monitor::start()?),
-                sockets: SockDiag::new(&options.cidrs, &options.dports)?,
+                reconciler: Reconciler::new(routing, Monitor::start()?),
+                sock_diag: SockDiag::new(&options.cidrs, &options.dports)?,
                 scripts,
-                redirect: BridgeRedirect::new(&options.cidrs, &options.dports),
-                bridges: BridgeMonitor::open()?,
+                bridge_redirect: BridgeRedirect::new(&options.cidrs, &options.dports),
+                bridge_monitor: BridgeMonitor::open()?,
             };
             sandbox::enter_guard(child)?;
             let fault = |error| Error::new("start a thread", error);

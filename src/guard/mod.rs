@@ -1,5 +1,32 @@
-//! The guard: installs the routing and the table once the server is ready, keeps the routing in
-//! place, and undoes everything in the end. It reads nothing that came over the network.
+//! The guard process: installs the routing and the tables once the server is ready, restores what other
+//! processes remove, and undoes everything at the end. It reads nothing that a client sent.
+//!
+//! - `server_process`: the server as the guard's child: ready, requested to stop, ended.
+//! - `reconciler`: keeps the mark rules and routes in place; `backoff` says how soon.
+//!
+//! From SIGTERM to the end of both processes:
+//!
+//! ```text
+//!     guard: Guard::drain                            server: Server::drain (server/mod.rs)
+//!     SIGTERM
+//!      │ rules without the SYN rule                  serves
+//!      │ "Stopping: new connections go to the Pods"
+//!      │ destroys sockets in TIME_WAIT
+//!      │ waits until handshakes have ended [3 s]     accepts those that end
+//!      ├─ shutdown(control, SHUT_WR) ──────────────▶ reads the end of the stream
+//!      │                                              │ responses say "Connection: close"
+//!      │ restores losses meanwhile                    │ none accepted for 300 ms: closes idle connections
+//!      │                                              │ waits until none is open [10 s]
+//!      │                                              │ "Served N requests on M connections"
+//!      ◀── end of the stream ────────────────────────┘ flushes the log, exits with 0
+//!      │ waits until clients have acknowledged everything [3 s more]
+//!      │ destroys the sockets that the server closed
+//!      │ Guard::undo: removes the tables, then mark rules and routes
+//!      ▼ exits with 0
+//! ```
+//!
+//! A server that has not exited after [`LONGEST_STOP`] is killed. If it ends before it was requested to, or
+//! not with status 0, the guard skips the rest of `drain`, undoes everything and exits with 1.
 
 pub mod backoff;
 pub mod reconciler;
@@ -13,120 +40,155 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::WaitStatus;
 
 use crate::error::Error;
 use crate::guard::reconciler::Reconciler;
-use crate::guard::server_process::{Failure, ServerProcess};
-use crate::nftables::bridge::{BridgeRedirect, Bridges};
-use crate::nftables::compile::compile;
+use crate::guard::server_process::{ServerExit, ServerProcess};
+use crate::nftables::bridge::BridgeRedirect;
 use crate::nftables::table::Table;
 use crate::routing::bridges::BridgeMonitor;
 use crate::routing::sock_diag::{SockDiag, States};
 use crate::rules::script::Script;
 use crate::server::GRACE;
 
-/// What ends the guard in order.
-const STOP: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+/// The signals that request an orderly stop.
+const STOP_SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 
-/// How long handshakes are waited for that had begun before the rules changed: a lost packet is
-/// sent again after 1 s, and then after 2 s (RFC 6298, 2.1).
+/// Time that handshakes have to end which began before the SYN rule was removed: a lost packet is
+/// retransmitted after 1 s, and then after 2 s (RFC 6298, 2.1).
 pub const HANDSHAKES: Duration = Duration::from_secs(3);
 
-/// What a stop may take beside waiting for handshakes and for the server's connections: the server
-/// writes the last lines of its log.
+/// Time of a stop beside [`HANDSHAKES`] and [`GRACE`]: the server writes the last lines of its log.
 const MARGIN: Duration = Duration::from_secs(3);
 
-/// How long a stop waits for clients at most. Who stops it, as the kubelet does, should wait longer
-/// before SIGKILL.
+/// The longest time from a stop signal until the guard waits for no client any more. The process that
+/// stops it, such as the kubelet, should wait longer before SIGKILL.
 pub const LONGEST_STOP: Duration = HANDSHAKES.saturating_add(GRACE).saturating_add(MARGIN);
 
-/// How often the kernel is asked for the sockets of connections that end.
-const STEP: Duration = Duration::from_millis(20);
+/// Interval at which the kernel is asked for the sockets of connections that end.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The signals of [`STOP`] as something to wait for. They are blocked before the fork: the server
-/// shall not die of a Ctrl-C that is meant for the guard.
+/// Blocks the stop signals, and returns the descriptor from which they are read. Called before the fork:
+/// the server must not die of a Ctrl-C, which the terminal sends to both.
 ///
 /// # Errors
-/// What the kernel answers.
+/// `EMFILE`, or any other error of signalfd(2).
 pub fn block_signals() -> Result<SignalFd, Error> {
-    let signals: SigSet = STOP.into_iter().collect();
+    let signals: SigSet = STOP_SIGNALS.into_iter().collect();
     let fault = |errno| Error::new("block signals", errno);
     signals.thread_block().map_err(fault)?;
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(fault)
 }
 
-/// All that the guard looks after.
+/// The guard, and what it installs and undoes.
 #[derive(Debug)]
 pub struct Guard {
-    /// What stops it.
+    /// Stop signals.
     pub signals: SignalFd,
-    /// What it intercepts for.
+    /// The server, its child.
     pub server: ServerProcess,
-    /// The table that it owns.
+    /// The nf_tables tables.
     pub table: Table,
-    /// What keeps the mark rule and the AnyIP routes in place.
-    pub keeper: Reconciler,
-    /// What would be left of captured connections.
-    pub sockets: SockDiag,
-    /// The rules.
+    /// The mark rules and AnyIP routes.
+    pub reconciler: Reconciler,
+    /// The kernel's sockets of captured connections.
+    pub sock_diag: SockDiag,
+    /// The rules for `table`.
     pub scripts: Vec<Script>,
-    /// The rules that redirect frames of bridges.
-    pub redirect: BridgeRedirect,
-    /// The bridges.
-    pub bridges: BridgeMonitor,
+    /// The rules for bridges.
+    pub bridge_redirect: BridgeRedirect,
+    /// The bridges that they are for.
+    pub bridge_monitor: BridgeMonitor,
 }
 
-/// What the guard waits for, beside changes of the routing and the end of the server.
+/// Why the guard could not run to an orderly stop.
+#[derive(Debug)]
+pub enum Failure {
+    /// The kernel refused a request.
+    System(Error),
+    /// The server ended before it was requested to, or with an error, which it has logged.
+    Server(ServerExit),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::System(error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::System(error) => error.fmt(f),
+            Failure::Server(exit) => exit.fmt(f),
+        }
+    }
+}
+
+/// A reason to return from [`Guard::watch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
-    Signal,
-    TimedOut,
+    StopSignal,
+    ServerExit(ServerExit),
+    Deadline,
 }
 
-/// What there is to hear. Several things may come at once, and none hides another.
+/// What [`Guard::poll`] found; both may come at once.
 #[derive(Clone, Copy, Debug)]
-struct Events {
+struct Ready {
+    /// A stop signal came. It has been read.
     signal: bool,
-    server: bool,
+    /// The server's control socket is readable.
+    control: bool,
 }
 
 impl Guard {
-    /// Intercepts until a signal or the server's death, and undoes everything.
+    /// Runs until a stop signal or the end of the server, then undoes everything.
     ///
     /// # Errors
-    /// What could not be installed or undone, or how the server died.
+    /// The first request that the kernel refused, or how the server ended.
     pub fn run(mut self) -> Result<(), Failure> {
-        let outcome = match self.server_is_ready() {
+        let outcome = match self.wait_until_ready() {
             Ok(true) => self.intercept(),
             Ok(false) => Ok(()),
             Err(failure) => Err(failure),
         };
         let undone = self.undo().map_err(Failure::from);
-        first(outcome, undone)
+        first_error(outcome, undone)
     }
 
-    /// Waits for the server; `false` if a signal comes first.
-    fn server_is_ready(&mut self) -> Result<bool, Failure> {
+    /// Waits until the server is ready; `false` if a stop signal comes first.
+    fn wait_until_ready(&mut self) -> Result<bool, Failure> {
         loop {
-            // Nothing of ours is there yet that could be lost.
-            let heard = self.wait(None, None)?;
-            if heard.signal {
+            let ready = self.poll(None, None)?;
+            if ready.signal {
                 return Ok(false);
             }
-            if heard.server {
-                return self.server.hear_ready().map(|()| true);
+            if ready.control {
+                return match self.server.read_ready()? {
+                    None => Ok(true),
+                    Some(exit) => Err(Failure::Server(exit)),
+                };
             }
         }
     }
 
+    /// Installs everything, the table last, and runs to the end of the server.
     fn intercept(&mut self) -> Result<(), Failure> {
-        self.keeper.install()?;
-        self.bridges.look()?;
-        let bridge_table = self.redirect.table(&self.known_bridges());
-        let no_bridge = self.table.install(&compile(&self.scripts), &bridge_table)?;
-        self.bridges.are_followed();
-        for table in self.table.installed() {
+        self.reconciler.install()?;
+        self.install_tables()?;
+        let outcome = self.watch_until_signal().and_then(|()| self.drain());
+        self.destroy_sockets(States::CLOSED);
+        outcome
+    }
+
+    fn install_tables(&mut self) -> Result<(), Error> {
+        self.bridge_monitor.look()?;
+        let unlifted =
+            self.table
+                .install(&self.scripts, &self.bridge_redirect, &self.bridge_monitor)?;
+        self.bridge_monitor.are_followed();
+        for table in self.table.layers() {
             match self.table.is_owned() {
                 true => log::info!(
                     "Created table {table}, owned: the kernel removes it with this process"
@@ -139,143 +201,68 @@ impl Guard {
         if let Some(reason) = no_bridge {
             log::warn!("Not capturing between Pods of one bridge: {reason}");
         }
-        let outcome = self.watch_over();
-        self.forget(States::CLOSED);
-        outcome
+        Ok(())
     }
 
-    fn watch_over(&mut self) -> Result<(), Failure> {
-        self.tend(None)?;
-        self.drain()
-    }
-
-    /// Keeps the routing in place until a signal comes, or that moment.
-    ///
-    /// # Errors
-    /// How the server ended.
-    fn tend(&mut self, until: Option<Instant>) -> Result<Event, Failure> {
+    fn watch_until_signal(&mut self) -> Result<(), Failure> {
         loop {
-            self.keeper.reconcile();
-            self.follow_bridges();
-            let bridges = self
-                .bridges
-                .deadline()
-                .filter(|_| self.table.has_bridge_table());
-            let deadlines = [until, self.keeper.deadline(), bridges];
-            let deadline = deadlines.into_iter().flatten().min();
-            let heard = self.wait(self.keeper.notifications(), deadline)?;
-            if heard.server {
-                return Err(self.server.hear_end());
-            }
-            if until.is_some_and(|until| Instant::now() >= until) {
-                return Ok(Event::TimedOut);
-            }
-            if heard.signal {
-                return Ok(Event::Signal);
+            match self.watch(None)? {
+                Event::StopSignal => return Ok(()),
+                Event::ServerExit(exit) => return Err(Failure::Server(exit)),
+                Event::Deadline => {}
             }
         }
     }
 
-    /// The bridges as they were when they were last read.
-    fn known_bridges(&self) -> Bridges {
-        let ports = self.bridges.ports().iter();
-        let neighbours = |family| (family, self.bridges.neighbours(family).clone());
-        Bridges {
-            ports: ports.map(|port| (port.index, port.hardware)).collect(),
-            addresses: self.bridges.own().clone(),
-            neighbours: self.redirect.families().map(neighbours).collect(),
-        }
-    }
-
-    /// Updates the rules that redirect frames, if the bridges have changed.
-    fn follow_bridges(&mut self) {
-        let have_changed = self.keeper.have_devices_changed();
-        if !self.table.has_bridge_table() || !self.bridges.are_due(have_changed) {
-            return;
-        }
-        let followed = self.bridges.look().and_then(|is_behind| match is_behind {
-            true => {
-                let change = self.redirect.changed_bridges(&self.known_bridges());
-                self.table
-                    .update(&compile(&self.scripts), &change)
-                    .map(Some)
-            }
-            false => Ok(None),
-        });
-        match followed {
-            Ok(Some(())) => self.bridges.are_followed(),
-            Ok(None) => {}
-            Err(error) if self.bridges.is_news() => {
-                log::warn!("Cannot follow the bridges: {error}");
-            }
-            Err(_) => {}
-        }
-    }
-
-    /// Waits for a signal, the server, something to read from `notifications`, or the deadline.
-    fn wait(
-        &self,
-        notifications: Option<BorrowedFd<'_>>,
-        deadline: Option<Instant>,
-    ) -> Result<Events, Error> {
-        let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
-        });
-        let (control, signals) = (self.server.control(), self.signals.as_fd());
-        let fds = [control, notifications, Some(signals)];
-        // What is not there to be waited for leaves its place to the signals.
-        let mut fds = fds.map(|fd| PollFd::new(fd.unwrap_or(signals), PollFlags::POLLIN));
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(Error::new("wait for events", errno)),
-        }
-        Ok(Events {
-            server: control.is_some() && fds[0].any() != Some(false),
-            signal: matches!(self.signals.read_signal(), Ok(Some(_))),
-        })
-    }
-
-    /// New connections go to the Pods from here on; those that are open are finished.
+    /// Removes the SYN rule, so that new connections go to the Pods, and waits for the end of those that
+    /// are open.
     fn drain(&mut self) -> Result<(), Failure> {
-        self.scripts = self.scripts.iter().map(Script::draining).collect();
-        self.table
-            .update(&compile(&self.scripts), &self.redirect.draining())?;
+        let draining: Vec<Script> = self.scripts.iter().map(Script::draining).collect();
+        self.table.drain(&draining, &self.bridge_redirect)?;
         log::info!("Stopping: new connections go to the Pods");
         let start = Instant::now();
-        self.forget(States::TIME_WAIT);
-        self.wait_for_end(States::HANDSHAKE, start + HANDSHAKES)?;
-        self.server.finish()?;
+        self.destroy_sockets(States::TIME_WAIT);
+        self.wait_for_sockets(States::HANDSHAKE, start + HANDSHAKES)?;
+        self.server.request_stop()?;
         let deadline = start + LONGEST_STOP;
+        self.wait_for_server(deadline)?;
+        self.wait_for_sockets(States::SENDING, deadline)
+    }
+
+    fn wait_for_server(&mut self, deadline: Instant) -> Result<(), Failure> {
         loop {
-            match self.tend(Some(deadline)) {
-                Err(Failure::Server(WaitStatus::Exited(_, 0))) => break,
-                Err(failure) => return Err(failure),
-                Ok(Event::Signal) => {}
-                Ok(Event::TimedOut) => return Err(self.server.kill()),
+            match self.watch(Some(deadline))? {
+                Event::ServerExit(ServerExit::Status(0)) => return Ok(()),
+                Event::ServerExit(exit) => return Err(Failure::Server(exit)),
+                Event::Deadline => return Err(Failure::Server(self.server.kill()?)),
+                Event::StopSignal => {}
             }
         }
-        self.wait_for_end(States::SENDING, deadline)
     }
 
     /// Waits until no captured connection is in one of these states.
-    fn wait_for_end(&mut self, states: States, deadline: Instant) -> Result<(), Failure> {
+    fn wait_for_sockets(&mut self, states: States, deadline: Instant) -> Result<(), Failure> {
         while Instant::now() < deadline {
-            match self.sockets.exist(states) {
-                Ok(true) => self.tend(Some(deadline.min(Instant::now() + STEP)))?,
+            match self.sock_diag.exist(states) {
+                Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
                     log::warn!("{error}");
                     break;
                 }
-            };
+            }
+            let next = deadline.min(Instant::now() + POLL_INTERVAL);
+            if let Event::ServerExit(exit) = self.watch(Some(next))? {
+                return Err(Failure::Server(exit));
+            }
         }
         Ok(())
     }
 
-    /// Makes the kernel forget connections that would keep clients from reaching the Pods.
-    fn forget(&mut self, states: States) {
-        if let Err(error) = self.sockets.destroy(states) {
+    /// Removes captured connections in these states from the kernel: without the rules, their clients'
+    /// packets would not reach the Pods.
+    fn destroy_sockets(&mut self, states: States) {
+        if let Err(error) = self.sock_diag.destroy(states) {
             log::warn!("{error}");
         }
     }
@@ -290,14 +277,86 @@ impl Guard {
                 log::info!("Removed table {table}");
             }
         }
-        first(removed, self.keeper.remove())
+        first_error(removed, self.reconciler.remove())
+    }
+
+    /// Restores the routing and refreshes the rules for bridges, until an event.
+    fn watch(&mut self, until: Option<Instant>) -> Result<Event, Error> {
+        loop {
+            self.reconciler.reconcile();
+            self.refresh_bridges();
+            let bridges = self.bridge_monitor.deadline();
+            let bridges = bridges.filter(|_| self.table.lifts());
+            let deadlines = [until, self.reconciler.deadline(), bridges];
+            let timeout = deadlines.into_iter().flatten().min();
+            let ready = self.poll(self.reconciler.notifications(), timeout)?;
+            if ready.control {
+                return self.server.read_exit().map(Event::ServerExit);
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Ok(Event::Deadline);
+            }
+            if ready.signal {
+                return Ok(Event::StopSignal);
+            }
+        }
+    }
+
+    /// Replaces the rules for bridges where bridges, their ports or their neighbours have changed.
+    fn refresh_bridges(&mut self) {
+        let have_changed = self.reconciler.have_devices_changed();
+        if !self.table.lifts() || !self.bridge_monitor.are_due(have_changed) {
+            return;
+        }
+        let followed = self
+            .bridge_monitor
+            .look()
+            .and_then(|is_behind| match is_behind {
+                true => self
+                    .table
+                    .follow(&self.bridge_redirect, &self.bridge_monitor)
+                    .map(Some),
+                false => Ok(None),
+            });
+        match followed {
+            Ok(Some(())) => self.bridge_monitor.are_followed(),
+            Ok(None) => {}
+            Err(error) if self.bridge_monitor.is_news() => {
+                log::warn!("Cannot follow the bridges: {error}");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Waits for a stop signal, the server, a notification, or the deadline.
+    fn poll(
+        &self,
+        notifications: Option<BorrowedFd<'_>>,
+        deadline: Option<Instant>,
+    ) -> Result<Ready, Error> {
+        let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
+        });
+        let control = self.server.control();
+        let signals = Some(self.signals.as_fd());
+        let fds = [control, signals, notifications].into_iter().flatten();
+        let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::new("wait for events", errno)),
+        }
+        Ok(Ready {
+            signal: matches!(self.signals.read_signal(), Ok(Some(_))),
+            control: control.is_some() && fds[0].any() != Some(false),
+        })
     }
 }
 
-/// The first failure; if there is a second, it is logged.
-fn first<E: fmt::Display>(earlier: Result<(), E>, later: Result<(), E>) -> Result<(), E> {
-    if let (Err(_), Err(error)) = (&earlier, &later) {
+/// The first of two errors; the second is logged then.
+fn first_error<E: fmt::Display>(first: Result<(), E>, second: Result<(), E>) -> Result<(), E> {
+    if let (Err(_), Err(error)) = (&first, &second) {
         log::error!("{error}");
     }
-    earlier.and(later)
+    first.and(second)
 }

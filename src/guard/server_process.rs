@@ -1,8 +1,11 @@
-//! The server process, as the guard sees it: it says once that it is ready, and then nothing more.
-//! Who has taken it over can neither keep the guard busy nor keep it waiting.
+//! The server process, as the guard sees it. The control socket between them carries one message,
+//! [`READY`], and the end of each direction: the guard shuts its side down to request a stop, the kernel
+//! closes the server's side when the server exits. A server that a client has taken over can neither keep
+//! the guard busy nor block it: more than that message, or a closed socket of a process that does not
+//! exit, gets it killed.
 
 use std::fmt;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -16,45 +19,32 @@ use nix::unistd::Pid;
 use crate::error::Error;
 use crate::server::READY;
 
-/// How long the server takes at most from the end of its work to the end of its process: it writes
-/// the last lines of its log.
-const PARTING: Duration = Duration::from_secs(2);
+/// Time that the server has to exit after it has closed the control socket.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often the kernel is asked whether it has ended.
-const STEP: Duration = Duration::from_millis(2);
+/// Interval at which waitpid(2) asks whether it has exited.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Why the guard ended out of order.
-#[derive(Debug)]
-pub enum Failure {
-    /// The kernel refused something.
-    System(Error),
-    /// The server ended by itself; it has said why, unless a signal killed it.
-    Server(WaitStatus),
-    /// The server said what it never says, and was killed.
-    Breach,
+/// How the server ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerExit {
+    /// It exited with this status; 0 after an orderly stop.
+    Status(i32),
+    /// A signal killed it.
+    Signal(Signal),
+    /// It wrote to the control socket what it must not, and the guard killed it.
+    ProtocolViolation,
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Failure {
-        Failure::System(error)
-    }
-}
-
-impl fmt::Display for Failure {
+impl fmt::Display for ServerExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::System(error) => error.fmt(f),
-            Failure::Server(WaitStatus::Exited(_, status)) => {
-                write!(f, "the server ended with status {status}")
-            }
-            Failure::Server(WaitStatus::Signaled(_, Signal::SIGSYS, _)) => f.write_str(
+            ServerExit::Status(status) => write!(f, "the server ended with status {status}"),
+            ServerExit::Signal(Signal::SIGSYS) => f.write_str(
                 "the server was killed by SIGSYS: it aborted, or made a call that its sandbox forbids",
             ),
-            Failure::Server(WaitStatus::Signaled(_, signal, _)) => {
-                write!(f, "the server was killed by {signal}")
-            }
-            Failure::Server(_) => f.write_str("the server ended"),
-            Failure::Breach => {
+            ServerExit::Signal(signal) => write!(f, "the server was killed by {signal}"),
+            ServerExit::ProtocolViolation => {
                 f.write_str("the server does not behave like itself, and was killed")
             }
         }
@@ -65,99 +55,105 @@ impl fmt::Display for Failure {
 #[derive(Debug)]
 pub struct ServerProcess {
     pid: Pid,
-    /// It says when it is ready, hears when it shall finish, and is closed by its end: then `None`.
-    control: Option<UnixStream>,
+    control: UnixStream,
+    is_running: bool,
 }
 
 impl ServerProcess {
-    /// The process `pid`, which has the other end of `control`.
+    /// The child `pid`, which has the other end of `control`.
     pub fn new(pid: Pid, control: UnixStream) -> ServerProcess {
         ServerProcess {
             pid,
-            control: Some(control),
+            control,
+            is_running: true,
         }
     }
 
-    /// What can be read when it has something to say, or has ended.
+    /// The control socket, to poll for input; `None` once the server has ended.
     pub fn control(&self) -> Option<BorrowedFd<'_>> {
-        self.control.as_ref().map(AsFd::as_fd)
+        self.is_running.then(|| self.control.as_fd())
     }
 
-    /// Reads that it is ready.
+    /// Reads from the control socket that the server is ready: `None`, or how it has ended instead.
     ///
     /// # Errors
-    /// How it has ended.
-    pub fn hear_ready(&mut self) -> Result<(), Failure> {
+    /// `ECHILD`, or any other error of waitpid(2).
+    pub fn read_ready(&mut self) -> Result<Option<ServerExit>, Error> {
         match self.read().as_slice() {
-            READY => Ok(()),
-            [] => Err(self.end()),
-            _ => Err(self.breach()),
+            READY => Ok(None),
+            [] => self.wait_for_exit().map(Some),
+            _ => self.kill_for_violation().map(Some),
         }
     }
 
-    /// Reads that it has ended, and how.
-    pub fn hear_end(&mut self) -> Failure {
-        match self.read().is_empty() {
-            true => self.end(),
-            false => self.breach(),
-        }
-    }
-
-    /// Tells it to finish what it has.
+    /// Reads from the control socket that the server has ended, and returns how.
     ///
     /// # Errors
-    /// What the kernel answers.
-    pub fn finish(&self) -> Result<(), Error> {
-        let shutdown = |control: &UnixStream| control.shutdown(Shutdown::Write);
-        let told = self.control.as_ref().map_or(Ok(()), shutdown);
-        told.map_err(|error| Error::new("tell the server to finish", error))
+    /// `ECHILD`, or any other error of waitpid(2).
+    pub fn read_exit(&mut self) -> Result<ServerExit, Error> {
+        match self.read().is_empty() {
+            true => self.wait_for_exit(),
+            false => self.kill_for_violation(),
+        }
     }
 
-    /// Kills it, because it does not end.
-    pub fn kill(&mut self) -> Failure {
+    /// Requests the server to finish its connections and exit.
+    ///
+    /// # Errors
+    /// Any error of shutdown(2).
+    pub fn request_stop(&self) -> Result<(), Error> {
+        let shut_down = self.control.shutdown(Shutdown::Write);
+        shut_down.map_err(|error| Error::new("tell the server to finish", error))
+    }
+
+    /// Kills the server because it does not exit.
+    ///
+    /// # Errors
+    /// `ECHILD`, or any other error of waitpid(2).
+    pub fn kill(&mut self) -> Result<ServerExit, Error> {
         log::warn!("The server does not end: killing it");
-        self.reap()
+        self.kill_and_reap()
     }
 
-    /// A few bytes, none when there will be no more.
+    /// At most as many bytes as [`READY`] has; none at the end of the stream, or where it failed.
     fn read(&mut self) -> Vec<u8> {
         let mut bytes = vec![0; READY.len()];
-        let read = self.control.as_mut().map(|it| it.read(&mut bytes));
-        bytes.truncate(read.and_then(Result::ok).unwrap_or(0));
+        let length = self.control.read(&mut bytes).unwrap_or(0);
+        bytes.truncate(length);
         bytes
     }
 
-    fn breach(&mut self) -> Failure {
-        match self.reap() {
-            Failure::Server(_) => Failure::Breach,
-            failure => failure,
-        }
+    fn kill_for_violation(&mut self) -> Result<ServerExit, Error> {
+        self.kill_and_reap()?;
+        Ok(ServerExit::ProtocolViolation)
     }
 
-    /// The control socket closes a moment before the process ends, unless somebody closed it.
-    fn end(&mut self) -> Failure {
-        self.control = None;
-        let deadline = Instant::now() + PARTING;
+    /// The control socket is closed a moment before the process can be waited for.
+    fn wait_for_exit(&mut self) -> Result<ServerExit, Error> {
+        let deadline = Instant::now() + EXIT_TIMEOUT;
         while Instant::now() < deadline {
             match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) => thread::sleep(STEP),
-                waited => return ended(waited),
+                Ok(WaitStatus::StillAlive) => thread::sleep(POLL_INTERVAL),
+                waited => return self.ended(waited),
             }
         }
         self.kill()
     }
 
-    fn reap(&mut self) -> Failure {
-        self.control = None;
-        // It may have ended in this moment.
+    fn kill_and_reap(&mut self) -> Result<ServerExit, Error> {
+        // It may have exited meanwhile: then it is a zombie, and the signal has no effect.
         let _ = kill(self.pid, Signal::SIGKILL);
-        ended(waitpid(self.pid, None))
+        self.ended(waitpid(self.pid, None))
     }
-}
 
-fn ended(waited: nix::Result<WaitStatus>) -> Failure {
-    match waited {
-        Ok(status) => Failure::Server(status),
-        Err(errno) => Error::new("wait for the server", errno).into(),
+    fn ended(&mut self, waited: nix::Result<WaitStatus>) -> Result<ServerExit, Error> {
+        self.is_running = false;
+        let fault = |cause: io::Error| Error::new("wait for the server", cause);
+        match waited {
+            Ok(WaitStatus::Exited(_, status)) => Ok(ServerExit::Status(status)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Ok(ServerExit::Signal(signal)),
+            Ok(_) => Err(fault(io::Error::other("it has not ended"))),
+            Err(errno) => Err(fault(errno.into())),
+        }
     }
 }
