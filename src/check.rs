@@ -1,12 +1,13 @@
-//! `--check`: what this node can do, before anything is installed; a line for each part, and what to
-//! do where one is missing.
+//! `--check`: prints a line for each part that tproxy-pod needs: `ok`, `limited` or `missing`, with what
+//! helps. Installs nothing on the node.
 //!
-//! What the kernel has to have is tried, not guessed from its version: in a network namespace that
-//! goes with the process, or, where none can be made, as far as it leaves nothing behind. What others
-//! have on the node is only looked at.
+//! What the kernel must support is tried, not guessed from its version: in a network namespace of a child
+//! process, or, where none can be created, by transactions that the kernel checks and does not commit
+//! ([`CommitMode::DryRun`]). Tables, rules and routes of other programs are only read.
 
 use std::fmt::Display;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::exit;
 
 use nix::sched::{CloneFlags, unshare};
@@ -25,64 +26,66 @@ use crate::rules::script::Script;
 use crate::server::listener;
 use crate::{sandbox, sys};
 
-/// What has been found.
-#[derive(Clone, Copy, Debug)]
-struct Findings {
-    /// Nothing is missing.
-    works: bool,
+/// The lines printed so far.
+#[derive(Debug, Default)]
+struct Report {
+    is_missing: bool,
 }
 
-impl Findings {
-    fn ok(self, what: impl Display) {
-        line("ok", what);
+impl Report {
+    fn missing(&mut self, error: &Error) {
+        self.is_missing = true;
+        print("missing", error);
     }
 
-    fn limited(self, what: impl Display) {
-        line("limited", what);
-    }
-
-    fn missing(&mut self, what: impl Display) {
-        self.works = false;
-        line("missing", what);
-    }
-
-    /// A part that is there, or an error that says what to do.
-    fn part<T>(&mut self, what: impl Display, tried: Result<T, Error>) -> Option<T> {
+    /// `ok` with the name of the part, or `missing` with the error.
+    fn part<T>(&mut self, name: impl Display, tried: Result<T, Error>) -> Option<T> {
         match tried {
-            Ok(_) => self.ok(what),
+            Ok(_) => ok(name),
             Err(ref error) => self.missing(error),
         }
         tried.ok()
     }
 }
 
-/// A reader that has gone away is no failure of ours: the exit status says it too.
-fn line(verdict: &str, what: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{verdict:<8} {what}");
+fn ok(text: impl Display) {
+    print("ok", text);
 }
 
-/// Says what there is, and whether it would work.
+fn limited(text: impl Display) {
+    print("limited", text);
+}
+
+/// Writes a line to stdout. An error, such as `EPIPE`, is ignored: the exit status tells the result.
+fn print(verdict: &str, text: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{verdict:<8} {text}");
+}
+
+/// Prints the report; returns whether nothing is missing.
 pub fn run(options: &Options, scripts: &[Script]) -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    line("ok", format_args!("Linux {}", release.trim()));
-    let mut findings = Findings { works: true };
-    match apart(options, scripts) {
-        Ok(works) => findings.works = works,
-        Err(error) => findings.missing(error),
+    ok(format_args!("Linux {}", release.trim()));
+    let mut report = Report::default();
+    match check_kernel_in_child(options, scripts) {
+        Ok(has_all) => report.is_missing = !has_all,
+        Err(error) => report.missing(&error),
     }
-    look_at_node(options, &mut findings);
-    look_at_sysctls(findings);
-    findings.works
+    check_node(options, &mut report);
+    check_sysctls();
+    !report.is_missing
 }
 
-/// Tries the kernel's part in a process of its own, which takes its namespace along.
-fn apart(options: &Options, scripts: &[Script]) -> Result<bool, Error> {
+/// Checks the kernel in a child process, whose namespaces end with it; returns whether nothing is missing.
+///
+/// # Errors
+/// `EAGAIN` or `ENOMEM` of fork(2), or the child was killed.
+fn check_kernel_in_child(options: &Options, scripts: &[Script]) -> Result<bool, Error> {
     let fault = |error| Error::new("start a process", error);
     match sys::fork_single_threaded().map_err(fault)? {
         ForkResult::Child => {
-            let mut findings = Findings { works: true };
-            try_kernel(options, scripts, &mut findings);
-            exit(i32::from(!findings.works));
+            let mut report = Report::default();
+            check_kernel(options, scripts, &mut report);
+            exit(i32::from(report.is_missing));
         }
         ForkResult::Parent { child } => match waitpid(child, None) {
             Ok(WaitStatus::Exited(_, status)) => Ok(status == 0),
@@ -94,58 +97,60 @@ fn apart(options: &Options, scripts: &[Script]) -> Result<bool, Error> {
     }
 }
 
-/// A network namespace of this process's own: of root's, where it is, because others may not have long
-/// transactions.
-fn leave() -> Result<(), Error> {
+/// Moves this process to a new network namespace: in the present user namespace if that is allowed,
+/// because the size of nf_tables transactions is limited in others.
+///
+/// # Errors
+/// `EPERM`, `ENOSPC`, or any other error of unshare(2), or of setting up `lo`.
+fn enter_new_namespace() -> Result<(), Error> {
     let enter = |flags| unshare(flags).map_err(|errno| Error::new("make a namespace", errno));
     let network = CloneFlags::CLONE_NEWNET;
-    let of_root = enter(network).and_then(|()| raise_loopback());
-    of_root.or_else(|_| {
+    let privileged = enter(network).and_then(|()| raise_loopback());
+    privileged.or_else(|_| {
         enter(network | CloneFlags::CLONE_NEWUSER)?;
         raise_loopback()
     })
 }
 
-fn try_kernel(options: &Options, scripts: &[Script], findings: &mut Findings) {
-    let left = leave();
-    let mode = match left {
+fn check_kernel(options: &Options, scripts: &[Script], report: &mut Report) {
+    let entered = enter_new_namespace();
+    let mode = match entered {
         Ok(()) => CommitMode::Commit,
         Err(_) => CommitMode::DryRun,
     };
     let claimed = Table::claim(mode, options.families());
-    if let Some(table) = findings.part("nf_tables", claimed) {
-        try_rules(options, scripts, table, findings);
+    if let Some(table) = report.part("nf_tables", claimed) {
+        check_rules(options, scripts, table, report);
     }
-    match left {
-        Err(error) => {
-            findings.limited(format_args!("mark rule and routes were not tried: {error}"))
-        }
+    match entered {
+        Err(error) => limited(format_args!("mark rule and routes were not tried: {error}")),
         Ok(()) => {
             let routing = Routing::new(&options.cidrs, options.mark, options.table);
             let installed = routing.and_then(|mut routing| routing.install().1);
-            findings.part("mark rule and AnyIP routes", installed);
+            report.part("mark rule and AnyIP routes", installed);
         }
     }
-    let sockets = SockDiag::new(&options.cidrs, &options.dports);
-    findings.part("a way to end what is left of connections", sockets);
+    let sock_diag = SockDiag::new(&options.cidrs, &options.dports);
+    report.part("a way to end what is left of connections", sock_diag);
     let confined = sandbox::enter_guard(getpid());
-    findings.part("filters of system calls", confined);
+    report.part("filters of system calls", confined);
 }
 
-fn try_rules(options: &Options, scripts: &[Script], mut table: Table, findings: &mut Findings) {
+fn check_rules(options: &Options, scripts: &[Script], mut table: Table, report: &mut Report) {
     match table.is_owned() {
-        true => findings.ok("tables with an owner: the kernel removes them with the process"),
-        false => findings.limited(
+        true => ok("tables with an owner: the kernel removes them with the process"),
+        false => limited(
             "no tables with an owner, which Linux 5.12 has: SIGKILL would leave them, and others \
              can remove them",
         ),
     }
-    let redirect = BridgeRedirect::new(&options.cidrs, &options.dports);
-    let installed = table.install(&compile(scripts), &redirect.table(&Bridges::default()));
+    let bridge_redirect = BridgeRedirect::new(&options.cidrs, &options.dports);
+    let bridge_table = bridge_redirect.table(&Bridges::default());
+    let installed = table.install(&compile(scripts), &bridge_table);
     let rules = "the rules, with TPROXY and the sockets that own packets";
-    match findings.part(rules, installed) {
-        Some(None) => findings.ok("Pods of one bridge are captured"),
-        Some(Some(reason)) => findings.limited(format_args!(
+    match report.part(rules, installed) {
+        Some(None) => ok("Pods of one bridge are captured"),
+        Some(Some(reason)) => limited(format_args!(
             "Pods of one bridge are not captured, and with bridge-nf-call-iptables=1 they time out \
              at captured addresses beyond it: {reason}"
         )),
@@ -153,24 +158,25 @@ fn try_rules(options: &Options, scripts: &[Script], mut table: Table, findings: 
     }
 }
 
-/// What the process may do here, and what others have.
-fn look_at_node(options: &Options, findings: &mut Findings) {
+/// Checks what depends on the node: the listeners' addresses, and tables, rules and routes of other
+/// programs.
+fn check_node(options: &Options, report: &mut Report) {
     for family in options.families() {
-        let address = std::net::SocketAddr::new(family.loopback(), options.port);
+        let address = SocketAddr::new(family.loopback(), options.port);
         let bound = listener::bind(family, options.port);
-        findings.part(format_args!("transparent listener at {address}"), bound);
+        report.part(format_args!("transparent listener at {address}"), bound);
     }
     let claimed = Table::claim(CommitMode::DryRun, options.families());
-    if let Some(mut table) = findings.part("nobody else owns the tables", claimed) {
+    if let Some(mut table) = report.part("the tables have no other owner", claimed) {
         for table in table.without_owner() {
-            findings.limited(format_args!(
+            limited(format_args!(
                 "there is a table {table} without an owner: it would be replaced"
             ));
         }
     }
     let (mark, table) = (options.mark, options.table);
     let routing = Routing::new(&options.cidrs, mark, table);
-    findings.part(
+    report.part(
         format_args!(
             "no rule or route of others uses mark {mark} or table {table} for something else"
         ),
@@ -178,26 +184,26 @@ fn look_at_node(options: &Options, findings: &mut Findings) {
     );
 }
 
-fn look_at_sysctls(findings: Findings) {
+fn check_sysctls() {
     match sysctl("net.ipv4.tcp_syncookies") {
-        Some(always @ 2..) => findings.limited(format_args!(
+        Some(always @ 2..) => limited(format_args!(
             "net.ipv4.tcp_syncookies is {always}: the Pod refuses what comes behind a cookie; 1 \
              would do"
         )),
-        value => findings.ok(format_args!(
+        value => ok(format_args!(
             "net.ipv4.tcp_syncookies is {}",
             value.unwrap_or(0)
         )),
     }
     match sysctl("net.core.somaxconn") {
-        Some(some @ ..4096) => findings.limited(format_args!(
+        Some(some @ ..4096) => limited(format_args!(
             "net.core.somaxconn is {some}: more clients that come at once are refused; 4096 is usual"
         )),
-        value => findings.ok(format_args!("net.core.somaxconn is {}", value.unwrap_or(0))),
+        value => ok(format_args!("net.core.somaxconn is {}", value.unwrap_or(0))),
     }
 }
 
-/// The value; `None` where this kernel has none of that name.
+/// The value of a sysctl; `None` where this kernel does not have it.
 fn sysctl(name: &str) -> Option<u32> {
     let path = format!("/proc/sys/{}", name.replace('.', "/"));
     std::fs::read_to_string(path).ok()?.trim().parse().ok()

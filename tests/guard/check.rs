@@ -60,7 +60,7 @@ fn a_node_that_can_do_it_all_is_told_so() {
         "mark rule and AnyIP routes",
         "transparent listener at 127.0.0.1:1",
         "transparent listener at [::1]:1",
-        "nobody else owns the tables",
+        "the tables have no other owner",
         "uses mark 0x1/0x1 or table 100",
     ] {
         checked.has("ok", part);
