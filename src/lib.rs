@@ -1,6 +1,24 @@
-//! The parts of tproxy-pod. `main.rs` tells how they work together; tests and fuzzers reach them
-//! here. Imports point down: a folder imports those that stand below it, and no two files import
-//! each other.
+//! The library of tproxy-pod: all but the story, which `main.rs` tells. Tests and fuzzers reach the parts
+//! here.
+//!
+//! Imports point down: a room uses those below it, and no two files import each other.
+//!
+//! | room         | what it does                                    | uses                                       |
+//! |--------------|-------------------------------------------------|--------------------------------------------|
+//! | `main.rs`    | starts the two processes                        | all                                        |
+//! | [`check`]    | `--check`: reports what the node can do         | `options`, and the rooms of both processes |
+//! | [`options`]  | command line → checked options                  |                                            |
+//! | [`guard`]    | installs, reconciles, drains, undoes            | `server`, `nftables`, `routing`, `rules`   |
+//! | [`server`]   | accepts and serves connections: threads, limits | `http`, `log`, `sandbox`                   |
+//! | [`http`]     | bytes → request, response → bytes; no socket    | `log`                                      |
+//! | [`nftables`] | typed rules → one nf_tables transaction         | `rules`, `netlink`                         |
+//! | [`routing`]  | mark rules, AnyIP routes, bridges, sockets      | `netlink`                                  |
+//! | [`rules`]    | iptables-restore text → typed rules             | `log`                                      |
+//! | [`netlink`]  | messages, attributes, sockets of any family     |                                            |
+//! | [`log`]      | log lines and their queue                       |                                            |
+//! | [`sandbox`]  | what each process gives up                      |                                            |
+//!
+//! Any of them may use [`selectors`] (CIDRs, ports, marks), [`error`], [`lock`] and [`sys`], the system calls.
 
 pub mod check;
 pub mod options;

@@ -1,10 +1,12 @@
 //! tproxy-pod answers HTTP sent to any Pod address on a captured port, without touching the Pods.
 //!
-//! The options are checked, the script is read, the nf_tables table is claimed, the transparent
-//! listeners are bound; then there are two processes. The server gives up all privilege and answers
-//! requests. The guard, once the server is ready, installs the mark rule, the AnyIP routes and, last,
-//! the rules; it waits for a signal, lets the server finish, and undoes it all in the opposite
-//! order. If the server dies, the guard undoes everything at once.
+//! 1. The options are checked and the rules are parsed; nothing has changed yet.
+//! 2. The nf_tables table is claimed and the transparent listeners are bound.
+//! 3. The process forks. The child, the server, gives up all privilege and answers requests.
+//! 4. The parent, the guard, waits until the server is ready, then installs the AnyIP routes, the mark
+//!    rules and, last, the tables.
+//! 5. At SIGTERM the guard removes the SYN rule, lets the server finish its connections, and undoes the
+//!    rest in the opposite order. If the server dies, it undoes everything at once.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -33,8 +35,8 @@ use tproxy_pod::server::Listeners;
 use tproxy_pod::server::listener;
 use tproxy_pod::{check, rules, sandbox, server, sys};
 
-/// Wrong usage.
-const USAGE: u8 = 2;
+/// Exit status of a wrong command line or script
+const USAGE_STATUS: u8 = 2;
 
 fn main() -> ExitCode {
     match options::parse(std::env::args_os().skip(1)) {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
+/// Parses the rules of all families, and passes them to `act`.
 fn with_scripts(options: &Options, act: fn(&Options, Vec<Script>) -> ExitCode) -> ExitCode {
     match read_scripts(options) {
         Ok(scripts) => act(options, scripts),
@@ -54,7 +57,7 @@ fn with_scripts(options: &Options, act: fn(&Options, Vec<Script>) -> ExitCode) -
     }
 }
 
-/// What this node can do.
+/// `--check`
 fn check(options: &Options, scripts: Vec<Script>) -> ExitCode {
     match check::run(options, &scripts) {
         true => ExitCode::SUCCESS,
@@ -62,33 +65,38 @@ fn check(options: &Options, scripts: Vec<Script>) -> ExitCode {
     }
 }
 
+/// Captures connections until a stop; the last log lines are written then.
 fn run(options: &Options, scripts: Vec<Script>) -> ExitCode {
     logger::start();
-    let status = intercept(options, scripts).unwrap_or_else(|error| fail(&error));
+    let status = start_processes(options, scripts).unwrap_or_else(|error| fail(&error));
     log::logger().flush();
     status
 }
 
-fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error> {
+/// Forks into server and guard, and runs each to its end.
+///
+/// # Errors
+/// The first request that the kernel refused before the guard runs: nothing is installed then.
+fn start_processes(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error> {
     let signals = guard::block_signals()?;
     let table = Table::claim(CommitMode::Commit, options.families())?;
     let listeners = bind(options)?;
     let fault = |error: std::io::Error| Error::new("start the server", error);
-    let (guards_end, servers_end) = UnixStream::pair().map_err(fault)?;
-    let parent = getpid();
+    let (guard_end, server_end) = UnixStream::pair().map_err(fault)?;
+    let guard_pid = getpid();
     match sys::fork_single_threaded().map_err(fault)? {
         ForkResult::Child => {
-            drop((table, signals, guards_end));
+            drop((table, signals, guard_end));
             let limit = options.max_connections;
-            let served = server::run(listeners, servers_end, parent, limit);
+            let served = server::run(listeners, server_end, guard_pid, limit);
             Ok(status(served))
         }
         ForkResult::Parent { child } => {
-            drop((listeners, servers_end));
+            drop((listeners, server_end));
             let routing = Routing::new(&options.cidrs, options.mark, options.table)?;
             let guard = Guard {
                 signals,
-                server: ServerProcess::new(child, guards_end),
+                server: ServerProcess::new(child, guard_end),
                 table,
                 reconciler: Reconciler::new(routing, Monitor::start()?),
                 sock_diag: SockDiag::new(&options.cidrs, &options.dports)?,
@@ -104,8 +112,11 @@ fn intercept(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error>
     }
 }
 
-/// A transparent listener for each family with a captured CIDR, and one at the same address for the
-/// node itself: its probes shall not wait behind clients.
+/// Binds a transparent listener for each family with a captured CIDR, and a direct one at the same address:
+/// probes of the node must not wait behind clients.
+///
+/// # Errors
+/// `EADDRINUSE`, `EPERM`, or any other error of the transparent listener.
 fn bind(options: &Options) -> Result<Listeners, Error> {
     let (mut transparent, mut direct) = (Vec::new(), Vec::new());
     for family in options.families() {
@@ -138,7 +149,7 @@ fn values(options: &Options, family: Family) -> Values {
     }
 }
 
-/// The scripts of all families with a captured CIDR.
+/// The rules of all families with a captured CIDR.
 fn read_scripts(options: &Options) -> Result<Vec<Script>, String> {
     let template = Template::read(options.rules.as_deref())?;
     let load = |family| rules::load(&template, &values(options, family), family);
@@ -148,7 +159,7 @@ fn read_scripts(options: &Options) -> Result<Vec<Script>, String> {
         .collect()
 }
 
-/// The script of one family, as it would be loaded.
+/// `--print-rules`: the script of one family as it would be loaded
 fn print_rules(options: &Options, family: Family) -> ExitCode {
     let loaded = Template::read(options.rules.as_deref())
         .and_then(|template| rules::load(&template, &values(options, family), family));
@@ -158,7 +169,7 @@ fn print_rules(options: &Options, family: Family) -> ExitCode {
     }
 }
 
-/// Writes to stdout; a reader that has gone away is no failure of ours.
+/// Writes to stdout. `EPIPE` is success: the reader has what it wanted.
 fn print(text: &str) -> ExitCode {
     use std::io::{ErrorKind, Write};
     match std::io::stdout().write_all(text.as_bytes()) {
@@ -172,7 +183,7 @@ fn print(text: &str) -> ExitCode {
 
 fn refuse(error: &dyn Display) -> ExitCode {
     eprintln!("tproxy-pod: {error}");
-    ExitCode::from(USAGE)
+    ExitCode::from(USAGE_STATUS)
 }
 
 fn status<E: Display>(outcome: Result<(), E>) -> ExitCode {
