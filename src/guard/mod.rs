@@ -12,14 +12,14 @@
 //!      │ rules without the SYN rule                  serves
 //!      │ "Stopping: new connections go to the Pods"
 //!      │ destroys sockets in TIME_WAIT
-//!      │ waits until handshakes have ended [3 s]     accepts those that end
+//!      │ waits until handshakes have ended [≤ 3 s]   accepts their connections
 //!      ├─ shutdown(control, SHUT_WR) ──────────────▶ reads the end of the stream
 //!      │                                              │ responses say "Connection: close"
 //!      │ restores losses meanwhile                    │ none accepted for 300 ms: closes idle connections
-//!      │                                              │ waits until none is open [10 s]
+//!      │                                              │ waits until none is open [≤ 10 s]
 //!      │                                              │ "Served N requests on M connections"
 //!      ◀── end of the stream ────────────────────────┘ flushes the log, exits with 0
-//!      │ waits until clients have acknowledged everything [3 s more]
+//!      │ waits until all responses are acknowledged [≤ LONGEST_STOP in all]
 //!      │ destroys the sockets that the server closed
 //!      │ Guard::undo: removes the tables, then mark rules and routes
 //!      ▼ exits with 0
@@ -184,7 +184,7 @@ impl Guard {
 
     fn install_tables(&mut self) -> Result<(), Error> {
         self.bridge_monitor.look()?;
-        let unlifted =
+        let not_redirected =
             self.table
                 .install(&self.scripts, &self.bridge_redirect, &self.bridge_monitor)?;
         self.bridge_monitor.are_followed();
@@ -198,7 +198,7 @@ impl Guard {
                 ),
             }
         }
-        if let Some(reason) = no_bridge {
+        if let Some(reason) = not_redirected {
             log::warn!("Not capturing between Pods of one bridge: {reason}");
         }
         Ok(())
@@ -302,30 +302,28 @@ impl Guard {
         }
     }
 
-    /// Replaces the rules for bridges where bridges, their ports or their neighbours have changed.
+    /// Refreshes the rules for bridges when that is due. A failure is logged once, and tried again.
     fn refresh_bridges(&mut self) {
         let have_changed = self.reconciler.have_devices_changed();
         if !self.table.lifts() || !self.bridge_monitor.are_due(have_changed) {
             return;
         }
-        let followed = self
-            .bridge_monitor
-            .look()
-            .and_then(|is_behind| match is_behind {
-                true => self
-                    .table
-                    .follow(&self.bridge_redirect, &self.bridge_monitor)
-                    .map(Some),
-                false => Ok(None),
-            });
-        match followed {
-            Ok(Some(())) => self.bridge_monitor.are_followed(),
-            Ok(None) => {}
-            Err(error) if self.bridge_monitor.is_news() => {
-                log::warn!("Cannot follow the bridges: {error}");
-            }
-            Err(_) => {}
+        if let Err(error) = self.replace_bridge_rules()
+            && self.bridge_monitor.is_news()
+        {
+            log::warn!("Cannot follow the bridges: {error}");
         }
+    }
+
+    /// Replaces the rules for bridges if bridges, their ports or their neighbours have changed.
+    fn replace_bridge_rules(&mut self) -> Result<(), Error> {
+        let is_behind = self.bridge_monitor.look()?;
+        if is_behind {
+            self.table
+                .follow(&self.bridge_redirect, &self.bridge_monitor)?;
+            self.bridge_monitor.are_followed();
+        }
+        Ok(())
     }
 
     /// Waits for a stop signal, the server, a notification, or the deadline.

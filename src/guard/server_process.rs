@@ -45,7 +45,7 @@ impl fmt::Display for ServerExit {
             ),
             ServerExit::Signal(signal) => write!(f, "the server was killed by {signal}"),
             ServerExit::ProtocolViolation => {
-                f.write_str("the server does not behave like itself, and was killed")
+                f.write_str("the server violated the protocol with the guard, and was killed")
             }
         }
     }
@@ -103,7 +103,7 @@ impl ServerProcess {
     /// Any error of shutdown(2).
     pub fn request_stop(&self) -> Result<(), Error> {
         let shut_down = self.control.shutdown(Shutdown::Write);
-        shut_down.map_err(|error| Error::new("tell the server to finish", error))
+        shut_down.map_err(|error| Error::new("request the server to stop", error))
     }
 
     /// Kills the server because it does not exit.

@@ -29,7 +29,7 @@ fn the_servers_death_is_handled_while_a_stop_waits_for_handshakes() {
     assert_eq!(lab.remains(), [""; 0]);
 }
 
-const BREACH: &str = "ERROR the server does not behave like itself, and was killed";
+const BREACH: &str = "ERROR the server violated the protocol with the guard, and was killed";
 
 #[test]
 fn a_server_that_says_more_than_it_should_is_killed() {
