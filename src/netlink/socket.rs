@@ -1,23 +1,25 @@
-//! A netlink socket: requests, their acknowledgements, dumps, and notifications.
+//! A netlink socket: requests with their acknowledgements, dumps, and notifications.
 //!
-//! From netlink(7). The kernel answers a request before `send` returns, so nothing here waits.
+//! The kernel processes a request and queues its reply before sendto(2) returns
+//! (`netlink_unicast_kernel`, net/netlink/af_netlink.c), so no call here blocks. From netlink(7).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use libc::c_int;
 
-use crate::netlink::message::{Message, Received, Refusal, messages, refused};
+use crate::error::Error;
+use crate::netlink::message::{Message, ReceivedMessage, Refusal, messages, read_acknowledgement};
 use crate::sys;
 
-/// The kernel writes datagrams of up to 32 KiB (`netlink_dump`, net/netlink/af_netlink.c).
-const LONGEST_DATAGRAM: usize = 32 * 1024;
+/// Largest datagram that the kernel sends, in bytes (`netlink_dump`, net/netlink/af_netlink.c).
+const MAX_DATAGRAM: usize = 32 * 1024;
 
-/// How many notifications are read at once, at most: while they pour in, other things happen too.
-const AT_ONCE: usize = 500;
+/// Largest number of datagrams that one [`Socket::read_notifications`] reads.
+const MAX_DATAGRAMS_PER_READ: usize = 500;
 
-/// What the send buffer holds in any case (net.core.wmem_default is 208 KiB).
-const SMALL: usize = 64 * 1024;
+/// Largest request that fits the default send buffer, in bytes: net.core.wmem_default is 208 KiB.
+const MAX_DEFAULT_REQUEST: usize = 64 * 1024;
 
 /// A netlink socket.
 #[derive(Debug)]
@@ -28,11 +30,16 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// A socket for requests of a protocol such as `NETLINK_ROUTE`.
+    /// Opens a socket of a protocol such as `NETLINK_ROUTE`.
     ///
     /// # Errors
-    /// What the kernel answers.
-    pub fn open(protocol: c_int) -> io::Result<Socket> {
+    /// `EPROTONOSUPPORT` if the kernel lacks the protocol, `EMFILE`, or any other error of socket(2),
+    /// setsockopt(2) and bind(2).
+    pub fn open(protocol: c_int) -> Result<Socket, Error> {
+        Socket::open_bound(protocol).map_err(|error| Error::new("open a netlink socket", error))
+    }
+
+    fn open_bound(protocol: c_int) -> io::Result<Socket> {
         let fd = sys::socket(libc::AF_NETLINK, libc::SOCK_RAW, protocol)?;
         for option in [
             libc::NETLINK_EXT_ACK,
@@ -45,14 +52,14 @@ impl Socket {
         Ok(Socket {
             fd,
             sequence: 0,
-            buffer: vec![0; LONGEST_DATAGRAM],
+            buffer: vec![0; MAX_DATAGRAM],
         })
     }
 
-    /// Has the notifications of a group, such as `RTNLGRP_IPV4_RULE`, sent to this socket.
+    /// Subscribes to the notifications of a multicast group, such as `RTNLGRP_IPV4_RULE`.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// `EPERM`, `EINVAL` if there is no such group, or any other error of setsockopt(2).
     pub fn subscribe(&self, group: u32) -> io::Result<()> {
         sys::set_option(
             self.fd.as_fd(),
@@ -62,33 +69,41 @@ impl Socket {
         )
     }
 
-    /// Sends messages, one of which asks for an acknowledgement (`NLM_F_ACK`).
+    /// Sends messages, at least one of which has `NLM_F_ACK`, and reads the acknowledgements.
     ///
     /// # Errors
-    /// The first message that the kernel refuses.
+    /// The error number of the first message that the kernel refuses, such as `EPERM`; `EPROTO` if no
+    /// acknowledgement came; any error of sendto(2) and recvfrom(2).
     pub fn request(&mut self, messages: &[Message]) -> Result<(), Refusal> {
         self.exchange(messages, |_| {})
     }
 
-    /// Sends a request with `NLM_F_DUMP`, or with `NLM_F_ACK` for a single answer, and hands every
-    /// message of the answer to `each`.
+    /// Sends a query with `NLM_F_DUMP`, or with `NLM_F_ACK` for a single object, and calls `each` for
+    /// every message of the reply.
     ///
     /// # Errors
-    /// What the kernel answers.
-    pub fn ask(&mut self, message: Message, each: impl FnMut(Received<'_>)) -> Result<(), Refusal> {
+    /// As [`Socket::request`].
+    pub fn query(
+        &mut self,
+        message: Message,
+        each: impl FnMut(ReceivedMessage<'_>),
+    ) -> Result<(), Refusal> {
         self.exchange(&[message], each)
     }
 
-    /// Reads notifications that are there, a few hundred at most, and hands each to `each`.
+    /// Reads pending notifications, of at most `MAX_DATAGRAMS_PER_READ` datagrams, and calls `each`
+    /// for every one.
     ///
     /// # Errors
-    /// `ENOBUFS` if some were lost, or what the kernel answers.
-    pub fn notifications(&mut self, mut each: impl FnMut(Received<'_>)) -> io::Result<()> {
-        for _ in 0..AT_ONCE {
-            match sys::receive(self.fd.as_fd(), &mut self.buffer) {
-                Ok(datagram) => messages(datagram).for_each(&mut each),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
+    /// `ENOBUFS` if notifications were lost, or any other error of recvfrom(2).
+    pub fn read_notifications(
+        &mut self,
+        mut each: impl FnMut(ReceivedMessage<'_>),
+    ) -> io::Result<()> {
+        for _ in 0..MAX_DATAGRAMS_PER_READ {
+            match self.receive()? {
+                Some(datagram) => messages(datagram).for_each(&mut each),
+                None => break,
             }
         }
         Ok(())
@@ -97,53 +112,53 @@ impl Socket {
     fn exchange(
         &mut self,
         requests: &[Message],
-        mut each: impl FnMut(Received<'_>),
+        mut each: impl FnMut(ReceivedMessage<'_>),
     ) -> Result<(), Refusal> {
         let first = self.sequence.wrapping_add(1);
-        let mut bytes = Vec::new();
-        for message in requests {
-            self.sequence = self.sequence.wrapping_add(1);
-            bytes.extend(message.finish(self.sequence));
-        }
-        if bytes.len() > SMALL {
-            // The kernel takes nothing that is longer than the socket's buffer.
-            let room = c_int::try_from(bytes.len() + SMALL).unwrap_or(c_int::MAX);
-            let set = |option| sys::set_option(self.fd.as_fd(), libc::SOL_SOCKET, option, room);
-            // Without privilege over the whole machine there is an upper limit.
-            set(libc::SO_SNDBUFFORCE).or_else(|_| set(libc::SO_SNDBUF))?;
-        }
-        sys::send(self.fd.as_fd(), &bytes)?;
-        let mut refusal = None;
-        let mut acknowledged = false;
-        loop {
-            let datagram = match sys::receive(self.fd.as_fd(), &mut self.buffer) {
-                Ok(datagram) => datagram,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error.into()),
-            };
-            // The rest is what an exchange that failed left unread.
-            let last = self.sequence;
-            let answers = messages(datagram)
+        self.send(requests)?;
+        let last = self.sequence;
+        let mut outcome = None;
+        while let Some(datagram) = self.receive()? {
+            // A failed exchange may have left replies with earlier sequence numbers.
+            let replies = messages(datagram)
                 .filter(|it| it.sequence.wrapping_sub(first) <= last.wrapping_sub(first));
-            for message in answers {
+            for message in replies {
                 match i32::from(message.kind) {
-                    libc::NLMSG_ERROR | libc::NLMSG_DONE => match refused(message, first) {
-                        Some(error) => refusal = refusal.or(Some(error)),
-                        None => acknowledged = true,
-                    },
+                    libc::NLMSG_ERROR | libc::NLMSG_DONE => {
+                        let acknowledgement = read_acknowledgement(message, first);
+                        outcome = Some(outcome.unwrap_or(Ok(())).and(acknowledgement));
+                    }
                     _ => each(message),
                 }
             }
         }
-        match refusal {
-            Some(refusal) => Err(refusal),
-            None if acknowledged => Ok(()),
-            None => Err(Refusal {
-                message: 0,
-                errno: libc::EPROTO,
-                words: None,
-                offset: None,
-            }),
+        outcome.unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::EPROTO).into()))
+    }
+
+    /// Sends all messages in one datagram.
+    fn send(&mut self, requests: &[Message]) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for message in requests {
+            self.sequence = self.sequence.wrapping_add(1);
+            bytes.extend(message.to_bytes(self.sequence));
+        }
+        if bytes.len() > MAX_DEFAULT_REQUEST {
+            // sendto(2) refuses a datagram that is longer than the send buffer (EMSGSIZE).
+            let size = c_int::try_from(bytes.len() + MAX_DEFAULT_REQUEST).unwrap_or(c_int::MAX);
+            let set = |option| sys::set_option(self.fd.as_fd(), libc::SOL_SOCKET, option, size);
+            // SO_SNDBUFFORCE needs CAP_NET_ADMIN in the initial user namespace; net.core.wmem_max
+            // limits SO_SNDBUF.
+            set(libc::SO_SNDBUFFORCE).or_else(|_| set(libc::SO_SNDBUF))?;
+        }
+        sys::send(self.fd.as_fd(), &bytes)
+    }
+
+    /// Receives a datagram; `None` if none is pending.
+    fn receive(&mut self) -> io::Result<Option<&[u8]>> {
+        match sys::receive(self.fd.as_fd(), &mut self.buffer) {
+            Ok(datagram) => Ok(Some(datagram)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }
