@@ -1,67 +1,72 @@
-//! Rules and routes as the kernel lists them. From rtnetlink(7) and linux/fib_rules.h.
+//! Lists the rules and routes in the kernel, and compares them with those that tproxy-pod adds.
+//! Changes nothing. From rtnetlink(7), linux/rtnetlink.h and linux/fib_rules.h.
 
 use std::net::IpAddr;
 
-use super::policy::{
-    Entry, FR_ACT_TO_TBL, FRA_FWMARK, FRA_FWMASK, FRA_IIFNAME, FRA_PRIORITY, FRA_PROTOCOL,
-    FRA_TABLE, LOOPBACK, PROTOCOL,
+use crate::error::Error;
+use crate::netlink::message::{Message, ReceivedMessage, attributes, u32_at};
+use crate::netlink::socket::Socket;
+use crate::routing::entry::{Entry, PROTOCOL, route_header, rule_header};
+use crate::routing::rtnetlink::{
+    self, FIB_RULE_INVERT, FR_ACT_TO_TBL, FRA_DST, FRA_FWMARK, FRA_FWMASK, FRA_IIFNAME,
+    FRA_PRIORITY, FRA_PROTOCOL, FRA_SUPPRESS_IFGROUP, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, LOOPBACK,
+    ROUTE_HEADER,
 };
-use crate::netlink::message::{attributes, u32_at};
 use crate::selectors::{Cidr, Family, Mark};
 
-const FRA_DST: u16 = 1;
-const FRA_SUPPRESS_IFGROUP: u16 = 13;
-const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
-const FIB_RULE_INVERT: u32 = 2;
-
-/// An entry that was found, and whether it is ours.
+/// A rule or route in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstalledEntry {
-    /// What it does, if it is plain.
+    /// The closest [`Entry`]; the same one if `is_exact`.
     pub entry: Entry,
-    /// Where a rule stands among others (`FRA_PRIORITY`).
+    /// The priority of a rule (`FRA_PRIORITY`); 0 for a route.
     pub priority: u32,
-    /// Whether it carries our protocol number.
-    pub ours: bool,
-    /// Whether it is no more than its entry says: a rule may have other conditions, a route may lead
-    /// elsewhere.
-    pub plain: bool,
+    /// Whether tproxy-pod added it: it is exact and has [`PROTOCOL`].
+    pub is_own: bool,
+    /// Whether `entry` describes it completely: a rule has no other condition, a route is local and
+    /// leads to lo.
+    pub is_exact: bool,
 }
 
 impl InstalledEntry {
-    /// Whether it does the work of one of ours, and no later.
-    pub fn serves(&self, wanted: Entry) -> bool {
-        self.plain && self.entry == wanted && self.priority <= wanted.priority()
+    /// Whether it does the same as `expected`, with the same priority or a lower number.
+    pub fn satisfies(&self, expected: Entry) -> bool {
+        self.is_exact && self.entry == expected && self.priority <= expected.priority()
     }
 
-    /// Why one of ours and this one cannot both do their work.
-    pub fn bars(&self, wanted: Entry) -> Option<String> {
-        match (self.entry, wanted) {
-            _ if self.ours => None,
+    /// Why another process's entry and `expected` cannot both have effect; `None` if they can.
+    pub fn conflict_with(&self, expected: Entry) -> Option<String> {
+        if self.is_own {
+            return None;
+        }
+        match (self.entry, expected) {
             (
-                Entry::Rule {
+                Entry::MarkRule {
                     family,
                     mark,
                     table,
                 },
-                Entry::Rule {
-                    family: wanted_family,
-                    mark: wanted_mark,
-                    table: wanted_table,
+                Entry::MarkRule {
+                    family: expected_family,
+                    mark: expected_mark,
+                    table: expected_table,
                 },
-            ) if family == wanted_family && table != wanted_table && overlap(mark, wanted_mark) => {
+            ) if family == expected_family
+                && table != expected_table
+                && overlap(mark, expected_mark) =>
+            {
                 let priority = self.priority;
                 Some(format!(
                     "the rule with priority {priority} uses the mark; see --mark"
                 ))
             }
             (
-                Entry::Route { cidr, table },
-                Entry::Route {
-                    cidr: block,
-                    table: wanted_table,
+                Entry::AnyIpRoute { cidr, table },
+                Entry::AnyIpRoute {
+                    cidr: expected_cidr,
+                    table: expected_table,
                 },
-            ) if !self.plain && table == wanted_table && is_within(cidr, block) => {
+            ) if !self.is_exact && table == expected_table && is_within(cidr, expected_cidr) => {
                 Some(another_route(cidr))
             }
             _ => None,
@@ -69,72 +74,127 @@ impl InstalledEntry {
     }
 }
 
-/// Why a route to `cidr` is in the way.
+/// The reason for a conflict with a route to `cidr`.
 pub fn another_route(cidr: Cidr) -> String {
     format!("the table has another route to {cidr}; see --table")
 }
 
-/// Whether a packet can have both marks by a bit that both ask for.
+/// Whether a mark can match both: the masks share a bit, and the values agree on all shared bits.
 fn overlap(one: Mark, other: Mark) -> bool {
     let common = one.mask & other.mask;
     common != 0 && (one.value ^ other.value) & common == 0
 }
 
-fn is_within(part: Cidr, block: Cidr) -> bool {
-    part.prefix() >= block.prefix() && block.contains(part.network())
+fn is_within(inner: Cidr, outer: Cidr) -> bool {
+    inner.prefix() >= outer.prefix() && outer.contains(inner.network())
 }
 
-/// A rule that asks for a mark. It is plain if it asks for nothing else, and leads to a table.
-pub fn read_rule(family: Family, payload: &[u8]) -> Option<InstalledEntry> {
-    let header: &[u8; 12] = payload.first_chunk()?;
-    let flags = u32_at(payload, 8)?;
-    let mut plain = header[1..4] == [0; 3] && header[7] == FR_ACT_TO_TBL && flags == 0;
+/// Lists the rules with a mark, and the routes of `table` and of the tables to which tproxy-pod's own
+/// rules lead. A dump may miss a rule if another is deleted meanwhile.
+///
+/// # Errors
+/// `EPERM`; for one of `families`, any error of the dump except `ENOENT`.
+pub fn list(
+    socket: &mut Socket,
+    families: &[Family],
+    table: u32,
+) -> Result<Vec<InstalledEntry>, Error> {
+    let mut installed: Vec<InstalledEntry> = Vec::new();
+    for family in Family::ALL {
+        let is_required = families.contains(&family);
+        let query = Message::new(libc::RTM_GETRULE, libc::NLM_F_DUMP, &rule_header(family, 0));
+        dump(socket, query, "list rules", is_required, |reply| {
+            installed.extend(read_rule(reply.payload));
+        })?;
+        let mut tables = vec![table];
+        tables.extend(installed.iter().filter_map(|it| match it.entry {
+            Entry::MarkRule { table, .. } if it.is_own => Some(table),
+            _ => None,
+        }));
+        tables.sort_unstable();
+        tables.dedup();
+        for table in tables {
+            let header = route_header(family, 0, 0, 0, 0);
+            let mut query = Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP, &header);
+            query.put_ne32(libc::RTA_TABLE, table);
+            dump(socket, query, "list routes", is_required, |reply| {
+                installed.extend(read_route(table, reply.payload));
+            })?;
+        }
+    }
+    Ok(installed)
+}
+
+/// Dumps rules or routes. A kernel without the table answers `ENOENT`; one without the family answers
+/// with another error, which is ignored if the family is not required.
+fn dump(
+    socket: &mut Socket,
+    query: Message,
+    attempt: &str,
+    is_required: bool,
+    each: impl FnMut(ReceivedMessage<'_>),
+) -> Result<(), Error> {
+    match socket.query(query, each) {
+        Err(refusal) if refusal.errno == libc::ENOENT => Ok(()),
+        Err(refusal) if !is_required && refusal.errno != libc::EPERM => Ok(()),
+        result => result.map_err(|refusal| rtnetlink::error(attempt, refusal)),
+    }
+}
+
+/// Parses a rule that matches a mark; `None` for any other rule.
+pub fn read_rule(payload: &[u8]) -> Option<InstalledEntry> {
+    let header: &[u8; ROUTE_HEADER] = payload.first_chunk()?;
+    let family = read_family(header)?;
+    let flags = u32_at(header, 8)?;
+    let mut is_exact = header[1..4] == [0; 3] && header[7] == FR_ACT_TO_TBL && flags == 0;
     let mut mark = Mark {
         value: 0,
         mask: u32::MAX,
     };
     let (mut table, mut priority, mut protocol) = (u32::from(header[4]), 0, 0);
-    let mut of_node = false;
-    for (kind, value) in attributes(&payload[12..]) {
+    let mut has_iif_lo = false;
+    for (kind, value) in attributes(&payload[ROUTE_HEADER..]) {
         match (kind, u32_at(value, 0)) {
             (FRA_FWMARK, Some(number)) => mark.value = number,
             (FRA_FWMASK, Some(number)) => mark.mask = number,
             (FRA_TABLE, Some(number)) => table = number,
             (FRA_PRIORITY, Some(number)) => priority = number,
             (FRA_PROTOCOL, _) => protocol = *value.first()?,
-            (FRA_IIFNAME, _) if value == b"lo\0" => of_node = true,
+            (FRA_IIFNAME, _) if value == b"lo\0" => has_iif_lo = true,
             (FRA_SUPPRESS_PREFIXLEN | FRA_SUPPRESS_IFGROUP, Some(u32::MAX)) => {}
-            (FRA_DST.., _) => plain = false,
+            // Any other attribute is a further condition or action.
+            (FRA_DST.., _) => is_exact = false,
             _ => {}
         }
     }
-    let entry = match of_node {
-        true if table == libc::RT_TABLE_MAIN.into() => Entry::Return { family, mark },
-        _ => Entry::Rule {
+    let entry = match has_iif_lo && table == libc::RT_TABLE_MAIN.into() {
+        true => Entry::ReversePathRule { family, mark },
+        false => Entry::MarkRule {
             family,
             mark,
             table,
         },
     };
-    plain &= !of_node || matches!(entry, Entry::Return { .. });
+    is_exact &= !has_iif_lo || matches!(entry, Entry::ReversePathRule { .. });
     (mark.value != 0 && flags & FIB_RULE_INVERT == 0).then_some(InstalledEntry {
         entry,
         priority,
-        ours: plain && protocol == PROTOCOL,
-        plain,
+        is_own: is_exact && protocol == PROTOCOL,
+        is_exact,
     })
 }
 
-/// A route. It is plain if it is an AnyIP route.
-pub fn read_route(family: Family, table: u32, payload: &[u8]) -> Option<InstalledEntry> {
-    let header: &[u8; 12] = payload.first_chunk()?;
+/// Parses a route of `table`; `None` for a route of another table. It is exact if it is an AnyIP route.
+pub fn read_route(table: u32, payload: &[u8]) -> Option<InstalledEntry> {
+    let header: &[u8; ROUTE_HEADER] = payload.first_chunk()?;
+    let family = read_family(header)?;
     let (prefix, protocol, kind) = (header[1], header[5], header[7]);
     let mut network = match family {
         Family::V4 => IpAddr::from([0u8; 4]),
         Family::V6 => IpAddr::from([0u8; 16]),
     };
     let mut device = None;
-    for (kind, value) in attributes(&payload[12..]) {
+    for (kind, value) in attributes(&payload[ROUTE_HEADER..]) {
         match kind {
             libc::RTA_DST if family == Family::V4 => {
                 network = IpAddr::from(*value.first_chunk::<4>()?)
@@ -146,11 +206,17 @@ pub fn read_route(family: Family, table: u32, payload: &[u8]) -> Option<Installe
         }
     }
     let cidr = Cidr::parse_masked(&format!("{network}/{prefix}")).ok()?;
-    let plain = kind == libc::RTN_LOCAL && device == Some(LOOPBACK);
+    let is_exact = kind == libc::RTN_LOCAL && device == Some(LOOPBACK);
     Some(InstalledEntry {
-        entry: Entry::Route { cidr, table },
+        entry: Entry::AnyIpRoute { cidr, table },
         priority: 0,
-        ours: plain && protocol == PROTOCOL,
-        plain,
+        is_own: is_exact && protocol == PROTOCOL,
+        is_exact,
     })
+}
+
+/// The address family, the first byte of the header of a rule or route.
+fn read_family(header: &[u8; ROUTE_HEADER]) -> Option<Family> {
+    let mut families = Family::ALL.into_iter();
+    families.find(|family| header[0] == family.number())
 }

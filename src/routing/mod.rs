@@ -1,10 +1,16 @@
-//! What rtnetlink(7) and sock_diag(7) say, and what is asked of them.
+//! The routing policy, bridges and sockets of the node, read and changed by rtnetlink(7) and
+//! sock_diag(7).
 //!
-//! `policy` installs the mark rules and the AnyIP routes, `installed` reads those that there are, `monitor`
-//! tells of changes; `bridges` lists the node's bridges; `sock_diag` finds and ends sockets.
+//! `rtnetlink` has the constants that the other files share, and `loopback` the state of the device lo.
+//! `entry` describes the rules and routes of tproxy-pod, `installed` lists those in the kernel,
+//! `policy` adds and removes them, and `monitor` reports changes. `bridges` lists the node's bridges;
+//! `sock_diag` finds and destroys sockets of ended connections.
 
 pub mod bridges;
+pub mod entry;
 pub mod installed;
+pub mod loopback;
 pub mod monitor;
 pub mod policy;
+mod rtnetlink;
 pub mod sock_diag;

@@ -1,16 +1,17 @@
-//! Notices that rules, routes or devices have changed, so that what is ours can be put back, and
-//! follows the bridges. From rtnetlink(7).
+//! Reports changes of rules, routes and devices, by rtnetlink notifications. Changes nothing itself:
+//! the guard restores rules and routes, and lists the bridges again. From rtnetlink(7).
 
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::error::Error;
-use crate::netlink::message::{Received, u32_at};
+use crate::netlink::message::{ReceivedMessage, u32_at};
 use crate::netlink::socket::Socket;
-use crate::routing::policy::{IFI_INDEX, LOOPBACK, Routing};
+use crate::routing::policy::Routing;
+use crate::routing::rtnetlink::{IFI_INDEX, LOOPBACK};
 
-/// The notifications that tell of lost rules and routes (linux/rtnetlink.h). The routes of IPv4
-/// vanish with the last address of their device, without a word of their own. That IPv6 is enabled
-/// again on `lo`, its address `::1` tells.
+/// The multicast groups (linux/rtnetlink.h). Those of addresses are among them because the kernel
+/// deletes IPv4 routes with the last address of their device and sends no notification of a route, and
+/// because `::1` returns to lo when IPv6 is enabled on it again.
 const GROUPS: [u32; 7] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_IPV4_IFADDR,
@@ -21,44 +22,43 @@ const GROUPS: [u32; 7] = [
     libc::RTNLGRP_IPV6_RULE,
 ];
 
-/// What has changed.
+/// Changes since the last read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Changes {
-    /// Something that the routing wants may have gone.
+    /// An expected rule or route may be missing.
     pub loss: bool,
-    /// A device or an address of one is another.
+    /// A device other than lo, or one of its addresses, has changed.
     pub devices: bool,
 }
 
-/// Notices changes of rules, routes and devices.
+/// A socket that receives notifications.
 #[derive(Debug)]
 pub struct Monitor {
     socket: Socket,
 }
 
 impl Monitor {
-    /// Starts watching.
+    /// Subscribes to notifications of this network namespace.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// `EMFILE`, or any other error of socket(2) and setsockopt(2).
     pub fn start() -> Result<Monitor, Error> {
-        let fault = |cause: std::io::Error| Error::new("watch rules and routes", cause);
-        let socket = Socket::open(libc::NETLINK_ROUTE).map_err(fault)?;
+        let socket = Socket::open(libc::NETLINK_ROUTE)?;
         GROUPS
             .into_iter()
             .try_for_each(|group| socket.subscribe(group))
-            .map_err(fault)?;
+            .map_err(|error| Error::new("watch rules and routes", error))?;
         Ok(Monitor { socket })
     }
 
-    /// Reads what has changed. There may be more to read then.
+    /// Reads pending notifications; more may be pending afterwards. If some were lost (`ENOBUFS`), or
+    /// reading fails, everything counts as changed.
     pub fn changes(&mut self, routing: &Routing) -> Changes {
         let mut changes = Changes::default();
-        let read = self.socket.notifications(|message| {
-            changes.loss |= concerns(routing, message);
-            changes.devices |= concerns_devices(message);
+        let read = self.socket.read_notifications(|message| {
+            changes.loss |= affects_routing(routing, message);
+            changes.devices |= affects_devices(message);
         });
-        // Notifications that were lost (ENOBUFS) may have been about ours.
         Changes {
             loss: changes.loss || read.is_err(),
             devices: changes.devices || read.is_err(),
@@ -72,26 +72,29 @@ impl AsFd for Monitor {
     }
 }
 
-/// Whether a device or an address of one has changed, other than of `lo`.
-pub fn concerns_devices(message: Received<'_>) -> bool {
-    let is_device = matches!(
-        message.kind,
-        libc::RTM_NEWLINK | libc::RTM_DELLINK | libc::RTM_NEWADDR | libc::RTM_DELADDR
-    );
-    is_device && u32_at(message.payload, IFI_INDEX) != Some(LOOPBACK)
+/// Whether the notification reports a change of a device other than lo, or of its addresses.
+pub fn affects_devices(message: ReceivedMessage<'_>) -> bool {
+    device(message).is_some_and(|index| index != LOOPBACK)
 }
 
-/// Whether a rule like ours is gone, a route in the place of ours is gone or came in by replacing
-/// another, or `lo` or its addresses have changed.
-pub fn concerns(routing: &Routing, message: Received<'_>) -> bool {
-    let replaces = i32::from(message.flags) & libc::NLM_F_REPLACE != 0;
+/// Whether an expected rule or route may be missing: one was deleted, a route was replaced, or lo or
+/// its addresses have changed.
+pub fn affects_routing(routing: &Routing, message: ReceivedMessage<'_>) -> bool {
+    let is_replacement = i32::from(message.flags) & libc::NLM_F_REPLACE != 0;
     match message.kind {
-        libc::RTM_DELRULE => routing.concerns_rule(message.payload),
-        libc::RTM_DELROUTE => routing.concerns_route(message.payload),
-        libc::RTM_NEWROUTE if replaces => routing.concerns_route(message.payload),
+        libc::RTM_DELRULE => routing.expects_rule(message.payload),
+        libc::RTM_DELROUTE => routing.expects_route(message.payload),
+        libc::RTM_NEWROUTE if is_replacement => routing.expects_route(message.payload),
+        _ => device(message) == Some(LOOPBACK),
+    }
+}
+
+/// The device index of a notification about a device or an address.
+fn device(message: ReceivedMessage<'_>) -> Option<u32> {
+    match message.kind {
         libc::RTM_NEWLINK | libc::RTM_DELLINK | libc::RTM_NEWADDR | libc::RTM_DELADDR => {
-            u32_at(message.payload, IFI_INDEX) == Some(LOOPBACK)
+            u32_at(message.payload, IFI_INDEX)
         }
-        _ => false,
+        _ => None,
     }
 }
