@@ -1,9 +1,9 @@
-//! What the kernel keeps of captured connections after they have ended: sockets in TIME_WAIT and
-//! the like, for up to a minute. While the rules stand they do no harm. Without them, the kernel
-//! finds such a socket for every packet between the same two ends and then does not forward it
-//! (`tcp_v4_early_demux`, `ip_forward`): a client that uses its port again would not reach the Pod.
+//! Finds and destroys orphaned sockets of captured connections: those that no process holds, during
+//! the handshake and, in TIME_WAIT and other states, for up to a minute after close(2).
 //!
-//! From sock_diag(7) and linux/inet_diag.h.
+//! When the rules are gone, the kernel still finds such a socket for every packet of its addresses and
+//! ports, and does not forward the packet (`tcp_v4_early_demux`, `ip_forward`): a client that uses its
+//! port again cannot reach the Pod. From sock_diag(7) and linux/inet_diag.h.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,34 +12,36 @@ use crate::netlink::message::{Message, Refusal, u32_at};
 use crate::netlink::socket::Socket;
 use crate::selectors::{self, Cidr, Family, PortRange};
 
-/// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY` (linux/sock_diag.h)
-const BY_FAMILY: u16 = 20;
-const DESTROY: u16 = 21;
+/// Message types (linux/sock_diag.h)
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
 
-/// `sizeof(struct inet_diag_sockid)`: two ports, two addresses of 16 bytes, device, cookie
+/// `sizeof(struct inet_diag_sockid)`, in bytes: two ports, two addresses of 16 bytes, device, cookie
 pub const SOCKET_ID: usize = 48;
 
-/// Where `struct inet_diag_msg` has the inode; its id begins at 4.
-const INODE: usize = 68;
+/// Offset of the id in `struct inet_diag_msg`, in bytes
+const IDIAG_ID: usize = 4;
+/// Offset of the inode in `struct inet_diag_msg`, in bytes
+const IDIAG_INODE: usize = 68;
 
-/// How many sockets one message to the kernel names, at most; each takes 72 bytes.
-const AT_ONCE: usize = 500;
+/// Largest number of sockets in one request, of 72 bytes each.
+const SOCKETS_PER_REQUEST: usize = 500;
 
-/// States of a TCP socket, each `1 << TCP_…` (include/net/tcp_states.h).
+/// A set of TCP states, each a bit `1 << TCP_…` (include/net/tcp_states.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct States(u32);
+pub struct TcpStates(u32);
 
-impl States {
-    /// The last packet of the handshake is still to come, or the first bytes behind it
-    /// (TCP_DEFER_ACCEPT).
-    pub const HANDSHAKE: States = States(1 << 3);
-    /// The program has closed the connection, but the client has not confirmed all that was sent:
-    /// FIN_WAIT1, LAST_ACK, CLOSING.
-    pub const SENDING: States = States(1 << 4 | 1 << 9 | 1 << 11);
-    /// The program has closed the connection: these, FIN_WAIT2 and TIME_WAIT.
-    pub const CLOSED: States = States(States::SENDING.0 | 1 << 5 | 1 << 6);
+impl TcpStates {
+    /// The handshake is not complete or, with TCP_DEFER_ACCEPT, no data has arrived yet.
+    pub const SYN_RECV: TcpStates = TcpStates(1 << 3);
+    /// FIN_WAIT1, LAST_ACK, CLOSING: the process has closed the connection, and the client has not
+    /// acknowledged the FIN.
+    pub const FIN_UNACKNOWLEDGED: TcpStates = TcpStates(1 << 4 | 1 << 9 | 1 << 11);
+    /// The process has closed the connection: `FIN_UNACKNOWLEDGED`, FIN_WAIT2 and TIME_WAIT.
+    pub const CLOSED_LOCALLY: TcpStates =
+        TcpStates(TcpStates::FIN_UNACKNOWLEDGED.0 | 1 << 5 | 1 << 6);
     /// Both sides have closed the connection.
-    pub const TIME_WAIT: States = States(1 << 6);
+    pub const TIME_WAIT: TcpStates = TcpStates(1 << 6);
 }
 
 /// The sockets of captured connections.
@@ -52,20 +54,18 @@ pub struct SockDiag {
 }
 
 impl SockDiag {
-    /// The sockets with a local address and port out of these.
+    /// Selects the sockets whose local address and port are captured.
     ///
     /// # Errors
-    /// What the kernel answers to a new netlink socket.
+    /// `EPROTONOSUPPORT` without `CONFIG_INET_DIAG`, `EMFILE`, or any other error of socket(2).
     pub fn new(cidrs: &[Cidr], ports: &[PortRange]) -> Result<SockDiag, Error> {
-        let socket = Socket::open(libc::NETLINK_SOCK_DIAG).map_err(|error| {
-            let error = Error::new("open a netlink socket", error);
-            match error.errno() {
+        let socket =
+            Socket::open(libc::NETLINK_SOCK_DIAG).map_err(|error| match error.errno() {
                 libc::EPROTONOSUPPORT => {
                     error.hint("the kernel lacks sock_diag: module tcp_diag, CONFIG_INET_DIAG")
                 }
                 _ => error,
-            }
-        })?;
+            })?;
         Ok(SockDiag {
             socket,
             families: selectors::families(cidrs).collect(),
@@ -74,41 +74,42 @@ impl SockDiag {
         })
     }
 
-    /// Whether there are any in these states.
+    /// Whether an orphaned socket is in one of these states.
     ///
     /// # Errors
-    /// What the kernel answers.
-    pub fn exist(&mut self, states: States) -> Result<bool, Error> {
+    /// `ENOENT` without module tcp_diag, or any other error of the dump.
+    pub fn has_any(&mut self, states: TcpStates) -> Result<bool, Error> {
         for family in self.families.clone() {
-            if !self.find(family, states).map_err(explain)?.is_empty() {
+            if !self.find(family, states).map_err(error)?.is_empty() {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Removes those in these states. A client that has not closed its side is sent a reset.
+    /// Destroys the orphaned sockets in these states. The kernel sends a reset to a client that has not
+    /// closed its side.
     ///
     /// # Errors
-    /// What the kernel answers, such as `EOPNOTSUPP` without `CONFIG_INET_DIAG_DESTROY`.
-    pub fn destroy(&mut self, states: States) -> Result<(), Error> {
+    /// `EOPNOTSUPP` without `CONFIG_INET_DIAG_DESTROY`, `EPERM`, or any error of the dump.
+    pub fn destroy(&mut self, states: TcpStates) -> Result<(), Error> {
         let mut outcome = Ok(());
         for family in self.families.clone() {
-            outcome = outcome.and(self.destroy_of(family, states).map_err(explain));
+            outcome = outcome.and(self.destroy_family(family, states).map_err(error));
         }
         outcome
     }
 
-    fn destroy_of(&mut self, family: Family, states: States) -> Result<(), Refusal> {
+    fn destroy_family(&mut self, family: Family, states: TcpStates) -> Result<(), Refusal> {
         let mut outcome = Ok(());
-        for some in self.find(family, states)?.chunks(AT_ONCE) {
-            let mut messages: Vec<Message> = some
+        for ids in self.find(family, states)?.chunks(SOCKETS_PER_REQUEST) {
+            let mut messages: Vec<Message> = ids
                 .iter()
-                .map(|id| request(DESTROY, 0, family, states, id))
+                .map(|id| request(SOCK_DESTROY, 0, family, states, id))
                 .collect();
-            messages.iter_mut().last().map(Message::acknowledge);
+            messages.iter_mut().last().map(Message::request_ack);
             match self.socket.request(&messages) {
-                // It has ended by itself.
+                // The socket has ended since the dump.
                 Err(refusal) if refusal.errno == libc::ENOENT => {}
                 result => outcome = outcome.and(result),
             }
@@ -116,41 +117,37 @@ impl SockDiag {
         outcome
     }
 
-    fn find(&mut self, family: Family, states: States) -> Result<Vec<[u8; SOCKET_ID]>, Refusal> {
-        let mut found = Vec::new();
-        let question = request(BY_FAMILY, libc::NLM_F_DUMP, family, states, &[0; SOCKET_ID]);
-        let SockDiag {
-            socket,
-            cidrs,
-            ports,
-            ..
-        } = self;
-        socket.ask(question, |answer| {
-            found.extend(read_ended(family, answer.payload, cidrs, ports));
+    fn find(&mut self, family: Family, states: TcpStates) -> Result<Vec<[u8; SOCKET_ID]>, Refusal> {
+        let mut ids = Vec::new();
+        let any = [0; SOCKET_ID];
+        let query = request(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, family, states, &any);
+        let (cidrs, ports) = (&self.cidrs, &self.ports);
+        self.socket.query(query, |reply| {
+            ids.extend(read_orphan(family, reply.payload, cidrs, ports));
         })?;
-        Ok(found)
+        Ok(ids)
     }
 }
 
-/// The id of a socket with a local address and port out of these, that no process holds: one that is
-/// held has an inode, and is another program's.
-pub fn read_ended(
+/// Parses a socket (`struct inet_diag_msg`): its id, if its local address and port are captured and it
+/// is orphaned. A socket that a process holds has an inode.
+pub fn read_orphan(
     family: Family,
     payload: &[u8],
     cidrs: &[Cidr],
     ports: &[PortRange],
 ) -> Option<[u8; SOCKET_ID]> {
-    let id = payload.get(4..)?.first_chunk()?;
-    let (address, port) = local_end(family, id)?;
-    let captured = cidrs.iter().any(|cidr| cidr.contains(address))
+    let id = payload.get(IDIAG_ID..)?.first_chunk()?;
+    let (address, port) = local_endpoint(family, id)?;
+    let is_captured = cidrs.iter().any(|cidr| cidr.contains(address))
         && ports
             .iter()
             .any(|ports| (ports.low..=ports.high).contains(&port));
-    (captured && u32_at(payload, INODE) == Some(0)).then_some(*id)
+    (is_captured && u32_at(payload, IDIAG_INODE) == Some(0)).then_some(*id)
 }
 
-/// The address and port that the client connected to: network order, the port first.
-fn local_end(family: Family, id: &[u8; SOCKET_ID]) -> Option<(IpAddr, u16)> {
+/// The local address and port in an id, which has them in network order, the port first.
+fn local_endpoint(family: Family, id: &[u8; SOCKET_ID]) -> Option<(IpAddr, u16)> {
     let address = match family {
         Family::V4 => Ipv4Addr::from(*id.get(4..)?.first_chunk::<4>()?).into(),
         Family::V6 => Ipv6Addr::from(*id.get(4..)?.first_chunk::<16>()?).into(),
@@ -163,7 +160,7 @@ fn request(
     kind: u16,
     flags: libc::c_int,
     family: Family,
-    states: States,
+    states: TcpStates,
     id: &[u8; SOCKET_ID],
 ) -> Message {
     let mut header = [0; 8 + SOCKET_ID];
@@ -174,7 +171,7 @@ fn request(
     Message::new(kind, flags, &header)
 }
 
-fn explain(refusal: Refusal) -> Error {
-    Error::numbered("end what is left of captured connections", refusal.errno)
+fn error(refusal: Refusal) -> Error {
+    Error::numbered("destroy sockets of ended connections", refusal.errno)
         .hint("for a minute, a client that uses its port again may not reach the Pod")
 }
