@@ -20,7 +20,8 @@ use crate::nftables::bridge::{BridgeRedirect, Bridges};
 use crate::nftables::compile::compile;
 use crate::nftables::table::Table;
 use crate::options::Options;
-use crate::routing::policy::{Routing, raise_loopback};
+use crate::routing::loopback;
+use crate::routing::policy::Routing;
 use crate::routing::sock_diag::SockDiag;
 use crate::rules::script::Script;
 use crate::server::listener;
@@ -105,10 +106,10 @@ fn check_kernel_in_child(options: &Options, scripts: &[Script]) -> Result<bool, 
 fn enter_new_namespace() -> Result<(), Error> {
     let enter = |flags| unshare(flags).map_err(|errno| Error::new("make a namespace", errno));
     let network = CloneFlags::CLONE_NEWNET;
-    let privileged = enter(network).and_then(|()| raise_loopback());
+    let privileged = enter(network).and_then(|()| loopback::set_up());
     privileged.or_else(|_| {
         enter(network | CloneFlags::CLONE_NEWUSER)?;
-        raise_loopback()
+        loopback::set_up()
     })
 }
 
@@ -180,7 +181,7 @@ fn check_node(options: &Options, report: &mut Report) {
         format_args!(
             "no rule or route of others uses mark {mark} or table {table} for something else"
         ),
-        routing.and_then(|mut routing| routing.require_room()),
+        routing.and_then(|mut routing| routing.check_conflicts()),
     );
 }
 

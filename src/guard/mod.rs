@@ -44,11 +44,13 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::error::Error;
 use crate::guard::reconciler::Reconciler;
 use crate::guard::server_process::{ServerExit, ServerProcess};
-use crate::nftables::bridge::BridgeRedirect;
+use crate::nftables::bridge::{BridgeRedirect, Bridges};
+use crate::nftables::compile::compile;
 use crate::nftables::table::Table;
 use crate::routing::bridges::BridgeMonitor;
-use crate::routing::sock_diag::{SockDiag, States};
+use crate::routing::sock_diag::{SockDiag, TcpStates};
 use crate::rules::script::Script;
+use crate::selectors::Family;
 use crate::server::GRACE;
 
 /// The signals that request an orderly stop.
@@ -178,17 +180,16 @@ impl Guard {
         self.reconciler.install()?;
         self.install_tables()?;
         let outcome = self.watch_until_signal().and_then(|()| self.drain());
-        self.destroy_sockets(States::CLOSED);
+        self.destroy_sockets(TcpStates::CLOSED_LOCALLY);
         outcome
     }
 
     fn install_tables(&mut self) -> Result<(), Error> {
-        self.bridge_monitor.look()?;
-        let not_redirected =
-            self.table
-                .install(&self.scripts, &self.bridge_redirect, &self.bridge_monitor)?;
-        self.bridge_monitor.are_followed();
-        for table in self.table.layers() {
+        self.bridge_monitor.refresh()?;
+        let bridge_table = self.bridge_redirect.table(&self.bridges());
+        let not_redirected = self.table.install(&compile(&self.scripts), &bridge_table)?;
+        self.bridge_monitor.mark_applied();
+        for table in self.table.installed() {
             match self.table.is_owned() {
                 true => log::info!(
                     "Created table {table}, owned: the kernel removes it with this process"
@@ -217,16 +218,17 @@ impl Guard {
     /// Removes the SYN rule, so that new connections go to the Pods, and waits for the end of those that
     /// are open.
     fn drain(&mut self) -> Result<(), Failure> {
-        let draining: Vec<Script> = self.scripts.iter().map(Script::draining).collect();
-        self.table.drain(&draining, &self.bridge_redirect)?;
+        self.scripts = self.scripts.iter().map(Script::draining).collect();
+        self.table
+            .update(&compile(&self.scripts), &self.bridge_redirect.draining())?;
         log::info!("Stopping: new connections go to the Pods");
         let start = Instant::now();
-        self.destroy_sockets(States::TIME_WAIT);
-        self.wait_for_sockets(States::HANDSHAKE, start + HANDSHAKES)?;
+        self.destroy_sockets(TcpStates::TIME_WAIT);
+        self.wait_for_sockets(TcpStates::SYN_RECV, start + HANDSHAKES)?;
         self.server.request_stop()?;
         let deadline = start + LONGEST_STOP;
         self.wait_for_server(deadline)?;
-        self.wait_for_sockets(States::SENDING, deadline)
+        self.wait_for_sockets(TcpStates::FIN_UNACKNOWLEDGED, deadline)
     }
 
     fn wait_for_server(&mut self, deadline: Instant) -> Result<(), Failure> {
@@ -241,9 +243,9 @@ impl Guard {
     }
 
     /// Waits until no captured connection is in one of these states.
-    fn wait_for_sockets(&mut self, states: States, deadline: Instant) -> Result<(), Failure> {
+    fn wait_for_sockets(&mut self, states: TcpStates, deadline: Instant) -> Result<(), Failure> {
         while Instant::now() < deadline {
-            match self.sock_diag.exist(states) {
+            match self.sock_diag.has_any(states) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
@@ -261,7 +263,7 @@ impl Guard {
 
     /// Removes captured connections in these states from the kernel: without the rules, their clients'
     /// packets would not reach the Pods.
-    fn destroy_sockets(&mut self, states: States) {
+    fn destroy_sockets(&mut self, states: TcpStates) {
         if let Err(error) = self.sock_diag.destroy(states) {
             log::warn!("{error}");
         }
@@ -286,7 +288,7 @@ impl Guard {
             self.reconciler.reconcile();
             self.refresh_bridges();
             let bridges = self.bridge_monitor.deadline();
-            let bridges = bridges.filter(|_| self.table.lifts());
+            let bridges = bridges.filter(|_| self.table.has_bridge_table());
             let deadlines = [until, self.reconciler.deadline(), bridges];
             let timeout = deadlines.into_iter().flatten().min();
             let ready = self.poll(self.reconciler.notifications(), timeout)?;
@@ -304,12 +306,14 @@ impl Guard {
 
     /// Refreshes the rules for bridges when that is due. A failure is logged once, and tried again.
     fn refresh_bridges(&mut self) {
-        let have_changed = self.reconciler.have_devices_changed();
-        if !self.table.lifts() || !self.bridge_monitor.are_due(have_changed) {
+        if self.reconciler.have_devices_changed() {
+            self.bridge_monitor.schedule_refresh();
+        }
+        if !self.table.has_bridge_table() || !self.bridge_monitor.is_due() {
             return;
         }
         if let Err(error) = self.replace_bridge_rules()
-            && self.bridge_monitor.is_news()
+            && self.bridge_monitor.should_log_error()
         {
             log::warn!("Cannot follow the bridges: {error}");
         }
@@ -317,13 +321,24 @@ impl Guard {
 
     /// Replaces the rules for bridges if bridges, their ports or their neighbours have changed.
     fn replace_bridge_rules(&mut self) -> Result<(), Error> {
-        let is_behind = self.bridge_monitor.look()?;
-        if is_behind {
-            self.table
-                .follow(&self.bridge_redirect, &self.bridge_monitor)?;
-            self.bridge_monitor.are_followed();
+        self.bridge_monitor.refresh()?;
+        if self.bridge_monitor.is_stale() {
+            let change = self.bridge_redirect.changed_bridges(&self.bridges());
+            self.table.update(&compile(&self.scripts), &change)?;
+            self.bridge_monitor.mark_applied();
         }
         Ok(())
+    }
+
+    /// The bridges at the last refresh, as nftables takes them.
+    fn bridges(&self) -> Bridges {
+        let ports = self.bridge_monitor.ports().iter();
+        let subnets = |family| self.bridge_monitor.subnets(family).to_vec();
+        Bridges {
+            ports: ports.map(|port| (port.index, port.mac)).collect(),
+            addresses: self.bridge_monitor.macs().to_vec(),
+            subnets: Family::ALL.into_iter().flat_map(subnets).collect(),
+        }
     }
 
     /// Waits for a stop signal, the server, a notification, or the deadline.

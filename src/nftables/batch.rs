@@ -112,7 +112,7 @@ impl Batch {
     /// The first message that the kernel refuses; the kernel has changed nothing then.
     pub fn commit(mut self, socket: &mut Socket, mode: CommitMode) -> Result<(), Refused> {
         if let Some(last) = self.messages.last_mut() {
-            last.acknowledge();
+            last.request_ack();
         }
         let mut framed = vec![messages::batch_frame(libc::NFNL_MSG_BATCH_BEGIN)];
         framed.append(&mut self.messages);
@@ -126,11 +126,11 @@ impl Batch {
     }
 
     fn refused(&self, refusal: Refusal, framed: &[Message]) -> Refused {
-        let request = self.requests.get(refusal.message.saturating_sub(1));
+        let request = self.requests.get(refusal.index.saturating_sub(1));
         let (family, text) = request.or(self.requests.first()).cloned().unzip();
         let error = Error::numbered(text.unwrap_or_default(), refusal.errno);
-        let message = framed.get(refusal.message);
-        let hint = missing_module(&refusal, message).or(refusal.words);
+        let message = framed.get(refusal.index);
+        let hint = missing_module(&refusal, message).or(refusal.message);
         let error = match hint {
             Some(hint) => error.hint(hint),
             None => error,
@@ -141,14 +141,14 @@ impl Batch {
 
 /// The part of the kernel that is missing, if that is why it refused a message.
 fn missing_module(refusal: &Refusal, message: Option<&Message>) -> Option<String> {
-    if refusal.errno == libc::EOPNOTSUPP && refusal.message == 0 {
+    if refusal.errno == libc::EOPNOTSUPP && refusal.index == 0 {
         let hint = "the kernel lacks nf_tables: module nf_tables, CONFIG_NF_TABLES";
         return Some(hint.to_owned());
     }
     if refusal.errno != libc::ENOENT {
         return None;
     }
-    let expression = message?.at(refusal.offset?)?;
+    let expression = message?.payload_at(refusal.offset?)?;
     let (_, name) = attributes(expression).find(|(kind, _)| *kind == NFTA_EXPR_NAME)?;
     let name = String::from_utf8_lossy(name);
     let name = name.trim_end_matches('\0');

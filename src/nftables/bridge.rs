@@ -80,10 +80,10 @@ const PORTS: &str = "ports";
 pub struct Bridges {
     /// Indices and hardware addresses of their ports.
     pub ports: Vec<(u32, [u8; 6])>,
-    /// Hardware addresses of the bridges themselves, as numbers.
-    pub addresses: Ranges,
-    /// For each family, the IP addresses on their links: IP finds the way back to these clients.
-    pub neighbours: Vec<(Family, Ranges)>,
+    /// Hardware addresses of the bridges themselves.
+    pub addresses: Vec<[u8; 6]>,
+    /// The subnets on their links: IP finds the way back to clients in these.
+    pub subnets: Vec<Cidr>,
 }
 
 /// The rules that redirect frames to captured destinations.
@@ -158,24 +158,30 @@ impl BridgeRedirect {
                 senders, states, ..
             } = FamilyTable::new(family);
             let jump = [Expression::Jump(states)];
-            let of_family = |(of, _): &&(Family, Ranges)| *of == family;
-            let neighbours = bridges.neighbours.iter().find(of_family);
+            let subnets = bridges.subnets.iter().filter(|it| it.family() == family);
+            let neighbours = merge(subnets.map(Cidr::range).collect());
+            let addresses = bridges.addresses.iter().copied().map(mac_number);
+            let addresses = merge(addresses.map(|it| it..=it).collect());
             let mut add = |field: Field, ranges: &Ranges| {
                 if !ranges.is_empty() {
                     let is_sender = ruleset.in_ranges(field, ranges, false);
                     ruleset.append(&senders, &[&is_sender, &jump]);
                 }
             };
-            if let Some((_, neighbours)) = neighbours {
-                add(nft::source_address(family), neighbours);
-            }
-            add(nft::ETHER_DESTINATION, &bridges.addresses);
+            add(nft::source_address(family), &neighbours);
+            add(nft::ETHER_DESTINATION, &addresses);
         }
         ruleset.map = Some(MapElements {
             map: PORTS.to_owned(),
             elements: bridges.ports.clone(),
         });
     }
+}
+
+/// A hardware address as a number, in network order.
+fn mac_number(address: [u8; 6]) -> u128 {
+    let add = |number: u128, byte| number << 8 | u128::from(byte);
+    address.into_iter().fold(0, add)
 }
 
 /// The names of the chains and sets of one family.

@@ -213,7 +213,7 @@ impl Table {
     /// `ENOENT` if there is no such table, `EPERM` if CAP_NET_ADMIN is missing.
     fn owner(&mut self, family: TableFamily) -> Result<Option<u32>, Refusal> {
         let mut owner = None;
-        self.socket.ask(get_table(family), |answer| {
+        self.socket.query(get_table(family), |answer| {
             owner = read_owner(answer.payload)
         })?;
         Ok(owner)
@@ -221,14 +221,11 @@ impl Table {
 }
 
 fn open_socket() -> Result<Socket, Error> {
-    Socket::open(libc::NETLINK_NETFILTER).map_err(|error| {
-        let error = Error::new("open a netlink socket", error);
-        match error.errno() {
-            libc::EPROTONOSUPPORT => {
-                error.hint("the kernel lacks nfnetlink: module nfnetlink, CONFIG_NETFILTER_NETLINK")
-            }
-            _ => error,
+    Socket::open(libc::NETLINK_NETFILTER).map_err(|error| match error.errno() {
+        libc::EPROTONOSUPPORT => {
+            error.hint("the kernel lacks nfnetlink: module nfnetlink, CONFIG_NETFILTER_NETLINK")
         }
+        _ => error,
     })
 }
 
