@@ -1,5 +1,5 @@
-//! Whatever bytes are read as netlink messages, the reading ends, stays within them, and what it
-//! finds is found again in what we would say of it. What we write reads back as what was put.
+//! Parsing arbitrary bytes as netlink messages terminates and stays within the bytes; the request about
+//! a parsed rule or route parses as the same one. A written message parses as what was put into it.
 
 #![no_main]
 
@@ -8,13 +8,16 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::arbitrary::{Arbitrary, Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use tproxy_pod::netlink::message::{Message, Received, attributes, messages, refused};
+use tproxy_pod::netlink::message::{
+    Message, ReceivedMessage, attributes, messages, read_acknowledgement,
+};
 use tproxy_pod::nftables::table::read_owner;
-use tproxy_pod::routing::bridges::{read_address, read_bridge, read_port};
+use tproxy_pod::routing::bridges::{read_bridge, read_port, read_subnet};
+use tproxy_pod::routing::entry::Entry;
 use tproxy_pod::routing::installed::{InstalledEntry, read_route, read_rule};
-use tproxy_pod::routing::monitor::{concerns, concerns_devices};
-use tproxy_pod::routing::policy::{Entry, Routing, entry_message};
-use tproxy_pod::routing::sock_diag::read_ended;
+use tproxy_pod::routing::monitor::{affects_devices, affects_routing};
+use tproxy_pod::routing::policy::Routing;
+use tproxy_pod::routing::sock_diag::read_orphan;
 use tproxy_pod::selectors::{Cidr, Family, Mark, PortRange};
 
 const TABLE: u32 = 100;
@@ -22,7 +25,7 @@ const TABLE: u32 = 100;
 static CIDRS: LazyLock<[Cidr; 2]> =
     LazyLock::new(|| ["10.244.0.0/16", "fd00:10:244::/56"].map(|cidr| cidr.parse().unwrap()));
 
-/// It has a socket, but asks for nothing here.
+/// Has a socket, and sends nothing here.
 static ROUTING: LazyLock<Routing> = LazyLock::new(|| {
     let mark = Mark { value: 1, mask: 1 };
     Routing::new(&*CIDRS, mark, TABLE).unwrap()
@@ -39,7 +42,7 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// The end of a part that lies in `whole`, behind its first `end` bytes.
+/// The end of `part`, which lies in `whole` behind its first `end` bytes and a header.
 fn behind(whole: &[u8], part: &[u8], end: usize) -> usize {
     let Range { start, end: last } = whole.as_ptr_range();
     let bounds = part.as_ptr_range();
@@ -49,66 +52,69 @@ fn behind(whole: &[u8], part: &[u8], end: usize) -> usize {
     offset + part.len()
 }
 
-/// Reads a message as everything that it could be.
-fn read(message: Received<'_>) {
+/// Parses a message as every type.
+fn read(message: ReceivedMessage<'_>) {
     let mut end = 0;
     for (_, value) in attributes(message.payload) {
         end = behind(message.payload, value, end);
     }
-    if let Some(refusal) = refused(message, 1) {
+    if let Err(refusal) = read_acknowledgement(message, 1) {
         assert!(refusal.errno != 0);
     }
-    let _ = (concerns(&ROUTING, message), read_owner(message.payload));
+    let _ = (
+        affects_routing(&ROUTING, message),
+        read_owner(message.payload),
+    );
     let index = message.payload.get(4..8);
     if let Some(port) = read_port(message.payload) {
         assert_eq!(index, Some(&port.index.to_ne_bytes()[..]));
     }
-    if let Some((device, _)) = read_address(message.payload) {
+    if let Some((device, _)) = read_subnet(message.payload) {
         assert_eq!(index, Some(&device.to_ne_bytes()[..]));
     }
     if let Some(bridge) = read_bridge(message.payload) {
         assert_eq!(index, Some(&bridge.index.to_ne_bytes()[..]));
     }
-    let _ = concerns_devices(message);
+    let _ = affects_devices(message);
+    if let Some(found) = read_rule(message.payload) {
+        is_found_again(found);
+    }
+    if let Some(found) = read_route(TABLE, message.payload) {
+        is_found_again(found);
+    }
     for family in Family::ALL {
-        if let Some(found) = read_rule(family, message.payload) {
-            is_found_again(family, found);
-        }
-        if let Some(found) = read_route(family, TABLE, message.payload) {
-            is_found_again(family, found);
-        }
         socket(family, message.payload);
     }
 }
 
-/// What we would add or delete is what was found, if that is plain, but for whose it is.
-fn is_found_again(family: Family, found: InstalledEntry) {
-    if !found.plain {
-        assert!(!found.ours, "ours are plain");
+/// The request that deletes an exact entry parses as that entry, with the protocol of tproxy-pod.
+fn is_found_again(found: InstalledEntry) {
+    if !found.is_exact {
+        assert!(!found.is_own, "own entries are exact");
         return;
     }
-    let ours = InstalledEntry {
-        ours: true,
+    let own = InstalledEntry {
+        is_own: true,
         ..found
     };
-    let bytes = entry_message(found.entry, 1, 0, found.priority).finish(7);
+    let bytes = found.entry.delete_request(found.priority).to_bytes(7);
     let [message] = messages(&bytes).collect::<Vec<_>>()[..] else {
         panic!("one message");
     };
     let again = match found.entry {
-        Entry::Return { .. } | Entry::Rule { .. } => read_rule(family, message.payload),
-        Entry::Route { .. } => read_route(family, TABLE, message.payload),
+        Entry::ReversePathRule { .. } | Entry::MarkRule { .. } => read_rule(message.payload),
+        Entry::AnyIpRoute { .. } => read_route(TABLE, message.payload),
     };
-    assert_eq!(again, Some(ours));
+    assert_eq!(again, Some(own));
 }
 
-/// Only ended connections to captured addresses are ours.
+/// Only orphaned sockets with a captured address and port are parsed.
 fn socket(family: Family, payload: &[u8]) {
     let port = PortRange {
         low: 8180,
         high: 8180,
     };
-    if let Some(id) = read_ended(family, payload, &*CIDRS, &[port]) {
+    if let Some(id) = read_orphan(family, payload, &*CIDRS, &[port]) {
         assert_eq!(id[..2], 8180u16.to_be_bytes());
         assert!(matches!(
             (family, &id[4..11]),
@@ -144,9 +150,9 @@ impl<'a> Arbitrary<'a> for Put {
 fn reads_back(puts: &[Put]) {
     let mut message = Message::new(7, libc::NLM_F_CREATE, &[1, 2, 3]);
     puts.iter().for_each(|put| write(&mut message, put));
-    message.acknowledge();
-    let mut bytes = message.finish(9);
-    bytes.extend(Message::new(8, 0, &[]).finish(10));
+    message.request_ack();
+    let mut bytes = message.to_bytes(9);
+    bytes.extend(Message::new(8, 0, &[]).to_bytes(10));
     let [first, second] = messages(&bytes).collect::<Vec<_>>()[..] else {
         panic!("two messages");
     };

@@ -107,7 +107,7 @@ fn means_the_same_compiled(script: &Script) {
         message.nest(4, |list| {
             rule.expressions.iter().for_each(|step| step.write(list, 0));
         });
-        let bytes = message.finish(1);
+        let bytes = message.to_bytes(1);
         let written = messages(&bytes).next().unwrap();
         let (_, list) = attributes(&written.payload[4..]).next().unwrap();
         assert!(attributes(list).count() >= rule.expressions.len());

@@ -51,7 +51,7 @@ impl Monitor {
             let (seen, now) = (&mut self.seen, Instant::now());
             let read = self
                 .socket
-                .notifications(|message| seen.push_back((message.kind, now)));
+                .read_notifications(|message| seen.push_back((message.kind, now)));
             read.unwrap();
         }
     }
@@ -82,7 +82,7 @@ impl Rules {
             message
         };
         let mut messages: Vec<Message> = (1..500u32).map(message).collect();
-        messages.iter_mut().last().map(Message::acknowledge);
+        messages.iter_mut().last().map(Message::request_ack);
         self.0.request(&messages).unwrap();
     }
 }
