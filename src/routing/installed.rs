@@ -29,7 +29,8 @@ pub struct InstalledEntry {
 }
 
 impl InstalledEntry {
-    /// Whether it does the same as `expected`, with the same priority or a lower number.
+    /// Whether it does the same as `expected`, and the kernel consults it no later: its priority number
+    /// is not higher.
     pub fn satisfies(&self, expected: Entry) -> bool {
         self.is_exact && self.entry == expected && self.priority <= expected.priority()
     }

@@ -22,7 +22,7 @@ pub fn set_up() -> Result<(), Error> {
 /// comes up.
 ///
 /// # Errors
-/// `ENETDOWN` if lo is down.
+/// `ENETDOWN` if lo is down, or any other error of the query.
 pub fn require_up(socket: &mut Socket) -> Result<(), Error> {
     let attempt = "add routes to dev lo";
     let query = Message::new(libc::RTM_GETLINK, libc::NLM_F_ACK, &device_header());
