@@ -1,5 +1,5 @@
 //! What is captured on the networks of CNIs and behind kube-proxy: each client sends requests to each
-//! Pod and Service, on two nodes that both run the program. The README's tables are the outcomes.
+//! Pod and Service, on two nodes that both run the program. The tables of docs/captured.md are the outcomes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
@@ -279,5 +279,5 @@ fn the_readme_has_these_tables() {
     let absent = table("an address without a Pod", &CLIENTS, &TOPOLOGIES.1);
     let services = table("a Service", &CLIENTS_OF_SERVICES, &SERVICE_ROWS);
     let tables = format!("\n{pods}\n{absent}\n{services}\n");
-    assert!(tables == block(), "the README should have:\n{tables}");
+    assert!(tables == block(), "docs/captured.md should have:\n{tables}");
 }

@@ -1,5 +1,5 @@
 //! `scripts/demo.sh` against stand-ins for the commands that it calls: what its modes `kind` and
-//! `cluster` do is what the README says, and what fails is reported. No cluster is there. `netns` is
+//! `cluster` do is what docs/kubernetes.md says, and what fails is reported. No cluster is there. `netns` is
 //! played for real by `scripts/test.sh`.
 
 use std::thread;
@@ -10,15 +10,16 @@ use crate::stage::{
 };
 
 const README: &str = include_str!("../../README.md");
+const KUBERNETES: &str = include_str!("../../docs/kubernetes.md");
 const MANIFEST: &str = include_str!("../../install.yaml");
 const CONTAINERFILE: &str = include_str!("../../Containerfile");
 
-// --- what the README says ---
+// --- what docs/kubernetes.md says ---
 
 /// The lines of the block with prompts in a section.
 fn block(section: &str) -> Vec<&'static str> {
-    let start = README.find(&format!("\n### {section}\n")).unwrap();
-    let lines = README[start..]
+    let start = KUBERNETES.find(&format!("\n### {section}\n")).unwrap();
+    let lines = KUBERNETES[start..]
         .lines()
         .skip_while(|line| !line.starts_with("    $ "));
     lines.map_while(|line| line.strip_prefix("    ")).collect()
@@ -93,7 +94,11 @@ fn cluster_makes_the_calls_of_the_readme() {
 fn the_image_has_one_name_everywhere() {
     let image = concat!("localhost/tproxy-pod:", env!("CARGO_PKG_VERSION"));
     assert!(MANIFEST.contains(&format!("\n          image: {image}\n")));
-    for (file, text) in [("README.md", README), ("Containerfile", CONTAINERFILE)] {
+    for (file, text) in [
+        ("README.md", README),
+        ("docs/kubernetes.md", KUBERNETES),
+        ("Containerfile", CONTAINERFILE),
+    ] {
         let mut names = text.split("localhost/tproxy-pod:").skip(1);
         let version = concat!(env!("CARGO_PKG_VERSION"), " ");
         assert!(text.contains(image), "{file}");

@@ -1,4 +1,4 @@
-//! The features of the running kernel. Without one of them, tests assert the documented limit.
+//! The features of the running kernel. Without one of them, tests assert the limit that docs/captured.md documents.
 
 use std::fs;
 use std::path::Path;

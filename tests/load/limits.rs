@@ -143,7 +143,7 @@ fn a_client_that_says_nothing_at_first_is_served_when_it_speaks() {
     daemon.wait_for(&format!("Connection without a request : client={silent} "));
 }
 
-/// The largest memory of a connection in the process, in KiB, as in README: the used part of a stack, the
+/// The largest memory of a connection in the process, in KiB, as in docs/http.md: the used part of a stack, the
 /// bytes read, an answer.
 const IN_PROCESS: u64 = 24 + 32 + 128;
 /// The same in the kernel's buffers, received and sent.

@@ -1,10 +1,29 @@
-//! README.md and SECURITY.md say what the program says, and name what there is.
+//! README.md, docs/, CONTRIBUTING.md and SECURITY.md say what the program says, and name what there is.
 
 use tproxy_pod::options::HELP;
 use tproxy_pod::rules::template::BUNDLED;
 
 const README: &str = include_str!("../../README.md");
-const SECURITY: &str = include_str!("../../SECURITY.md");
+const RULES: &str = include_str!("../../docs/rules.md");
+/// Every page, by its path.
+const PAGES: [(&str, &str); 10] = [
+    ("README.md", README),
+    ("CONTRIBUTING.md", include_str!("../../CONTRIBUTING.md")),
+    ("SECURITY.md", include_str!("../../SECURITY.md")),
+    (
+        "docs/architecture.md",
+        include_str!("../../docs/architecture.md"),
+    ),
+    ("docs/captured.md", include_str!("../../docs/captured.md")),
+    ("docs/http.md", include_str!("../../docs/http.md")),
+    ("docs/kubernetes.md", include_str!("../../docs/kubernetes.md")),
+    ("docs/operations.md", include_str!("../../docs/operations.md")),
+    (
+        "docs/performance.md",
+        include_str!("../../docs/performance.md"),
+    ),
+    ("docs/rules.md", RULES),
+];
 
 /// The row that a line of the help text's options has; the last line has two, and no meanings.
 fn rows(line: &str) -> Vec<String> {
@@ -44,22 +63,26 @@ fn the_options_are_those_of_the_help_text() {
 fn the_bundled_script_is_shown_as_it_is() {
     let lines = BUNDLED.lines().filter(|line| !line.starts_with('#'));
     let shown: String = lines.map(|line| format!("    {line}\n")).collect();
-    assert!(README.contains(&format!("\n\n{shown}\n")), "{shown}");
+    assert!(RULES.contains(&format!("\n\n{shown}\n")), "{shown}");
 }
 
 #[test]
 fn every_file_and_every_test_that_is_named_is_there() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut named = 0;
-    for line in [README, SECURITY].into_iter().flat_map(str::lines) {
+    let lines = PAGES
+        .iter()
+        .flat_map(|(page, text)| text.lines().map(move |line| (*page, line)));
+    for (page, line) in lines {
         let mut file = String::new();
         // What stands behind a link to a file, up to the next link, names tests of that file.
         for part in line.split("](").skip(1) {
             let (path, rest) = part.split_once(')').unwrap();
-            if path.starts_with('#') || path.starts_with("https:") {
+            let path = path.split('#').next().unwrap();
+            if path.is_empty() || path.starts_with("https:") {
                 continue;
             }
-            let path = root.join(path);
+            let path = root.join(page).with_file_name(path);
             assert!(path.exists(), "{}", path.display());
             if path.extension().is_some_and(|it| it == "rs") {
                 file = std::fs::read_to_string(path).unwrap();

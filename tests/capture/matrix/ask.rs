@@ -18,7 +18,7 @@ pub enum Outcome {
     Unreachable,
 }
 
-/// As in a cell of the README's tables.
+/// As in a cell of the tables of docs/captured.md.
 impl fmt::Display for Outcome {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         formatter.write_str(match self {

@@ -1,5 +1,5 @@
 //! Measures which requests are captured, for each network of Pods and each kind of Service, and writes
-//! the README's tables of them.
+//! the tables of docs/captured.md.
 
 pub mod ask;
 pub mod networks;

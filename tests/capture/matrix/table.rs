@@ -1,9 +1,9 @@
-//! Tables in Markdown, between two comments of the README.
+//! Tables in Markdown, between two comments of docs/captured.md.
 
 use super::Outcomes;
 use super::ask::Outcome;
 
-const README: &str = include_str!("../../../README.md");
+const PAGE: &str = include_str!("../../../docs/captured.md");
 const BEGIN: &str = "<!-- captured: begin -->\n";
 const END: &str = "<!-- captured: end -->\n";
 
@@ -13,12 +13,12 @@ pub struct Row {
     pub measured: Option<Outcomes>,
     /// On this kernel.
     pub expected: Outcomes,
-    /// Whether the kernel has all that the README's row takes for granted.
+    /// Whether the kernel has all that the page's row takes for granted.
     pub whole: bool,
 }
 
 impl Row {
-    /// The row in Markdown. Where the kernel lacks a feature it is copied from the README's table.
+    /// The row in Markdown. Where the kernel lacks a feature it is copied from the page's table.
     fn line(&self, there: &str) -> String {
         let start = format!("| {} |", self.name);
         let Some(measured) = self.measured.as_ref().filter(|_| self.whole) else {
@@ -47,8 +47,8 @@ pub fn table(asked: &str, clients: &[&str], rows: &[Row]) -> String {
         .fold(head, |table, row| table + &row.line(there) + "\n")
 }
 
-/// The README's text between the comments.
+/// The page's text between the comments.
 pub fn block() -> &'static str {
-    let (_, rest) = README.split_once(BEGIN).unwrap();
+    let (_, rest) = PAGE.split_once(BEGIN).unwrap();
     rest.split_once(END).unwrap().0
 }

@@ -1,4 +1,4 @@
-//! What the stand-ins answer where all goes well: as in the README.
+//! What the stand-ins answer where all goes well: as in docs/kubernetes.md.
 
 use super::{Answer, Stage, after, answer};
 
@@ -68,7 +68,7 @@ pub fn in_cluster() -> Vec<Answer> {
     ]
 }
 
-/// The answers of the README: kind makes a cluster of one node.
+/// The answers of docs/kubernetes.md: kind makes a cluster of one node.
 pub fn on_kind() -> Vec<Answer> {
     let (node, client) = ("tproxy-pod-control-plane", "172.18.0.1");
     let pod = format!("ADDRESS      NODE\n10.244.0.5   {node}\n");
@@ -107,7 +107,7 @@ pub fn on_kind() -> Vec<Answer> {
     answers
 }
 
-/// The answers of the README: tproxy-pod is not installed, and the Pod is on one of the workers.
+/// The answers of docs/kubernetes.md: tproxy-pod is not installed, and the Pod is on one of the workers.
 pub fn on_cluster() -> Vec<Answer> {
     let pod = "ADDRESS      NODE\n10.244.1.5   worker-1\n";
     let ready = "Ready      <none>          9d    v1.36.0";
