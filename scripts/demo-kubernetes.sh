@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# The demo on Kubernetes: on a cluster that kind makes, or on the one that kubectl talks to.
-# scripts/demo.sh sources this file and has the helpers step, shows, wait_for and fail. The command
-# lines are those of the README.
+# The demo on Kubernetes: on a cluster of its own, which kind makes, or on the one that kubectl talks
+# to. scripts/demo.sh sources this file and provides the helpers step, shows, wait_for and fail. The
+# command lines are those of docs/kubernetes.md.
 # shellcheck disable=SC2034 # pause, state and advice are for those helpers
 set -euo pipefail
 
@@ -26,7 +26,7 @@ only() { # VARIABLE CHARACTERS VALUE, for a command line
     [[ $3 =~ ^[$2]*$ ]] || fail "$1=$3: expected only the characters $2"
 }
 
-try() { # COMMAND-LINE: prints it, runs it, prints its output and keeps that in $output
+try() { # COMMAND-LINE: prints it, runs it, prints its output and keeps it in $output
     local status=0
     printf '\n$ %s\n' "$1"
     eval "$1" 2>&1 | tee "$said" || status=$?
@@ -34,7 +34,7 @@ try() { # COMMAND-LINE: prints it, runs it, prints its output and keeps that in 
     return "$status"
 }
 
-run() { try "$1" || fail "this failed: $1"; } # COMMAND-LINE, which has to succeed
+run() { try "$1" || fail "this failed: $1$(last_output)"; } # COMMAND-LINE, which has to succeed
 
 there() { # NAMESPACE RESOURCE…: is it in the cluster?
     local names question="kubectl -n $1 get ${*:2} --ignore-not-found -o name"
@@ -60,7 +60,7 @@ is_rolled_out() {
 
 has_web_pod() { # [FLAG]: sets $web, its address, and $node, which it runs on
     if ! there tproxy-pod-demo pod web; then
-        # A Pod that comes before it is refused.
+        # Until it exists, Pods are refused.
         wait_for "kubectl -n tproxy-pod-demo get serviceaccount default" \
             kubectl -n tproxy-pod-demo get serviceaccount default
         run "kubectl -n tproxy-pod-demo run web --image=$web_image${1:+ $1}"
@@ -88,7 +88,7 @@ asks_pod() { # CURL…
     shows "Request received from $host:8180 destination /hello : "
 }
 
-find_absent() { # sets $absent, an address near the Pod's that no Pod has: it is of the same node
+find_absent() { # sets $absent, an address that no Pod has, of the same node as the Pod's
     local last address
     for last in 62 61 60 59 58; do
         case $web in
@@ -149,14 +149,14 @@ has_kind_cluster() {
     [[ $'\n'$clusters$'\n' == *$'\n'tproxy-pod$'\n'* ]]
 }
 
-show_routes() { # CIDR…: ip shows IPv4 alone without a family
+show_routes() { # CIDR…: without a family, ip shows IPv4 routes only
     case $1 in
         *:*) ip -6 route show "$@" ;;
         *) ip route show "$@" ;;
     esac
 }
 
-has_route() { # CIDR ADDRESS: is there this route? One by another way is not ours to change
+has_route() { # CIDR ADDRESS: is this route there? A route by another gateway is not ours to change
     local found others
     found=$(show_routes "$1") || fail "this failed: ip route show $1"
     if others=$(grep -vF " via $2 " <<<"$found") && [[ -n $others ]]; then
@@ -173,13 +173,13 @@ add_routes() { # to each node's Pods, through the node
         [[ $cidr != */* ]] || routes+=("$cidr via ${address%%,*}")
     done <<<"$output"
     ((${#routes[@]})) || fail "this should have shown the nodes' Pod CIDRs"
-    # Nothing is added before each has been checked.
+    # Look for all of them before adding one.
     for route in "${routes[@]}"; do
         has_route "${route%% *}" "${route##* }" || missing+=("$route")
     done
     ((${#missing[@]})) || return 0
     for route in "${missing[@]}"; do
-        # --delete finds it here, even when the cluster is gone.
+        # --delete finds it here, also when the cluster is gone.
         echo "$route" >>target/tproxy-pod.routes || fail "target/tproxy-pod.routes cannot be written"
         run "${sudo}ip route add $route"
     done
@@ -212,10 +212,10 @@ play_kind() {
     run 'kind load image-archive target/tproxy-pod.tar --name tproxy-pod'
 
     step "tproxy-pod runs on every node." \
-        "see the events and the log of its Pods above, and Troubleshooting in README.md"
+        "see the events and the log of its Pods above, and Troubleshooting in docs/operations.md"
     if there kube-system daemonset tproxy-pod; then
         run 'kubectl apply -f install.yaml'
-        # The image may be another one under the same name.
+        # The image may have changed under the same name.
         run 'kubectl -n kube-system rollout restart daemonset/tproxy-pod'
     else
         run 'kubectl apply -f install.yaml'
@@ -250,7 +250,7 @@ delete_kind() {
     if [[ -e target/tproxy-pod.routes ]]; then
         while read -r route; do routes+=("$route"); done <target/tproxy-pod.routes
         for route in "${routes[@]}"; do
-            # A route that cannot be checked may be there.
+            # If ip fails, the route may be there.
             if ! found=$(show_routes "${route%% *}" via "${route##* }") || [[ -n $found ]]; then
                 try "${sudo}ip route del $route" || left+=("route $route")
             fi
@@ -268,7 +268,7 @@ delete_kind() {
 
 # --- cluster: the one that kubectl talks to, asked from a Pod ---
 
-# The label of what the demo adds to a cluster; --delete removes what has it.
+# The label of everything that the demo adds to a cluster; --delete removes what has it.
 readonly mark=app.kubernetes.io/managed-by=tproxy-pod-demo
 
 install() {
@@ -317,9 +317,9 @@ play_cluster() {
     ! there kube-system daemonset tproxy-pod || installed=somehow
     ! there kube-system daemonset -l "$mark" || installed=by-the-demo
     [[ -n $installed || -n ${IMAGE:-} ]] || state='' fail "tproxy-pod is not installed here, and IMAGE is not given"
-    advice="see the events and the log of its Pods above, and Troubleshooting in README.md; 'scripts/demo.sh cluster --delete' removes what was made"
+    advice="see the events and the log of its Pods above, and Troubleshooting in docs/operations.md; 'scripts/demo.sh cluster --delete' removes what was made"
     if [[ $installed == somehow || -z ${IMAGE:-} ]]; then
-        echo "It is installed already, and used as it is: IMAGE and CIDR are not looked at."
+        echo "It is installed already, and used as it is: IMAGE and CIDR are ignored."
     else
         install
     fi
@@ -328,7 +328,7 @@ play_cluster() {
     step "A Pod with a web server." \
         "see its events above; the node downloads $web_image, WEB_IMAGE=… takes another nginx"
     if ! there default namespace tproxy-pod-demo; then
-        # A Pod on a node's network needs a namespace that admits it.
+        # Pod Security refuses a hostNetwork Pod in a namespace without this label.
         run "kubectl create namespace tproxy-pod-demo --dry-run=client -o json | kubectl label --local -f - $mark pod-security.kubernetes.io/enforce=privileged -o json | kubectl apply -f -"
     fi
     has_web_pod "--labels=$mark"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's demo, with real packets; every step is checked.
+# Shows tproxy-pod at work with real packets, as README.md and docs/kubernetes.md do; checks every step.
 set -euo pipefail
 
 usage() {
@@ -26,19 +26,26 @@ Environment:
   CIDR       cluster: the Pod CIDRs to capture, in place of install.yaml's
   WEB_IMAGE  kind, cluster: an nginx, for cluster with curl [nginx:alpine]
   BINARY     netns: the program; without it the release binary is built
-  PATIENCE   seconds to wait for what has to come: an answer, a log line [15]
+  PATIENCE   seconds to wait for an answer or a log line [15]
 TEXT
 }
 
-fail() { # MESSAGE…: with the state of the cluster, if there is one, and what to do
+fail() { # MESSAGE…: prints the state of the cluster or the log, if there is one; the reason and the advice last
     [[ -z ${state:-} ]] || "$state" >&2
+    [[ -z ${log:-} ]] || cat "$log" >&2
     echo "scripts/demo.sh: $*" >&2
     [[ -z ${advice:-} ]] || echo "What to do: $advice" >&2
-    [[ -z ${log:-} ]] || cat "$log" >&2
     exit 1
 }
 
-step() { # WHAT [ADVICE]: the advice is for a failure in it
+last_output() { # its last ten lines, to repeat with the reason: the state of the cluster comes between
+    local lines
+    [[ -n $output ]] || return 0
+    mapfile -t lines <<<"$output"
+    printf '\n  | %s' "${lines[@]:${#lines[@]} > 10 ? ${#lines[@]} - 10 : 0}"
+}
+
+step() { # WHAT [ADVICE]: the advice is printed if the step fails
     printf '\n# %s\n' "$1"
     advice=${2:-}
 }
@@ -53,7 +60,7 @@ on() { # NAMESPACE COMMAND…: prints it, runs it, prints its output; sets $outp
 shows() { # TEXT…: the output has to contain each
     local text
     for text; do
-        [[ $output == *"$text"* ]] || fail "this should have shown: $text"
+        [[ $output == *"$text"* ]] || fail "this should have shown: $text$(last_output)"
     done
 }
 
