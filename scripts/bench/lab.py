@@ -1,6 +1,6 @@
 """Three network namespaces in a row, client - node - pod, joined by veth pairs.
 
-Whoever makes the lab has to be in a network namespace and a mount namespace of its own: the first
+The process that makes the lab must be in a network namespace and a mount namespace of its own: the first
 becomes the node. A thread starts programs and opens sockets where it is, so `with lab.client:`
 puts those inside into another namespace (setns(2), which holds for the calling thread).
 """

@@ -16,7 +16,7 @@ rules: those of tproxy-pod, for all. Client, node and Pod are network namespaces
 which shares its cores between wrk and the server.
 
 - The server's CPU is user and system time of all its processes while wrk ran, from /proc. What the
-  kernel does for a packet counts for the process that runs meanwhile: so a part of receiving is wrk's.
+  kernel does for a packet counts for the process that runs at that moment: part of receiving is wrk's.
 - Latency is wrk's, from a request to its answer; connecting is not in it. wrk corrects it for
   coordinated omission: a late answer counts also for the requests that waited behind it.
 - Each server but the floor writes one line for each request to a file in a tmpfs. HAProxy's lines and
