@@ -313,6 +313,20 @@ fn a_failure_of_each_command_of_cluster_is_reported() {
     assert_each_failure_is_reported("cluster", cluster_stage, &["id -u", &absent]);
 }
 
+#[test]
+fn the_reason_and_the_end_of_the_output_come_after_the_state_of_the_cluster() {
+    let apply = failure("kubectl apply -f install.yaml");
+    let run = kind_stage("reason-last").but(apply).demo(&["kind"]);
+    let reason =
+        "scripts/demo.sh: this failed: kubectl apply -f install.yaml\n  | the stand-in fails\n";
+    let (state, advice) = run.stderr.split_once(reason).unwrap();
+    assert!(state.contains("--request-timeout"), "{state}");
+    assert!(
+        advice.starts_with("What to do: ") && advice.lines().count() == 1,
+        "{advice}"
+    );
+}
+
 /// A wrong answer to one call ends the run with a report.
 fn assert_refuses(name: &str, mode: &str, wrong: Answer, why: &str, advice: &str) {
     let stage = match mode {
