@@ -16,8 +16,14 @@ const PAGES: [(&str, &str); 10] = [
     ),
     ("docs/captured.md", include_str!("../../docs/captured.md")),
     ("docs/http.md", include_str!("../../docs/http.md")),
-    ("docs/kubernetes.md", include_str!("../../docs/kubernetes.md")),
-    ("docs/operations.md", include_str!("../../docs/operations.md")),
+    (
+        "docs/kubernetes.md",
+        include_str!("../../docs/kubernetes.md"),
+    ),
+    (
+        "docs/operations.md",
+        include_str!("../../docs/operations.md"),
+    ),
     (
         "docs/performance.md",
         include_str!("../../docs/performance.md"),
