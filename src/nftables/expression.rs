@@ -239,10 +239,7 @@ fn load(list: &mut Message, register: c_int, bytes: &[u8]) {
 }
 
 fn compare(list: &mut Message, negated: bool, bytes: &[u8]) {
-    let operator = match negated {
-        false => libc::NFT_CMP_EQ,
-        true => libc::NFT_CMP_NEQ,
-    };
+    let operator = [libc::NFT_CMP_EQ, libc::NFT_CMP_NEQ][usize::from(negated)];
     element(list, "cmp", |data| {
         data.put_be32(NFTA_CMP_SREG, VALUE as u32)
             .put_be32(NFTA_CMP_OP, operator as u32);
@@ -251,10 +248,7 @@ fn compare(list: &mut Message, negated: bool, bytes: &[u8]) {
 }
 
 fn range(list: &mut Message, negated: bool, from: &[u8], to: &[u8]) {
-    let operator = match negated {
-        false => libc::NFT_RANGE_EQ,
-        true => libc::NFT_RANGE_NEQ,
-    };
+    let operator = [libc::NFT_RANGE_EQ, libc::NFT_RANGE_NEQ][usize::from(negated)];
     element(list, "range", |data| {
         data.put_be32(NFTA_RANGE_SREG, VALUE as u32)
             .put_be32(NFTA_RANGE_OP, operator as u32);
