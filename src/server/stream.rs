@@ -235,23 +235,25 @@ impl Stream {
         if self.written <= MAX_UNACKNOWLEDGED || self.is_acknowledged() {
             return;
         }
+        if Instant::now() >= self.acknowledge_by {
+            return self.reset();
+        }
         // Fails with ENOTCONN if the client has gone.
         let _ = self.socket.shutdown(Shutdown::Write);
         let mut discarded = [0; 1024];
-        let mut pause = Duration::ZERO;
+        let mut pause = MIN_PAUSE;
         while !self.is_acknowledged() {
-            if Instant::now() >= self.acknowledge_by {
+            let now = Instant::now();
+            if now >= self.acknowledge_by {
                 return self.reset();
             }
-            match self.read(&mut discarded) {
-                Ok(_) | Err(Failure::TimedOut) => {}
-                // The client's FIN mostly acknowledges all; otherwise the socket stays readable.
-                Err(Failure::Closed) => {
-                    thread::sleep(pause);
-                    pause = (2 * pause).clamp(MIN_PAUSE, MAX_PAUSE);
-                }
+            match self.read_until(self.acknowledge_by.min(now + pause), &mut discarded) {
+                Ok(_) => continue,
+                Err(Failure::TimedOut) => {}
+                Err(Failure::Closed) => thread::sleep(pause),
                 Err(Failure::Broken(_)) => return,
             }
+            pause = MAX_PAUSE.min(2 * pause);
         }
     }
 

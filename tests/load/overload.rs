@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::lab::conversation::{Conversation, REQUEST};
+use crate::lab::stopwatch::Stopwatch;
 use crate::lab::strace::Strace;
 use crate::lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
 use nix::sys::signal::Signal;
@@ -419,6 +420,27 @@ fn a_client_that_sends_more_while_it_takes_its_last_response_gets_all_of_it() {
     });
     client.send(REQUEST);
     assert!(client.answer().text().ends_with(&body));
+}
+
+/// Its end is not waited for: the client may keep the connection.
+#[test]
+fn a_connection_gives_its_place_back_once_its_last_response_is_acknowledged() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&["--max-connections", "1"]);
+    let mut client = Conversation(BufReader::new(lab.client.connect_narrow(POD, 2048)));
+    let body = "x".repeat(30_000);
+    client.send(format!(
+        "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 30000\r\n\r\n{body}"
+    ));
+    wait_until("the server has shut down its side", || {
+        lab.node.run("ss -Htn state fin-wait-1").lines().count() == 1
+    });
+    assert!(client.answer().text().ends_with(&body));
+    let watch = Stopwatch::start();
+    lab.client.talk(POD).ask(REQUEST);
+    let waited = watch.used();
+    assert!(waited < IDLE_AFTER / 2, "{waited:?}");
+    drop(client);
 }
 
 /// Keeps the server from starting threads until dropped.
