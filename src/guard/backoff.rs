@@ -15,7 +15,10 @@ const PAUSE: Duration = Duration::from_millis(30);
 /// The most losses in a row that are logged one by one.
 const BURST: u64 = 10;
 
-/// The time without a loss that ends a row of losses.
+/// The time without a loss that ends a row of losses before contention.
+const GAP: Duration = Duration::from_secs(1);
+
+/// The time without a loss that ends contention.
 const CALM: Duration = Duration::from_secs(10);
 
 /// Counts losses in a row.
@@ -42,7 +45,7 @@ impl Backoff {
     /// Counts a loss, and pauses for `DEBOUNCE`. Returns whether contention begins with it.
     pub fn record_loss(&mut self, now: Instant) -> bool {
         self.losses += 1;
-        self.calm_at = now + CALM;
+        self.calm_at = now + if self.is_contended() { CALM } else { GAP };
         self.pause_end = Some(now + DEBOUNCE);
         self.losses == BURST + 1
     }
@@ -52,7 +55,7 @@ impl Backoff {
         self.pause_end = Some(now + PAUSE);
     }
 
-    /// Ends the row of losses if there was none for `CALM`. Returns the losses since contention began,
+    /// Ends the row of losses if there was none for `GAP`, or `CALM` while contended. Returns the losses since contention began,
     /// if it ends with the row.
     pub fn end_row(&mut self, now: Instant) -> Option<u64> {
         if now < self.calm_at {
@@ -111,8 +114,8 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_every_ten_seconds_is_no_contention() {
-        let (backoff, _) = after(1000, CALM);
+    fn a_loss_every_second_is_no_contention() {
+        let (backoff, _) = after(1000, Duration::from_secs(1));
         assert!(!backoff.is_contended());
     }
 

@@ -304,7 +304,7 @@ impl Guard {
         }
     }
 
-    /// Refreshes the rules for bridges when that is due. A failure is logged once, and tried again.
+    /// Refreshes the rules for bridges when that is due. A failure is tried again, and logged as [`LogOnce`](crate::log::once::LogOnce) allows.
     fn refresh_bridges(&mut self) {
         if self.reconciler.have_devices_changed() {
             self.bridge_monitor.schedule_refresh();
