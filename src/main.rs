@@ -5,7 +5,7 @@
 //! 3. The process forks. The child, the server, gives up all privilege and answers requests.
 //! 4. The parent, the guard, waits until the server is ready, then installs the AnyIP routes, the mark
 //!    rules and, last, the tables.
-//! 5. At SIGTERM the guard removes the SYN rule, lets the server finish its connections, and undoes the
+//! 5. At SIGTERM the guard turns TPROXY rules to ACCEPT, lets the server finish its connections, and undoes the
 //!    rest in the opposite order. If the server dies, it undoes everything at once.
 
 use std::fmt::Display;

@@ -7,9 +7,9 @@
 //! From SIGTERM to the end of both processes:
 //!
 //! ```text
-//!     guard: Guard::drain                            server: Server::drain (server/mod.rs)
+//!     guard: Guard::drain                            server: Workers::drain (server/workers.rs)
 //!     SIGTERM
-//!      │ rules without the SYN rule                  serves
+//!      │ TPROXY rules become ACCEPT                  serves
 //!      │ "Stopping: new connections go to the Pods"
 //!      │ destroys sockets in TIME_WAIT
 //!      │ waits until handshakes have ended [≤ 3 s]   accepts their connections
@@ -56,7 +56,7 @@ use crate::server::GRACE;
 /// The signals that request an orderly stop.
 const STOP_SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 
-/// Time that handshakes have to end which began before the SYN rule was removed: a lost packet is
+/// Time that handshakes have to end which began before TPROXY rules became ACCEPT: a lost packet is
 /// retransmitted after 1 s, and then after 2 s (RFC 6298, 2.1).
 pub const HANDSHAKES: Duration = Duration::from_secs(3);
 
@@ -215,8 +215,8 @@ impl Guard {
         }
     }
 
-    /// Removes the SYN rule, so that new connections go to the Pods, and waits for the end of those that
-    /// are open.
+    /// Turns TPROXY rules to ACCEPT ([`Script::draining`]): new connections go to the Pods. Waits for
+    /// the end of open ones.
     fn drain(&mut self) -> Result<(), Failure> {
         self.scripts = self.scripts.iter().map(Script::draining).collect();
         self.table
@@ -304,7 +304,8 @@ impl Guard {
         }
     }
 
-    /// Refreshes the rules for bridges when that is due. A failure is tried again, and logged as [`LogOnce`](crate::log::once::LogOnce) allows.
+    /// Refreshes the rules for bridges when that is due. A failure is tried again, and logged as
+    /// [`LogOnce`](crate::log::once::LogOnce) allows.
     fn refresh_bridges(&mut self) {
         if self.reconciler.have_devices_changed() {
             self.bridge_monitor.schedule_refresh();

@@ -14,7 +14,7 @@ use crate::rules::values::{
 use crate::rules::words::{Words, split};
 use crate::selectors::{Family, Mark, PortRange};
 
-/// The supported options, for error messages.
+/// The supported options beside those of modules, for error messages.
 const OPTIONS: &str = "-A, -p, -s, -d, -i, -m and -j; with -p tcp or -p udp: --sport, --dport; with -p tcp: --syn, --tcp-flags";
 
 /// The supported modules, for error messages.
