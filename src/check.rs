@@ -16,10 +16,11 @@ use nix::unistd::{ForkResult, getpid};
 
 use crate::error::Error;
 use crate::nftables::batch::CommitMode;
-use crate::nftables::bridge::{BridgeRedirect, Bridges};
+use crate::nftables::bridge::BridgeRedirect;
 use crate::nftables::compile::compile;
 use crate::nftables::table::Table;
 use crate::options::Options;
+use crate::routing::bridges::BridgeTopology;
 use crate::routing::loopback;
 use crate::routing::policy::Routing;
 use crate::routing::sock_diag::SockDiag;
@@ -146,7 +147,7 @@ fn check_rules(options: &Options, scripts: &[Script], mut table: Table, report: 
         ),
     }
     let bridge_redirect = BridgeRedirect::new(&options.cidrs, &options.dports);
-    let bridge_table = bridge_redirect.table(&Bridges::default());
+    let bridge_table = bridge_redirect.table(&BridgeTopology::default());
     let installed = table.install(&compile(scripts), &bridge_table);
     let rules = "the rules, with TPROXY and the sockets that own packets";
     match report.part(rules, installed) {

@@ -11,7 +11,7 @@
 //! | [`guard`]    | installs, reconciles, drains, undoes            | `server`, `nftables`, `routing`, `rules`   |
 //! | [`server`]   | accepts and serves connections: threads, limits | `http`, `log`, `sandbox`                   |
 //! | [`http`]     | bytes → request, response → bytes; no socket    | `log`                                      |
-//! | [`nftables`] | typed rules → one nf_tables transaction         | `rules`, `netlink`                         |
+//! | [`nftables`] | typed rules → one nf_tables transaction         | `rules`, `routing`, `netlink`              |
 //! | [`routing`]  | mark rules, AnyIP routes, bridges, sockets      | `netlink`                                  |
 //! | [`rules`]    | iptables-restore text → typed rules             | `log`                                      |
 //! | [`netlink`]  | messages, attributes, sockets of any family     |                                            |

@@ -44,13 +44,12 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::error::Error;
 use crate::guard::reconciler::Reconciler;
 use crate::guard::server_process::{ServerExit, ServerProcess};
-use crate::nftables::bridge::{BridgeRedirect, Bridges};
+use crate::nftables::bridge::BridgeRedirect;
 use crate::nftables::compile::compile;
 use crate::nftables::table::Table;
 use crate::routing::bridges::BridgeMonitor;
 use crate::routing::sock_diag::{SockDiag, TcpStates};
 use crate::rules::script::Script;
-use crate::selectors::Family;
 use crate::server::GRACE;
 
 /// The signals that request an orderly stop.
@@ -186,7 +185,7 @@ impl Guard {
 
     fn install_tables(&mut self) -> Result<(), Error> {
         self.bridge_monitor.refresh()?;
-        let bridge_table = self.bridge_redirect.table(&self.bridges());
+        let bridge_table = self.bridge_redirect.table(self.bridge_monitor.topology());
         let not_redirected = self.table.install(&compile(&self.scripts), &bridge_table)?;
         self.bridge_monitor.mark_applied();
         for table in self.table.installed() {
@@ -324,22 +323,12 @@ impl Guard {
     fn replace_bridge_rules(&mut self) -> Result<(), Error> {
         self.bridge_monitor.refresh()?;
         if self.bridge_monitor.is_stale() {
-            let change = self.bridge_redirect.changed_bridges(&self.bridges());
+            let topology = self.bridge_monitor.topology();
+            let change = self.bridge_redirect.changed_bridges(topology);
             self.table.update(&compile(&self.scripts), &change)?;
             self.bridge_monitor.mark_applied();
         }
         Ok(())
-    }
-
-    /// The bridges at the last refresh, as nftables takes them.
-    fn bridges(&self) -> Bridges {
-        let ports = self.bridge_monitor.ports().iter();
-        let subnets = |family| self.bridge_monitor.subnets(family).to_vec();
-        Bridges {
-            ports: ports.map(|port| (port.index, port.mac)).collect(),
-            addresses: self.bridge_monitor.macs().to_vec(),
-            subnets: Family::ALL.into_iter().flat_map(subnets).collect(),
-        }
     }
 
     /// Waits for a stop signal, the server, a notification, or the deadline.

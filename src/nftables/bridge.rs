@@ -36,6 +36,7 @@ use crate::nftables::expression::Expression;
 use crate::nftables::matches;
 use crate::nftables::nft::{self, Field, TYPE_IFINDEX};
 use crate::nftables::ruleset::{MapElements, NamedSet, REDIRECTED_PRIORITY, Ruleset, SetKind};
+use crate::routing::bridges::BridgeTopology;
 use crate::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Test, merge};
 use crate::rules::script::PREROUTING;
 use crate::rules::tcp::{ACK, FIN, PSH, RST, SYN};
@@ -75,17 +76,6 @@ fn ether_type(family: Family) -> u16 {
 /// The map from the ports of bridges to their hardware addresses.
 const PORTS: &str = "ports";
 
-/// The bridges of the node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bridges {
-    /// Indices and hardware addresses of their ports.
-    pub ports: Vec<(u32, [u8; 6])>,
-    /// Hardware addresses of the bridges themselves.
-    pub addresses: Vec<[u8; 6]>,
-    /// The subnets on their links: IP finds the way back to clients in these.
-    pub subnets: Vec<Cidr>,
-}
-
 /// The rules that redirect frames to captured destinations.
 #[derive(Clone, Debug)]
 pub struct BridgeRedirect {
@@ -115,7 +105,7 @@ impl BridgeRedirect {
     }
 
     /// The whole table, for an empty one.
-    pub fn table(&self, bridges: &Bridges) -> Ruleset {
+    pub fn table(&self, bridges: &BridgeTopology) -> Ruleset {
         let mut ruleset = Ruleset::default();
         ruleset.add_base_chain(PREROUTING, PRIORITY);
         ruleset.named_sets.push(NamedSet {
@@ -135,7 +125,7 @@ impl BridgeRedirect {
     }
 
     /// The change of the table when the bridges have changed.
-    pub fn changed_bridges(&self, bridges: &Bridges) -> Ruleset {
+    pub fn changed_bridges(&self, bridges: &BridgeTopology) -> Ruleset {
         let mut ruleset = Ruleset::default();
         let chains = self.families().map(|it| FamilyTable::new(it).senders);
         ruleset.flushed_chains.extend(chains);
@@ -152,7 +142,7 @@ impl BridgeRedirect {
     }
 
     /// The rules for the senders of frames, and the ports.
-    fn add_bridges(&self, ruleset: &mut Ruleset, bridges: &Bridges) {
+    fn add_bridges(&self, ruleset: &mut Ruleset, bridges: &BridgeTopology) {
         for family in self.families() {
             let FamilyTable {
                 senders, states, ..
@@ -160,7 +150,7 @@ impl BridgeRedirect {
             let jump = [Expression::Jump(states)];
             let subnets = bridges.subnets.iter().filter(|it| it.family() == family);
             let neighbours = merge(subnets.map(Cidr::range).collect());
-            let addresses = bridges.addresses.iter().copied().map(mac_number);
+            let addresses = bridges.macs.iter().copied().map(mac_number);
             let addresses = merge(addresses.map(|it| it..=it).collect());
             let mut add = |field: Field, ranges: &Ranges| {
                 if !ranges.is_empty() {
@@ -171,9 +161,10 @@ impl BridgeRedirect {
             add(nft::source_address(family), &neighbours);
             add(nft::ETHER_DESTINATION, &addresses);
         }
+        let ports = bridges.ports.iter();
         ruleset.map = Some(MapElements {
             map: PORTS.to_owned(),
-            elements: bridges.ports.clone(),
+            elements: ports.map(|port| (port.index, port.mac)).collect(),
         });
     }
 }

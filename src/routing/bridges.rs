@@ -13,7 +13,7 @@ use crate::log::once::LogOnce;
 use crate::netlink::message::{Message, attribute, u32_at};
 use crate::netlink::socket::Socket;
 use crate::routing::rtnetlink::{self, IFI_INDEX, IFINFOMSG};
-use crate::selectors::{Cidr, Family};
+use crate::selectors::Cidr;
 
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -42,15 +42,16 @@ pub struct Port {
     pub mac: [u8; 6],
 }
 
-/// The bridges, each list sorted.
+/// The bridges of a node, each list sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct BridgeTopology {
+pub struct BridgeTopology {
     /// The ports of all bridges.
-    ports: Vec<Port>,
-    /// The MAC addresses of the bridges themselves.
-    macs: Vec<[u8; 6]>,
-    /// The subnets of bridges without VLAN filtering, IPv4 first.
-    subnets: Vec<Cidr>,
+    pub ports: Vec<Port>,
+    /// The MAC addresses of the bridges themselves: a frame to one of them is for IP.
+    pub macs: Vec<[u8; 6]>,
+    /// The subnets whose hosts IP reaches through a bridge; those of bridges with VLAN filtering are not
+    /// among them.
+    pub subnets: Vec<Cidr>,
 }
 
 /// The bridges at the last refresh, and the time of the next one.
@@ -82,24 +83,9 @@ impl BridgeMonitor {
         })
     }
 
-    /// The ports of all bridges.
-    pub fn ports(&self) -> &[Port] {
-        &self.topology.ports
-    }
-
-    /// The MAC addresses of the bridges themselves: a frame to one of them is for IP.
-    pub fn macs(&self) -> &[[u8; 6]] {
-        &self.topology.macs
-    }
-
-    /// The subnets whose hosts IP reaches through a bridge.
-    pub fn subnets(&self, family: Family) -> &[Cidr] {
-        let subnets = &self.topology.subnets;
-        let (v4, v6) = subnets.split_at(subnets.partition_point(|it| it.family() == Family::V4));
-        match family {
-            Family::V4 => v4,
-            Family::V6 => v6,
-        }
+    /// The bridges at the last refresh.
+    pub fn topology(&self) -> &BridgeTopology {
+        &self.topology
     }
 
     /// When the next refresh is due.
