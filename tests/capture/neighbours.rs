@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::lab::conversation::Conversation;
 use crate::lab::foreign::Traffic;
+use crate::lab::kernel::owns_tables;
 use crate::lab::{CIDRS, Lab, Namespace, POD, POD6};
 
 /// Another program with rules on the node.
@@ -228,6 +229,7 @@ fn ask(connection: &mut Conversation) -> String {
     connection.ask("GET / HTTP/1.1\r\nHost: pod\r\n\r\n").status
 }
 
+/// Before Linux 5.12 one does: guard/lifecycle.rs asserts what follows.
 #[test]
 fn no_flush_disturbs_captured_connections() {
     let lab = lab();
@@ -249,6 +251,9 @@ fn no_flush_disturbs_captured_connections() {
         "nft delete table inet firewalld",
         "nft flush ruleset",
     ] {
+        if flush == "nft flush ruleset" && !owns_tables() {
+            continue;
+        }
         lab.node.run(flush);
         assert_eq!(ask(&mut open), "200 OK", "{flush}");
     }
