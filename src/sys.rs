@@ -6,7 +6,6 @@
 
 use std::io;
 use std::mem;
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, c_void, socklen_t};
@@ -75,71 +74,24 @@ pub fn tcp_info(fd: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
     }
 }
 
-/// bind(2) to an IP address.
-///
-/// # Errors
-/// `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES`, or any other error of bind(2).
-pub fn bind(fd: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
-    match address {
-        SocketAddr::V4(v4) => bind_raw(
-            fd,
-            &libc::sockaddr_in {
-                sin_family: libc::AF_INET as libc::sa_family_t,
-                sin_port: v4.port().to_be(),
-                sin_addr: libc::in_addr {
-                    s_addr: u32::from_ne_bytes(v4.ip().octets()),
-                },
-                sin_zero: [0; 8],
-            },
-        ),
-        SocketAddr::V6(v6) => bind_raw(
-            fd,
-            &libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                sin6_port: v6.port().to_be(),
-                sin6_flowinfo: v6.flowinfo(),
-                sin6_addr: libc::in6_addr {
-                    s6_addr: v6.ip().octets(),
-                },
-                sin6_scope_id: v6.scope_id(),
-            },
-        ),
-    }
-}
-
 /// bind(2) of a netlink socket to a port that the kernel chooses (netlink(7)): an unbound socket
 /// receives no notifications.
 ///
 /// # Errors
 /// `EADDRINUSE`, `ENOMEM`, or any other error of bind(2).
 pub fn bind_netlink(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: all zeroes is a valid `sockaddr_nl`.
-    let mut address: libc::sockaddr_nl = unsafe { mem::zeroed() };
-    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-    bind_raw(fd, &address)
-}
-
-/// bind(2); `T` is one of libc's `sockaddr_…` types.
-fn bind_raw<T>(fd: BorrowedFd<'_>, address: &T) -> io::Result<()> {
-    // SAFETY: the kernel reads `size_of::<T>()` bytes of `address`, which lives across the call.
+    // SAFETY: all zeroes is a valid `sockaddr_nl`, of which the kernel reads `size_of` bytes.
     unsafe {
-        let pointer = (&raw const *address).cast::<libc::sockaddr>();
+        let mut address: libc::sockaddr_nl = mem::zeroed();
+        address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+        let length = mem::size_of_val(&address) as socklen_t;
         check(libc::bind(
             fd.as_raw_fd(),
-            pointer,
-            mem::size_of::<T>() as socklen_t,
-        ))?;
+            (&raw const address).cast(),
+            length,
+        ))
+        .map(drop)
     }
-    Ok(())
-}
-
-/// listen(2).
-///
-/// # Errors
-/// `EADDRINUSE`, or any other error of listen(2).
-pub fn listen(fd: BorrowedFd<'_>, backlog: c_int) -> io::Result<()> {
-    // SAFETY: no pointers are passed.
-    unsafe { check(libc::listen(fd.as_raw_fd(), backlog)) }.map(drop)
 }
 
 /// send(2) of one message.
@@ -178,27 +130,6 @@ pub fn receive<'b>(fd: BorrowedFd<'_>, buffer: &'b mut [u8]) -> io::Result<&'b [
             .ok_or_else(|| io::Error::from_raw_os_error(libc::EMSGSIZE)),
         Err(_) => Err(io::Error::last_os_error()),
     }
-}
-
-/// Raises the soft limit of open files (`RLIMIT_NOFILE`, getrlimit(2)) to `wanted`, or to the hard limit
-/// if that is lower; returns the limit then.
-///
-/// # Errors
-/// `EPERM`, or any other error of getrlimit(2) and setrlimit(2).
-pub fn allow_open_files(wanted: u64) -> io::Result<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the kernel writes one `rlimit`, and reads one.
-    unsafe {
-        check(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit))?;
-        if limit.rlim_cur < wanted {
-            limit.rlim_cur = wanted.min(limit.rlim_max);
-            check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit))?;
-        }
-    }
-    Ok(limit.rlim_cur)
 }
 
 /// Gives back the memory of this thread's stack that nothing is in now, below the frames of its

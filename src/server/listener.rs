@@ -7,23 +7,24 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use libc::c_int;
+use nix::sys::socket::{self, Backlog, SockaddrStorage};
 
 use crate::error::Error;
 use crate::selectors::Family;
 use crate::server::deadlines::{DEADLINES, DIRECT_DEADLINES, IDLE_AFTER};
 use crate::sys;
 
-/// Length of a transparent listener's accept queue. The kernel caps it at `net.core.somaxconn`, so that the
-/// node's administrator decides; a SYN that finds the queue full goes to the Pod.
-const BACKLOG: c_int = 65_535;
+/// Length of a transparent listener's accept queue: `net.core.somaxconn` (listen(2)), so that the node's
+/// administrator decides. A SYN that finds the queue full goes to the Pod.
+const BACKLOG: Backlog = Backlog::MAXALLOWABLE;
 
 /// Length of a direct listener's accept queue.
-const DIRECT_BACKLOG: c_int = 128;
+const DIRECT_BACKLOG: i32 = 128;
 
 /// Time that bind(2) is retried for. After a SIGKILL of the guard, the kernel kills the server too, but the
 /// server may hold the port for a moment longer.
@@ -105,9 +106,7 @@ fn listen_direct(transparent: &TcpListener) -> io::Result<TcpListener> {
     reuse_port(transparent.as_fd())?;
     reuse_port(fd)?;
     set_timeouts(fd, DIRECT_DEADLINES.response)?;
-    sys::bind(fd, address)?;
-    sys::listen(fd, DIRECT_BACKLOG)?;
-    Ok(socket.into())
+    listen(socket, address, Backlog::new(DIRECT_BACKLOG)?)
 }
 
 fn listen_transparent(family: Family, address: SocketAddr) -> io::Result<TcpListener> {
@@ -124,8 +123,12 @@ fn listen_transparent(family: Family, address: SocketAddr) -> io::Result<TcpList
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, SEND_BUFFER)?;
     sys::set_option(fd, libc::SOL_TCP, libc::TCP_DEFER_ACCEPT, DEFER_ACCEPT)?;
     set_timeouts(fd, DEADLINES.response)?;
-    sys::bind(fd, address)?;
-    sys::listen(fd, BACKLOG)?;
+    listen(socket, address, BACKLOG)
+}
+
+fn listen(socket: OwnedFd, address: SocketAddr, backlog: Backlog) -> io::Result<TcpListener> {
+    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    socket::listen(&socket, backlog)?;
     Ok(socket.into())
 }
 

@@ -34,13 +34,14 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 
 use crate::error::Error;
 use crate::log::logger;
+use crate::sandbox;
 use crate::server::acceptor::Acceptor;
 use crate::server::workers::Workers;
-use crate::{sandbox, sys};
 
 /// Longest time that the server drains connections at a stop.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -76,7 +77,7 @@ pub fn run(
     max_connections: usize,
 ) -> Result<(), Error> {
     let fault = |attempt: &'static str| move |error: io::Error| Error::new(attempt, error);
-    let files = sys::allow_open_files((max_connections + OTHER_FILES) as u64)
+    let files = allow_open_files((max_connections + OTHER_FILES) as u64)
         .map_err(fault("raise the limit of open files"))?;
     let clients = Acceptor::new(listeners.transparent).map_err(fault("listen"))?;
     let probes = Acceptor::new(listeners.direct).map_err(fault("listen"))?;
@@ -97,6 +98,14 @@ pub fn run(
     // The exit of this process closes it, after the last log lines are written.
     mem::forget(control);
     Ok(())
+}
+
+/// Raises the soft limit of open files to `wanted`, or to the hard limit if that is lower; returns it.
+fn allow_open_files(wanted: u64) -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let limit = wanted.min(hard).max(soft);
+    setrlimit(Resource::RLIMIT_NOFILE, limit, hard)?;
+    Ok(limit)
 }
 
 /// The number of connections that `files` open files suffice for, at most `wanted`.
