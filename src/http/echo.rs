@@ -7,28 +7,25 @@ use std::time::Duration;
 use crate::http::head::Head;
 use crate::http::status::{Rejection, Status};
 use crate::log::buffer::Buffer;
-use crate::log::text::{Text, escaped, push_escaped};
+use crate::log::escape::{escaped, push_escaped};
 use crate::log::timestamp::Timestamp;
 
 /// The largest content that is echoed, in bytes. The rest is read and counted.
 pub const MAX_ECHO: usize = 64 * 1024;
 
-/// The longest address, in bytes: `[IPv6 address%scope]:port`.
-const MAX_ADDRESS: usize = 64;
-
 /// The addresses and ports of a connection, as text.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Endpoints {
-    client: Text<MAX_ADDRESS>,
-    destination: Text<MAX_ADDRESS>,
+    client: String,
+    destination: String,
 }
 
 impl Endpoints {
     /// The client's address, and the address to which it connected, which is not the listener's.
     pub fn new(client: SocketAddr, destination: SocketAddr) -> Endpoints {
         Endpoints {
-            client: Text::of(client),
-            destination: Text::of(destination),
+            client: client.to_string(),
+            destination: destination.to_string(),
         }
     }
 }
@@ -61,7 +58,7 @@ pub fn begin(echo: &mut Buffer, head: &Head<'_>, endpoints: &Endpoints, node: Op
         echo.push(node.as_bytes());
     }
     echo.push(b"\nTime: ");
-    echo.push(Timestamp::now().rfc3339().as_bytes());
+    Timestamp::now().push_rfc3339(echo);
     echo.push(b"\n\n");
     echo.push(head.bytes);
 }
@@ -100,14 +97,6 @@ impl Served<'_> {
         let Served {
             head, endpoints, ..
         } = self;
-        let mut numbers = Text::<60>::EMPTY;
-        numbers.push("\" body=");
-        numbers.push_number(self.received);
-        numbers.push(" status=");
-        numbers.push(self.status.code());
-        numbers.push(" took=");
-        numbers.push_number(self.took.as_micros() as u64);
-        numbers.push("us");
         line.clear(0);
         line.push(b"Received request to ");
         push_escaped(line, head.target);
@@ -125,7 +114,13 @@ impl Served<'_> {
         push_escaped(line, head.host);
         line.push(b"\" user_agent=\"");
         push_escaped(line, head.user_agent);
-        line.push(numbers.as_bytes());
+        line.push(b"\" body=");
+        line.push_number(self.received);
+        line.push(b" status=");
+        line.push(self.status.code().as_bytes());
+        line.push(b" took=");
+        line.push_number(self.took.as_micros() as u64);
+        line.push(b"us");
         str::from_utf8(line.bytes()).unwrap_or_default()
     }
 }

@@ -4,7 +4,6 @@
 use crate::http::fields::Persistence;
 use crate::http::status::Status;
 use crate::log::buffer::Buffer;
-use crate::log::text::Text;
 use crate::log::timestamp::Timestamp;
 
 /// The space that is reserved for the head, in bytes. The longest head has 204.
@@ -32,40 +31,31 @@ impl Response {
         &mut self.0
     }
 
-    /// The complete response; to a HEAD request, only its head (RFC 9110, 9.3.2).
+    /// The complete response; to a HEAD request, only its head (RFC 9110, 9.3.2). The head is appended to
+    /// the content, whose length it states, and then copied in front of it.
     pub fn finish(&mut self, status: Status, persistence: Persistence, to_head: bool) -> &[u8] {
-        let bytes = self.0.bytes();
-        let length = bytes.len() - HEADROOM;
-        let connection = match persistence {
-            Persistence::Default => "",
-            Persistence::KeepAlive => "Connection: keep-alive\r\n",
-            Persistence::Close => "Connection: close\r\n",
-        };
-        let allow = match status {
-            Status::MethodNotAllowed => {
-                "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE\r\n"
-            }
-            _ => "",
-        };
-        let mut start = HEADROOM;
-        // Backwards: the head ends where the content begins.
-        for part in [
-            "\r\n",
-            connection,
-            allow,
-            "\r\n",
-            Text::<20>::of_number(length as u64).as_str(),
-            "\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ",
-            Timestamp::now().imf_fixdate().as_str(),
-            "\r\nDate: ",
-            status.line(),
-            "HTTP/1.1 ",
-        ] {
-            let end = start;
-            start -= part.len();
-            bytes[start..end].copy_from_slice(part.as_bytes());
+        let end = self.0.len();
+        self.0.push(b"HTTP/1.1 ");
+        self.0.push(status.line().as_bytes());
+        self.0.push(b"\r\nDate: ");
+        Timestamp::now().push_imf_fixdate(&mut self.0);
+        self.0
+            .push(b"\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ");
+        self.0.push_number((end - HEADROOM) as u64);
+        if status == Status::MethodNotAllowed {
+            self.0
+                .push(b"\r\nAllow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE");
         }
-        let end = if to_head { HEADROOM } else { bytes.len() };
+        self.0.push(match persistence {
+            Persistence::Default => b"".as_slice(),
+            Persistence::KeepAlive => b"\r\nConnection: keep-alive",
+            Persistence::Close => b"\r\nConnection: close",
+        });
+        self.0.push(b"\r\n\r\n");
+        let bytes = self.0.bytes();
+        let start = HEADROOM - (bytes.len() - end);
+        bytes.copy_within(end.., start);
+        let end = if to_head { HEADROOM } else { end };
         &bytes[start..end]
     }
 }

@@ -57,6 +57,22 @@ impl Buffer {
         }
     }
 
+    /// Appends a decimal number.
+    pub fn push_number(&mut self, number: u64) {
+        let width = number.checked_ilog10().unwrap_or(0) as usize + 1;
+        self.push_digits(number, width);
+    }
+
+    /// Appends the last `width` digits of a number, at most 20, with leading zeros.
+    pub fn push_digits(&mut self, mut number: u64, width: usize) {
+        let mut digits = [0; 20];
+        for digit in digits.iter_mut().rev().take(width) {
+            *digit = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
+        self.push(&digits[20 - width..]);
+    }
+
     /// The content.
     pub fn bytes(&mut self) -> &mut [u8] {
         &mut self.bytes[..self.length]
@@ -93,5 +109,19 @@ mod tests {
         buffer.shrink(100);
         assert_eq!(buffer.bytes(), b"");
         assert!(buffer.bytes.capacity() <= 100);
+    }
+
+    #[test]
+    fn digits_are_padded_and_truncated() {
+        let mut buffer = Buffer::default();
+        buffer.push_digits(7, 3);
+        buffer.push(b"-");
+        buffer.push_digits(12_345, 2);
+        assert_eq!(buffer.bytes(), b"007-45");
+        for number in [0, 9, 10, u64::MAX] {
+            buffer.clear(0);
+            buffer.push_number(number);
+            assert_eq!(buffer.bytes(), number.to_string().as_bytes());
+        }
     }
 }

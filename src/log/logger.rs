@@ -17,7 +17,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::log::buffer::Buffer;
 use crate::log::queue::{LogQueue, WhenFull};
-use crate::log::text::Text;
 use crate::log::timestamp::Timestamp;
 
 static QUEUE: LogQueue = LogQueue::empty();
@@ -77,18 +76,18 @@ impl Log for Logger {
         if !self.filter.matches(record) {
             return;
         }
-        let prefix = prefix(record.level());
+        let (time, level) = (Timestamp::now(), record.level());
         if HAS_WRITER.load(Ordering::SeqCst) {
             QUEUE.push(WHEN_FULL.get(), |lines, lost| {
                 if lost > 0 {
                     let notice = format_args!("Lost {lost} log lines: the log was not read");
-                    push_line(lines, &self::prefix(Level::Warn), &notice);
+                    push_line(lines, time, Level::Warn, &notice);
                 }
-                push_line(lines, &prefix, record.args());
+                push_line(lines, time, level, record.args());
             });
         } else {
             let mut line = Buffer::EMPTY;
-            push_line(&mut line, &prefix, record.args());
+            push_line(&mut line, time, level, record.args());
             write_stderr(line.bytes());
         }
     }
@@ -98,24 +97,15 @@ impl Log for Logger {
     }
 }
 
-/// The time and the level, in front of a message.
-type Prefix = Text<31>;
-
-fn prefix(level: Level) -> Prefix {
-    let mut prefix = Text::EMPTY;
-    prefix.push(Timestamp::now().rfc3339().as_str());
-    prefix.push(match level {
-        Level::Error => " ERROR ",
-        Level::Warn => " WARN  ",
-        Level::Info => " INFO  ",
-        Level::Debug => " DEBUG ",
-        Level::Trace => " TRACE ",
+fn push_line(lines: &mut Buffer, time: Timestamp, level: Level, message: &fmt::Arguments<'_>) {
+    time.push_rfc3339(lines);
+    lines.push(match level {
+        Level::Error => b" ERROR ",
+        Level::Warn => b" WARN  ",
+        Level::Info => b" INFO  ",
+        Level::Debug => b" DEBUG ",
+        Level::Trace => b" TRACE ",
     });
-    prefix
-}
-
-fn push_line(lines: &mut Buffer, prefix: &Prefix, message: &fmt::Arguments<'_>) {
-    lines.push(prefix.as_bytes());
     let written = lines.write_fmt(*message);
     debug_assert!(written.is_ok(), "a buffer grows");
     lines.push(b"\n");

@@ -10,12 +10,12 @@
 //! Before the writer thread has started, step 3 writes the line to stderr at once. The guard and the
 //! server are two processes, and each has a queue and a writer thread of its own.
 //!
-//! `once` limits how often a line is logged. `timestamp`, `text` and `buffer` are what log lines, and
+//! `once` limits how often a line is logged. `buffer`, `timestamp` and `escape` are what log lines, and
 //! responses, are built from.
 
 pub mod buffer;
+pub mod escape;
 pub mod logger;
 pub mod once;
 pub mod queue;
-pub mod text;
 pub mod timestamp;

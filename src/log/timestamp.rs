@@ -2,12 +2,12 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::log::text::Text;
+use crate::log::buffer::Buffer;
 
 /// From the weekday of 1970-01-01.
-const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-const MONTHS: [&str; 12] = [
-    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+const DAYS: [&[u8; 3]; 7] = [b"Thu", b"Fri", b"Sat", b"Sun", b"Mon", b"Tue", b"Wed"];
+const MONTHS: [&[u8; 3]; 12] = [
+    b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec",
 ];
 
 /// A point in time, as the time since 1970-01-01T00:00:00Z.
@@ -24,47 +24,43 @@ impl Timestamp {
         )
     }
 
-    /// `Sun, 06 Nov 1994 08:49:37 GMT` (IMF-fixdate, RFC 9110, 5.6.7).
-    pub fn imf_fixdate(self) -> Text<29> {
+    /// Appends `Sun, 06 Nov 1994 08:49:37 GMT` (IMF-fixdate, RFC 9110, 5.6.7).
+    pub fn push_imf_fixdate(self, text: &mut Buffer) {
         let (year, month, day) = self.date();
-        let mut text = Text::EMPTY;
         text.push(DAYS[(self.days() % 7) as usize]);
-        text.push(", ");
+        text.push(b", ");
         text.push_digits(day, 2);
-        text.push(" ");
+        text.push(b" ");
         text.push(MONTHS[month as usize - 1]);
-        text.push(" ");
+        text.push(b" ");
         text.push_digits(year, 4);
-        text.push(" ");
-        self.push_time(&mut text);
-        text.push(" GMT");
-        text
+        text.push(b" ");
+        self.push_time(text);
+        text.push(b" GMT");
     }
 
-    /// `1994-11-06T08:49:37.000Z` (RFC 3339).
-    pub fn rfc3339(self) -> Text<24> {
+    /// Appends `1994-11-06T08:49:37.000Z` (RFC 3339).
+    pub fn push_rfc3339(self, text: &mut Buffer) {
         let (year, month, day) = self.date();
-        let mut text = Text::EMPTY;
         text.push_digits(year, 4);
-        text.push("-");
+        text.push(b"-");
         text.push_digits(month, 2);
-        text.push("-");
+        text.push(b"-");
         text.push_digits(day, 2);
-        text.push("T");
-        self.push_time(&mut text);
-        text.push(".");
+        text.push(b"T");
+        self.push_time(text);
+        text.push(b".");
         text.push_digits(u64::from(self.0.subsec_millis()), 3);
-        text.push("Z");
-        text
+        text.push(b"Z");
     }
 
     /// `08:49:37`
-    fn push_time<const N: usize>(self, text: &mut Text<N>) {
+    fn push_time(self, text: &mut Buffer) {
         let second = self.0.as_secs() % 86_400;
         text.push_digits(second / 3600, 2);
-        text.push(":");
+        text.push(b":");
         text.push_digits(second / 60 % 60, 2);
-        text.push(":");
+        text.push(b":");
         text.push_digits(second % 60, 2);
     }
 
@@ -96,18 +92,24 @@ impl Timestamp {
 mod tests {
     use super::*;
 
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp(Duration::from_millis(seconds * 1000 + 7))
+    /// A time as text, in a format of [`Timestamp`].
+    fn format(seconds: u64, push: impl Fn(Timestamp, &mut Buffer)) -> String {
+        let mut text = Buffer::EMPTY;
+        push(
+            Timestamp(Duration::from_millis(seconds * 1000 + 7)),
+            &mut text,
+        );
+        String::from_utf8(text.bytes().to_vec()).unwrap()
     }
 
     #[test]
     fn the_example_of_rfc_9110_is_formatted_as_there() {
         assert_eq!(
-            at(784_111_777).imf_fixdate().as_str(),
+            format(784_111_777, Timestamp::push_imf_fixdate),
             "Sun, 06 Nov 1994 08:49:37 GMT"
         );
         assert_eq!(
-            at(784_111_777).rfc3339().as_str(),
+            format(784_111_777, Timestamp::push_rfc3339),
             "1994-11-06T08:49:37.007Z"
         );
     }
@@ -120,7 +122,7 @@ mod tests {
             (1_735_689_599, "Tue, 31 Dec 2024 23:59:59 GMT"),
             (4_107_542_400, "Mon, 01 Mar 2100 00:00:00 GMT"),
         ] {
-            assert_eq!(at(seconds).imf_fixdate().as_str(), text);
+            assert_eq!(format(seconds, Timestamp::push_imf_fixdate), text);
         }
     }
 }

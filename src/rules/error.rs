@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::log::text::escaped;
+use crate::log::escape::escaped;
 
 /// A word that was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
