@@ -15,7 +15,7 @@
 //!      │ waits until handshakes have ended [≤ 3 s]   accepts their connections
 //!      ├─ shutdown(control, SHUT_WR) ──────────────▶ reads the end of the stream
 //!      │                                              │ responses say "Connection: close"
-//!      │ restores losses meanwhile                    │ none accepted for 300 ms: closes idle connections
+//!      │ restores losses meanwhile                    │ none accepted for 300 ms: closes those without a request
 //!      │                                              │ waits until none is open [≤ 10 s]
 //!      │                                              │ "Served N requests on M connections"
 //!      ◀── end of the stream ────────────────────────┘ flushes the log, exits with 0

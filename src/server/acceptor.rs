@@ -1,4 +1,4 @@
-//! One epoll(7) instance at which idle workers wait for the clients of several listeners, so that any worker
+//! An epoll(7) instance at which idle workers wait for the clients of several listeners, so that any worker
 //! serves any family.
 //!
 //! A thread that waits in epoll_wait(2) holds no descriptor; accept4(2) reserves one before it waits. Each

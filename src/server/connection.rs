@@ -18,7 +18,7 @@ use crate::log::buffer::Buffer;
 use crate::server::acceptor::Accepted;
 use crate::server::context::Context;
 use crate::server::deadlines::{Deadlines, IDLE_AFTER};
-use crate::server::idle::Slot;
+use crate::server::parked::Slot;
 use crate::server::stream::{Failure, Stream};
 use crate::sys;
 
@@ -161,7 +161,7 @@ impl<'c> Connection<'c> {
             response.finish(status, persistence, head.method == b"HEAD"),
             persistence,
         )
-        .map_err(|failure| End::Lost(format!("the answer was not taken: {failure}")))?;
+        .map_err(|failure| End::Lost(format!("the response could not be sent: {failure}")))?;
         let served = Served {
             head: &head,
             endpoints: &self.endpoints,
@@ -203,7 +203,7 @@ impl<'c> Connection<'c> {
             Err(Failure::TimedOut) => {}
             received => return received,
         }
-        let rest = self.deadlines.idle.saturating_sub(IDLE_AFTER);
+        let rest = self.deadlines.first_byte.saturating_sub(IDLE_AFTER);
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + rest);
         if self.stream.wait_acknowledged()? {
             self.slot.set_idle(Instant::now());
@@ -304,7 +304,7 @@ impl<'c> Connection<'c> {
 
     fn write_continue(&mut self) -> Result<(), End> {
         let written = self.stream.write(CONTINUE, self.deadlines.response);
-        written.map_err(|failure| End::Lost(format!("100 Continue was not taken: {failure}")))
+        written.map_err(|failure| End::Lost(format!("100 Continue could not be sent: {failure}")))
     }
 
     /// Logs a request. A successful probe is logged at level `debug` only.

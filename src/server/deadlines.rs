@@ -7,7 +7,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
     /// Until the first byte of a request.
-    pub idle: Duration,
+    pub first_byte: Duration,
     /// From the first byte of a request head to its last.
     pub head: Duration,
     /// From the end of the head to the last byte of the body.
@@ -20,7 +20,7 @@ pub struct Deadlines {
 
 /// Deadlines of connections to captured addresses.
 pub const DEADLINES: Deadlines = Deadlines {
-    idle: Duration::from_secs(15),
+    first_byte: Duration::from_secs(15),
     head: Duration::from_secs(10),
     body: Duration::from_secs(30),
     response: Duration::from_secs(15),
@@ -30,13 +30,13 @@ pub const DEADLINES: Deadlines = Deadlines {
 /// Deadlines of direct connections from the node. They are short because a kubelet's probe may wait
 /// behind other direct connections.
 pub const DIRECT_DEADLINES: Deadlines = Deadlines {
-    idle: Duration::from_secs(1),
+    first_byte: Duration::from_secs(1),
     head: Duration::from_secs(1),
     body: Duration::from_secs(1),
     response: Duration::from_secs(1),
     linger: Duration::from_secs(1),
 };
 
-/// Time without a request after which a connection is idle: its thread frees memory, and at the limit the
+/// Time without a request after which a connection is idle: its worker frees memory, and at the limit the
 /// connection may be evicted. Also the default time-out of a read.
 pub const IDLE_AFTER: Duration = Duration::from_secs(1);

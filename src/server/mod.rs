@@ -1,18 +1,31 @@
 //! The server process: it accepts connections, answers their requests, and drains them at a stop.
 //!
-//! A connection passes through these files in this order:
+//! A new client, from its SYN to its first request; files are in parentheses:
+//!
+//! ```text
+//!  SYN
+//!   │ the kernel queues the connection (listener); if the queue is full, the SYN goes to the Pod
+//!   │ epoll_wait(2) wakes one idle worker (acceptor)
+//!   │ ConnectionLimit::acquire (limit): below --max-connections at once.
+//!   │     At the limit it waits; clients behind this one stay in the kernel's queue.
+//!   │     After 10 ms in which no connection ended: logs "The limit of … connections is reached",
+//!   │     and evicts the connection that has been idle longest (parked). None idle: waits on.
+//!   │     300 ms after an eviction that freed no place: evicts the next one.
+//!   │ accept4(2). The last idle worker starts another now (idle_workers)
+//!   │ Connection::serve (connection): reads requests from the stream, within deadlines
+//!   ▼     without a request for 1 s: the connection is idle (parked)
+//! ```
+//!
+//! A worker is a thread (`workers`); it is *idle* while it waits for a client. A connection is *parked*
+//! while its worker waits for a request, and *idle* once that took 1 s and the client has acknowledged all
+//! responses: then it keeps little memory, and may be evicted.
 //!
 //! - `listener`: sockets with `IP_TRANSPARENT` on loopback, and direct ones for the node's own probes.
-//! - `acceptor`: one epoll(7) instance, at which all idle workers wait for a client.
-//! - `limit`: `--max-connections`. At the limit a worker waits before it accepts, and evicts the
-//!   longest-idle connection if none ends; further clients wait in the kernel's accept queue.
-//! - `workers`: threads that accept one connection each, serve it, and accept the next. `idle_workers`
-//!   counts those that wait: the last one starts another before it serves.
-//! - `connection`: reads requests, writes responses and logs them, with the `deadlines` of each step. While
-//!   it waits for a request it is parked in `idle`, where another thread can end it.
+//! - `acceptor`: an epoll(7) instance, one for clients and one for probes, at which idle workers wait.
+//! - `limit`, `workers`, `idle_workers`, `parked`: as above.
+//! - `connection`: reads requests, writes responses and logs them, with the `deadlines` of each step.
 //! - `stream`: the connected socket, its deadlines, and its lingering close.
-//!
-//! `context` holds what all connections share.
+//! - `context`: what all connections share.
 //!
 //! Direct connections from the node have their own listeners and workers, outside the limit: a probe shows
 //! that the process lives, not that a client is served at once.
@@ -21,10 +34,10 @@ pub mod acceptor;
 pub mod connection;
 pub mod context;
 pub mod deadlines;
-pub mod idle;
 pub mod idle_workers;
 pub mod limit;
 pub mod listener;
+pub mod parked;
 pub mod stream;
 pub mod workers;
 

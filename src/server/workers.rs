@@ -1,7 +1,7 @@
 //! The worker threads: each accepts a connection, serves it to its end, and accepts the next.
 //!
 //! All idle workers wait at one [`Acceptor`]. The last idle one starts another before it serves. One that
-//! has no client for `IDLE_TIMEOUT` ends, unless it is the last. The number of probe workers is fixed, and
+//! has no client for `SPARE_TIMEOUT` ends, unless it is the last. The number of probe workers is fixed, and
 //! the limit on connections does not apply to them.
 
 use std::io;
@@ -18,9 +18,9 @@ use crate::server::acceptor::{Accepted, Acceptor, ReadyListener};
 use crate::server::connection::{Buffers, Connection};
 use crate::server::context::Context;
 use crate::server::deadlines::{DEADLINES, DIRECT_DEADLINES, Deadlines};
-use crate::server::idle::{IdleConnections, Slot};
 use crate::server::idle_workers::IdleWorkers;
 use crate::server::limit::{ConnectionLimit, EVICTION_TIMEOUT, PATIENCE};
+use crate::server::parked::{ParkedConnections, Slot};
 
 /// Probe workers for each direct listener.
 const PROBE_WORKERS: usize = 4;
@@ -28,10 +28,10 @@ const PROBE_WORKERS: usize = 4;
 /// Stack size of a thread, in bytes. Buffers are on the heap.
 const STACK_SIZE: usize = 64 * 1024;
 
-/// Time after which a spare idle worker ends, in ms.
-const IDLE_TIMEOUT: u16 = 1000;
+/// Time without a client after which an idle worker ends, unless it is the last, in ms.
+const SPARE_TIMEOUT: u16 = 1000;
 
-/// Time without a new connection after which a drain ends idle connections. Until then a busy client
+/// Time without a new connection after which a drain ends parked connections. Until then a busy client
 /// learns of the stop from its next response (`Connection: close`).
 const QUIET: Duration = Duration::from_millis(300);
 
@@ -44,9 +44,9 @@ pub struct Workers {
     context: Context,
     clients: Acceptor,
     probes: Acceptor,
-    idle: IdleWorkers,
+    idle_workers: IdleWorkers,
     limit: ConnectionLimit,
-    connections: IdleConnections,
+    parked: ParkedConnections,
     limit_log: LogOnce,
     accept_log: LogOnce,
     spawn_log: LogOnce,
@@ -66,9 +66,9 @@ impl Workers {
             context: Context::from_environment(),
             clients,
             probes,
-            idle: IdleWorkers::default(),
+            idle_workers: IdleWorkers::default(),
             limit: ConnectionLimit::new(max_connections),
-            connections: IdleConnections::default(),
+            parked: ParkedConnections::default(),
             limit_log: LogOnce::default(),
             accept_log: LogOnce::default(),
             spawn_log: LogOnce::default(),
@@ -82,7 +82,7 @@ impl Workers {
     }
 
     fn ensure_idle_worker(self: &Arc<Workers>) -> io::Result<()> {
-        self.idle.ensure_one(|| self.spawn_worker())
+        self.idle_workers.ensure_one(|| self.spawn_worker())
     }
 
     fn spawn_worker(self: &Arc<Workers>) -> io::Result<()> {
@@ -93,11 +93,11 @@ impl Workers {
     /// Accepts and serves clients, until this worker is spare. It counts as idle from its start on.
     fn serve_clients(self: &Arc<Workers>) {
         logger::block_when_full();
-        let slot = self.connections.add_slot();
+        let slot = self.parked.add_slot();
         let mut buffers = Buffers::default();
         loop {
-            let Some(listener) = self.clients.wait(EpollTimeout::from(IDLE_TIMEOUT)) else {
-                match self.idle.retire() {
+            let Some(listener) = self.clients.wait(EpollTimeout::from(SPARE_TIMEOUT)) else {
+                match self.idle_workers.retire() {
                     true => break,
                     false => continue,
                 }
@@ -105,22 +105,22 @@ impl Workers {
             // Before accept4(2), so that no connection exceeds the limit.
             self.limit.acquire(|| self.evict());
             if let Some(accepted) = self.accept(listener) {
-                if let Err(error) = self.idle.remove(|| self.spawn_worker()) {
+                if let Err(error) = self.idle_workers.remove(|| self.spawn_worker()) {
                     self.log_spawn_error(&error);
                 }
                 self.serve(accepted, &DEADLINES, &slot, &mut buffers);
                 // Before the release, or the worker that acquires next would be the last idle one, and
                 // start another.
-                self.idle.add();
+                self.idle_workers.add();
             }
             self.limit.release();
         }
-        self.connections.remove_slot(&slot);
+        self.parked.remove_slot(&slot);
     }
 
     /// Accepts and serves direct connections, until the process exits.
     fn serve_probes(&self) {
-        let slot = self.connections.add_slot();
+        let slot = self.parked.add_slot();
         let mut buffers = Buffers::default();
         loop {
             let ready = self.probes.wait(EpollTimeout::NONE);
@@ -146,7 +146,7 @@ impl Workers {
                 log::warn!("Cannot accept a connection, clients wait: {reason}");
             }
             let lacks_file = error.raw_os_error() == Some(libc::EMFILE);
-            let timeout = if may_evict && lacks_file && self.connections.evict_oldest() {
+            let timeout = if may_evict && lacks_file && self.parked.evict_oldest() {
                 EVICTION_TIMEOUT
             } else {
                 PATIENCE
@@ -159,9 +159,9 @@ impl Workers {
     fn evict(&self) -> bool {
         if self.limit_log.should_log() {
             let size = self.limit.size();
-            log::warn!("There are {size} connections, as many as may be: clients wait");
+            log::warn!("The limit of {size} connections is reached: clients wait");
         }
-        self.connections.evict_oldest()
+        self.parked.evict_oldest()
     }
 
     fn serve(&self, accepted: Accepted, deadlines: &Deadlines, slot: &Slot, buffers: &mut Buffers) {
@@ -178,7 +178,7 @@ impl Workers {
         if let Err(error) = self.ensure_idle_worker() {
             self.log_spawn_error(&error);
             if self.clients.has_clients() {
-                self.connections.evict_oldest();
+                self.parked.evict_oldest();
             }
         }
     }
@@ -189,8 +189,8 @@ impl Workers {
         }
     }
 
-    /// Drains: every connection ends with its next response, and idle ones end when no new connection has
-    /// come for some time. Returns when no connection is left, or after `grace`.
+    /// Drains: every connection ends with its next response, and parked ones end when no new connection has
+    /// come for `QUIET`. Returns when no connection is left, or after `grace`.
     pub fn drain(self: &Arc<Workers>, grace: Duration) {
         self.context.start_draining();
         let deadline = Instant::now() + grace;
@@ -208,7 +208,7 @@ impl Workers {
                 if !self.is_busy() {
                     break;
                 }
-                self.connections.shut_down_all();
+                self.parked.shut_down_all();
             }
         }
         let left = self.limit.in_use();

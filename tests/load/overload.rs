@@ -66,7 +66,7 @@ fn the_next_client_waits_for_a_connection_to_end() {
         busy.pop();
         assert_eq!(next.answer().status, "200 OK");
         drop((busy, next));
-        let line = "WARN  There are 4 connections, as many as may be: clients wait";
+        let line = "WARN  The limit of 4 connections is reached: clients wait";
         assert_eq!(lines_in_the_end(&mut daemon, line), 1);
     }
 }
@@ -124,7 +124,7 @@ fn only_an_idle_connection_gives_way(address: &str) -> bool {
         };
         let is_full = || {
             let log = daemon.log();
-            log.contains("There are 4 connections, as many as may be")
+            log.contains("The limit of 4 connections is reached")
         };
         while !is_full() {
             if !next_waits(&mut busy) {

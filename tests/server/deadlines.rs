@@ -115,7 +115,7 @@ fn takes_little(lab: &Lab, daemon: &Daemon, bytes: usize) {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     let client = format!("client={} ", connection.client());
     let lost = daemon.wait_for(&format!("Lost request : {client}"));
-    let reason = "reason=\"the answer was not taken: the client was too slow\"";
+    let reason = "reason=\"the response could not be sent: the client was too slow\"";
     assert!(lost.contains(reason), "{lost}");
     // The deadline is that of the answer, not of the first request.
     let log = daemon.log();

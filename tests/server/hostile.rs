@@ -155,7 +155,10 @@ fn a_reset_in_an_answer_is_one_line_and_leaves_nothing() {
     stuff(&connection);
     reset(connection);
     let reason = lost(&daemon, &client);
-    assert!(reason.starts_with("the answer was not taken: "), "{reason}");
+    assert!(
+        reason.starts_with("the response could not be sent: "),
+        "{reason}"
+    );
     wait_until_given_back(&daemon, before);
     daemon.stop();
     assert_eq!(daemon.log().matches("Lost request").count(), 1);
@@ -358,14 +361,17 @@ fn requests_whose_answers_are_not_read_take_no_memory() {
     let waited = watch.used();
     assert!(waited < DEADLINES.response * 3 / 2, "{waited:?}");
     let reason = lost(&daemon, &client);
-    assert_eq!(reason, "the answer was not taken: the client was too slow");
+    assert_eq!(
+        reason,
+        "the response could not be sent: the client was too slow"
+    );
     let log = daemon.log();
     let lines: Vec<&str> = log.lines().filter(|line| line.contains(&client)).collect();
     let [.., last, lost] = lines.as_slice() else {
         panic!("{log}")
     };
     watch.check(
-        "the first answer that was not taken",
+        "the first response that was not read",
         between(last, lost),
         DEADLINES.response,
     );

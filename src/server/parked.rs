@@ -1,5 +1,5 @@
-//! Connections that wait for a request, so that another thread can end them: the longest-idle one at a
-//! limit, all of them at a stop.
+//! Connections whose workers wait for a request, so that another thread can end them: the longest-idle one
+//! at the limit, all of them at a stop.
 //!
 //! Each worker has a slot, in which it parks its connection while it waits. Another thread uses the
 //! descriptor only under the slot's lock, so that the descriptor still belongs to that connection.
@@ -12,7 +12,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::lock::unpoisoned;
 
-/// The slot of one worker. It holds a connection while the connection waits for a request.
+/// The slot of one worker. It holds a connection while the worker waits for a request.
 #[derive(Debug, Default)]
 pub struct Slot(Mutex<Option<Parked>>);
 
@@ -64,9 +64,9 @@ impl Slot {
 
 /// The slots of all workers.
 #[derive(Debug, Default)]
-pub struct IdleConnections(Mutex<Vec<Arc<Slot>>>);
+pub struct ParkedConnections(Mutex<Vec<Arc<Slot>>>);
 
-impl IdleConnections {
+impl ParkedConnections {
     /// Adds a slot for a worker.
     pub fn add_slot(&self) -> Arc<Slot> {
         let slot = Arc::new(Slot::default());
@@ -79,7 +79,7 @@ impl IdleConnections {
         self.lock().retain(|other| !Arc::ptr_eq(other, slot));
     }
 
-    /// Ends every connection that waits for a request, idle or not.
+    /// Ends every parked connection.
     pub fn shut_down_all(&self) {
         for slot in &*self.lock() {
             if let Some(parked) = &mut *slot.lock() {
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn the_longest_idle_connection_is_evicted_first_and_a_busy_one_never() {
-        let connections = IdleConnections::default();
+        let connections = ParkedConnections::default();
         let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().unwrap()).collect();
         let slots = pairs.iter().map(|(stream, _)| {
             stream.set_nonblocking(true).unwrap();
