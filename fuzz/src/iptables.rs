@@ -93,9 +93,9 @@ fn holds(test: &Test, packet: &Packet) -> bool {
         Test::Address(AddressOf::Destination, ranges) => is_in(ranges, packet.addresses[1]),
         Test::Socket {
             transparent,
-            nowildcard,
+            with_wildcards,
         } => packet.socket.is_some_and(|owner| {
-            let counts = *nowildcard || !owner.wildcard || !owner.full;
+            let counts = *with_wildcards || !owner.wildcard || !owner.full;
             counts && (owner.transparent || !transparent)
         }),
     }

@@ -95,11 +95,11 @@ fn spellings(it: &Match, short_form: bool, family: Family) -> (usize, Vec<String
         Test::Address(of, ranges) => (2, "", addresses(*of, ranges, family)),
         Test::Socket {
             transparent,
-            nowildcard,
+            with_wildcards,
         } => {
             let transparent = if *transparent { " --transparent" } else { "" };
-            let nowildcard = if *nowildcard { " --nowildcard" } else { "" };
-            (2, "-m socket", vec![format!("{transparent}{nowildcard}")])
+            let with_wildcards = if *with_wildcards { " --nowildcard" } else { "" };
+            (2, "-m socket", vec![format!("{transparent}{with_wildcards}")])
         }
     };
     let not = if it.negated { "! " } else { "" };

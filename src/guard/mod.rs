@@ -319,7 +319,7 @@ impl Guard {
         }
     }
 
-    /// Replaces the rules for bridges if bridges, their ports or their neighbours have changed.
+    /// Replaces the rules for bridges if bridges, their ports or their subnets have changed.
     fn replace_bridge_rules(&mut self) -> Result<(), Error> {
         self.bridge_monitor.refresh()?;
         if self.bridge_monitor.is_stale() {

@@ -8,26 +8,28 @@
 //! A client's frame passes these chains; the names of chains and sets end in `-v4` or `-v6`:
 //!
 //! ```text
-//! chain        if the frame is                               it
-//! PREROUTING   for a captured address and port               goes to senders
-//! senders      of a neighbour, or for the bridge itself      goes to states
-//! states       a SYN                                         goes to handshakes
-//!              of a connection in one of the sets            follows the table below
-//! handshakes   any (during a stop: none)                     enters syn-seen, and is redirected
+//! chain        a frame                                        goes to
+//! PREROUTING   for a captured address and port                senders
+//! senders      whose sender IP reaches through the bridge:    states
+//!              its source is in a subnet of a bridge, or the
+//!              frame is for the bridge's own hardware address
+//! states       that is a SYN                                  handshakes
+//!              of a connection in one of the sets             the bridge or IP, by the table below
+//! handshakes   any (during a stop the chain is empty)         IP; the connection enters syn-seen
 //! ```
 //!
 //! The state of a connection is the set that holds its addresses and ports. A connection in no set stays
 //! on the bridge, and so does a connection that finds its set full.
 //!
 //! ```text
-//! set            entered when                 left when                  other frames than SYNs
-//! syn-seen       the client sends a SYN       10 s pass; 1 s after it    are redirected, and the
-//!                                             has entered another set    connection enters established
-//! pod-answered   the Pod sends a SYN-ACK,     2 s pass                   stay on the bridge, unless it
-//!                and it is in syn-seen                                   is in established, too
-//! established    the client sends a frame     120 s pass without a       are redirected
-//!                behind the SYN, and it is    PSH, or 20 s after
-//!                in syn-seen alone            FIN or RST
+//! set            entered when the             left                       the client's frames but SYNs
+//! syn-seen       client sends a SYN           after 10 s; after 1 s if   are redirected, and the
+//!                                             another set is entered     connection enters established
+//! pod-answered   Pod sends a SYN-ACK, and     after 2 s                  stay on the bridge, unless it
+//!                it is in syn-seen                                       is in established, too
+//! established    client sends a frame after   after 120 s without PSH,   are redirected
+//!                the SYN, and it is in        or 20 s after FIN or RST
+//!                syn-seen alone
 //! ```
 //!
 //! If `established` is full, the connection stays in `syn-seen`, 120 s after each frame.
@@ -141,7 +143,7 @@ impl BridgeRedirect {
         ruleset
     }
 
-    /// The rules for the senders of frames, and the ports.
+    /// The rules of the chains `senders`, and the ports.
     fn add_bridges(&self, ruleset: &mut Ruleset, bridges: &BridgeTopology) {
         for family in self.families() {
             let FamilyTable {
@@ -149,7 +151,7 @@ impl BridgeRedirect {
             } = FamilyTable::new(family);
             let jump = [Expression::Jump(states)];
             let subnets = bridges.subnets.iter().filter(|it| it.family() == family);
-            let neighbours = merge(subnets.map(Cidr::range).collect());
+            let sources = merge(subnets.map(Cidr::range).collect());
             let addresses = bridges.macs.iter().copied().map(mac_number);
             let addresses = merge(addresses.map(|it| it..=it).collect());
             let mut add = |field: Field, ranges: &Ranges| {
@@ -158,7 +160,7 @@ impl BridgeRedirect {
                     ruleset.append(&senders, &[&is_sender, &jump]);
                 }
             };
-            add(nft::source_address(family), &neighbours);
+            add(nft::source_address(family), &sources);
             add(nft::ETHER_DESTINATION, &addresses);
         }
         let ports = bridges.ports.iter();

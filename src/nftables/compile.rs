@@ -62,12 +62,12 @@ fn add_rule(ruleset: &mut Ruleset, chain: &str, first: &[Expression], rule: &Rul
     }
 }
 
-/// Whether a match holds only for sockets that are bound to one address.
+/// Whether a match ignores sockets that are bound to any address (`-m socket` without `--nowildcard`).
 fn excludes_wildcards(it: &Match) -> bool {
     matches!(
         it.test,
         Test::Socket {
-            nowildcard: false,
+            with_wildcards: false,
             ..
         }
     )

@@ -16,6 +16,9 @@
 //!   Batch::commit               messages            -> the kernel
 //! ```
 //!
+//! A rule of PREROUTING is written twice, to the base chains PREROUTING and REDIRECTED: the second takes
+//! packets that were redirected from a bridge (`ruleset::REDIRECTED` says why).
+//!
 //! The guard makes these calls once the server is ready (src/guard). `bridge` builds the rules of the
 //! second table, which redirects frames from bridges to these rules; `nft` lists header fields.
 //!

@@ -1,5 +1,5 @@
 //! Lists the bridges of this network namespace: their ports, their MAC addresses, and the subnets of
-//! their IP addresses, whose hosts are neighbours that IP reaches through the bridge.
+//! their IP addresses, whose hosts IP reaches through the bridge.
 //!
 //! Nothing here changes the rules that use the list: the guard calls [`BridgeMonitor::refresh`] when
 //! [`BridgeMonitor::is_due`], and [`BridgeMonitor::mark_applied`] when the rules match the list. From

@@ -316,7 +316,7 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
                 negated: false,
                 test: Test::Socket {
                     transparent: self.has("--transparent"),
-                    nowildcard: self.has("--nowildcard"),
+                    with_wildcards: self.has("--nowildcard"),
                 },
             });
         }

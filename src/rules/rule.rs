@@ -66,8 +66,8 @@ pub enum Test {
     Socket {
         /// Only a socket with `IP_TRANSPARENT`.
         transparent: bool,
-        /// Also a socket that is bound to the unspecified address.
-        nowildcard: bool,
+        /// `--nowildcard`: also a socket that is bound to any address, which iptables ignores otherwise.
+        with_wildcards: bool,
     },
 }
 
