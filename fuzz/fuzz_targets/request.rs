@@ -115,7 +115,7 @@ fn accepted(stream: &[u8], content: &[u8], length: usize) {
         head: &head,
         endpoints: &endpoints(),
         received: content.len() as u64,
-        status: Status::Ok,
+        status: Status::OK,
         took: Duration::from_micros(1234),
     };
     assert_is_safe(served.line(&mut line));
@@ -139,7 +139,7 @@ fn echoed(head: &Head<'_>, content: &[u8]) {
             .any(|part| part == head.bytes)
     );
     let to_head = head.method == b"HEAD";
-    let bytes = response.finish(Status::Ok, head.persistence, to_head);
+    let bytes = response.finish(Status::OK, head.persistence, to_head);
     assert_is_response(bytes, &echoed, to_head);
 }
 

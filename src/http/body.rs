@@ -207,7 +207,7 @@ impl Decoder {
         self.overhead += 1;
         match self.state.is_in_trailers() {
             true if self.overhead > MAX_TRAILERS => Err(Rejection::new(
-                Status::RequestHeaderFieldsTooLarge,
+                Status::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "the trailers are longer than 8 KiB",
             )),
             false if self.overhead > MAX_CHUNK_LINE => {
@@ -225,7 +225,7 @@ impl Decoder {
         match self.received + self.left <= MAX_CONTENT {
             true => Ok(()),
             false => Err(Rejection::new(
-                Status::ContentTooLarge,
+                Status::CONTENT_TOO_LARGE,
                 "the content is longer than 1 GiB",
             )),
         }

@@ -90,7 +90,7 @@ impl<'a> Fields<'a> {
             }
             (Some(chunked), None) => chunked.map(|()| Framing::Chunked),
             (None, Some(length)) if length > MAX_CONTENT => Err(Rejection::new(
-                Status::ContentTooLarge,
+                Status::CONTENT_TOO_LARGE,
                 "the content is longer than 1 GiB",
             )),
             (None, Some(length)) => Ok(Framing::Length(length)),
@@ -104,7 +104,7 @@ impl<'a> Fields<'a> {
             (None, _) | (_, Version::Http10) => Ok(false),
             (Some(true), _) => Ok(true),
             (Some(false), _) => Err(Rejection::new(
-                Status::ExpectationFailed,
+                Status::EXPECTATION_FAILED,
                 "only 100-continue can be expected",
             )),
         }
@@ -153,7 +153,7 @@ fn check_chunked(value: &[u8]) -> Result<(), Rejection> {
     match is_chunked(last) && codings.next().is_none() {
         true => Ok(()),
         false => Err(Rejection::new(
-            Status::NotImplemented,
+            Status::NOT_IMPLEMENTED,
             "the transfer coding is not known",
         )),
     }

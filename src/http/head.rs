@@ -74,7 +74,7 @@ impl HeadScanner {
                 }
                 Some(_) if self.fields == MAX_FIELDS => {
                     return Err(Rejection::new(
-                        Status::RequestHeaderFieldsTooLarge,
+                        Status::REQUEST_HEADER_FIELDS_TOO_LARGE,
                         "more than 100 header fields",
                     ));
                 }
@@ -95,7 +95,7 @@ impl HeadScanner {
         match end - self.head_start {
             0..=MAX_HEAD => Ok(()),
             _ => Err(Rejection::new(
-                Status::RequestHeaderFieldsTooLarge,
+                Status::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "the head is longer than 16 KiB",
             )),
         }

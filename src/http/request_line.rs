@@ -47,7 +47,7 @@ impl RequestLine {
         match line.get(..=MAX_REQUEST_LINE) {
             None => Ok(()),
             Some(beginning) if beginning.contains(&b' ') => Err(Rejection::new(
-                Status::UriTooLong,
+                Status::URI_TOO_LONG,
                 "the request line is longer than 8 KiB",
             )),
             _ => Err(bad("the method does not end")),
@@ -68,7 +68,7 @@ impl RequestLine {
         }
         if method == b"CONNECT" {
             return Err(Rejection::new(
-                Status::MethodNotAllowed,
+                Status::METHOD_NOT_ALLOWED,
                 "CONNECT is for proxies",
             ));
         }
@@ -105,7 +105,7 @@ fn parse_version(version: &[u8], method: &[u8]) -> Result<Version, Rejection> {
         (b'2', b'0') if method == b"PRI" => "the client speaks HTTP/2, not HTTP/1.1",
         _ => "the version is not HTTP/1.x",
     };
-    Err(Rejection::new(Status::HttpVersionNotSupported, reason))
+    Err(Rejection::new(Status::HTTP_VERSION_NOT_SUPPORTED, reason))
 }
 
 /// Whether a target is in origin-form, in absolute-form or, for OPTIONS, in asterisk-form (RFC 9112,

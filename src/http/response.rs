@@ -42,7 +42,7 @@ impl Response {
         self.0
             .push(b"\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ");
         self.0.push_number((end - HEADROOM) as u64);
-        if status == Status::MethodNotAllowed {
+        if status == Status::METHOD_NOT_ALLOWED {
             self.0
                 .push(b"\r\nAllow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE");
         }

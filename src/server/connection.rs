@@ -246,13 +246,15 @@ impl<'c> Connection<'c> {
     fn begin_response(&self, content: &mut Buffer, head: &Head<'_>) -> Status {
         if !self.is_direct {
             echo::begin(content, head, &self.endpoints, self.context.node());
-            return Status::Ok;
+            return Status::OK;
         }
         let (status, text) = match head.target {
-            b"/healthz" if self.context.is_draining() => (Status::ServiceUnavailable, "draining\n"),
-            b"/healthz" => (Status::Ok, "ok\n"),
+            b"/healthz" if self.context.is_draining() => {
+                (Status::SERVICE_UNAVAILABLE, "draining\n")
+            }
+            b"/healthz" => (Status::OK, "ok\n"),
             _ => (
-                Status::NotFound,
+                Status::NOT_FOUND,
                 "this is the listener itself, not a Pod: only /healthz is here\n",
             ),
         };
@@ -310,7 +312,7 @@ impl<'c> Connection<'c> {
     /// Logs a request. A successful probe is logged at level `debug` only.
     fn log(&self, served: &Served<'_>, line: &mut Buffer) {
         let line = served.line(line);
-        match self.is_direct && served.status == Status::Ok {
+        match self.is_direct && served.status == Status::OK {
             true => log::debug!("{line}"),
             false => log::info!("{line}"),
         }
@@ -359,7 +361,7 @@ struct ReadBody {
 
 fn late(reason: &'static str) -> Rejection {
     Rejection {
-        status: Status::RequestTimeout,
+        status: Status::REQUEST_TIMEOUT,
         reason,
     }
 }

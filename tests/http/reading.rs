@@ -236,11 +236,11 @@ fn content_may_have_1_gib() {
             .map_err(status)
     };
     assert_eq!(framing("1073741824"), Ok(Framing::Length(1 << 30)));
-    assert_eq!(framing("1073741825"), Err(Status::ContentTooLarge));
+    assert_eq!(framing("1073741825"), Err(Status::CONTENT_TOO_LARGE));
     assert_eq!(framing("0000000000000000000000005"), Ok(Framing::Length(5)));
     assert_eq!(
         framing("99999999999999999999999999"),
-        Err(Status::ContentTooLarge),
+        Err(Status::CONTENT_TOO_LARGE),
         "a number, however long, is not malformed (RFC 9110, 8.6)"
     );
 }
