@@ -37,8 +37,9 @@ pub struct Decoder {
     overhead: usize,
 }
 
-/// What comes next in the input. The names are those of the grammar (RFC 9112, 7.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What comes next in the input, in the order of a body. The names are those of the grammar (RFC 9112,
+/// 7.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 enum State {
     /// Content of a body with a known length.
     Content,
@@ -72,16 +73,6 @@ enum State {
     LastLf,
     /// Nothing: the body is complete.
     Done,
-}
-
-impl State {
-    fn is_in_trailers(self) -> bool {
-        use State::{LastLf, TrailerLf, TrailerName, TrailerStart, TrailerValue};
-        matches!(
-            self,
-            TrailerStart | TrailerName | TrailerValue | TrailerLf | LastLf
-        )
-    }
 }
 
 impl Decoder {
@@ -205,7 +196,7 @@ impl Decoder {
     /// Limits what a client may send besides content.
     fn count_overhead(&mut self) -> Result<(), Rejection> {
         self.overhead += 1;
-        match self.state.is_in_trailers() {
+        match self.state >= State::TrailerStart {
             true if self.overhead > MAX_TRAILERS => Err(Rejection::new(
                 Status::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "the trailers are longer than 8 KiB",
