@@ -79,19 +79,27 @@ pub struct Cidr {
 }
 
 impl Cidr {
+    /// The block that contains `address`; `None` if the prefix length is out of range.
+    pub fn new(address: IpAddr, prefix: u8) -> Option<Cidr> {
+        let host_bits = Family::of(address).address_bits().checked_sub(prefix)?;
+        let mask = u128::MAX.checked_shl(host_bits.into()).unwrap_or(0);
+        let network = match address {
+            IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() & mask as u32).into(),
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & mask).into(),
+        };
+        Some(Cidr { network, prefix })
+    }
+
     /// Parses `ADDRESS[/PREFIX]` and clears the host bits, as iptables does for `-s` and `-d`.
     ///
     /// # Errors
     /// An invalid address, or a prefix length out of range.
     pub fn parse_masked(text: &str) -> Result<Cidr, String> {
-        let (address, prefix) = Cidr::split(text)?;
-        Ok(Cidr {
-            network: network_of(address, prefix),
-            prefix,
-        })
+        Cidr::parse(text).map(|(_, cidr)| cidr)
     }
 
-    fn split(text: &str) -> Result<(IpAddr, u8), String> {
+    /// Parses `ADDRESS[/PREFIX]`: the address, and the block that contains it.
+    fn parse(text: &str) -> Result<(IpAddr, Cidr), String> {
         let (address, prefix) = match text.split_once('/') {
             Some((address, prefix)) => (address, Some(prefix)),
             None => (text, None),
@@ -100,14 +108,11 @@ impl Cidr {
             "expected an address block such as 10.244.0.0/16 or fd00:10:244::/56".to_owned()
         })?;
         let bits = Family::of(address).address_bits();
-        let prefix = match prefix {
-            None => bits,
-            Some(prefix) => number(prefix)
-                .and_then(|prefix| u8::try_from(prefix).ok())
-                .filter(|prefix| *prefix <= bits)
-                .ok_or_else(|| format!("expected a prefix length from 0 to {bits}"))?,
-        };
-        Ok((address, prefix))
+        prefix
+            .map_or(Some(bits.into()), number)
+            .and_then(|prefix| Cidr::new(address, prefix.try_into().ok()?))
+            .map(|cidr| (address, cidr))
+            .ok_or_else(|| format!("expected a prefix length from 0 to {bits}"))
     }
 
     /// The first address of the block.
@@ -128,7 +133,8 @@ impl Cidr {
     /// The addresses of the block, as numbers.
     pub fn range(&self) -> RangeInclusive<u128> {
         let low = bits_of(self.network);
-        low..=low | host_mask(self.family(), self.prefix)
+        let host_bits = self.family().address_bits() - self.prefix;
+        low..=low | !u128::MAX.checked_shl(host_bits.into()).unwrap_or(0)
     }
 
     /// Whether the block contains `address`.
@@ -142,8 +148,7 @@ impl FromStr for Cidr {
 
     /// Parses `ADDRESS[/PREFIX]`. The error for host bits suggests the block and the single address.
     fn from_str(text: &str) -> Result<Cidr, String> {
-        let (address, _) = Cidr::split(text)?;
-        let cidr = Cidr::parse_masked(text)?;
+        let (address, cidr) = Cidr::parse(text)?;
         if cidr.network == address {
             return Ok(cidr);
         }
@@ -164,19 +169,6 @@ fn bits_of(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => address.to_bits().into(),
         IpAddr::V6(address) => address.to_bits(),
-    }
-}
-
-fn host_mask(family: Family, prefix: u8) -> u128 {
-    let host_bits = u32::from(family.address_bits() - prefix);
-    u128::MAX.checked_shr(u128::BITS - host_bits).unwrap_or(0)
-}
-
-fn network_of(address: IpAddr, prefix: u8) -> IpAddr {
-    let bits = bits_of(address) & !host_mask(Family::of(address), prefix);
-    match address {
-        IpAddr::V4(_) => Ipv4Addr::from_bits(bits as u32).into(),
-        IpAddr::V6(_) => Ipv6Addr::from_bits(bits).into(),
     }
 }
 
@@ -207,10 +199,8 @@ impl FromStr for PortRange {
                 .and_then(|port| u16::try_from(port).ok())
                 .ok_or_else(|| "expected ports from 0 to 65535, as PORT or LOW:HIGH".to_owned())
         };
-        let (low, high) = match text.split_once(':') {
-            Some((low, high)) => (port(low)?, port(high)?),
-            None => (port(text)?, port(text)?),
-        };
+        let (low, high) = text.split_once(':').unwrap_or((text, text));
+        let (low, high) = (port(low)?, port(high)?);
         if low > high {
             return Err(format!("expected the lower port first, as in {high}:{low}"));
         }
@@ -246,16 +236,11 @@ impl FromStr for Mark {
                 .and_then(|number| u32::try_from(number).ok())
                 .ok_or_else(|| "expected VALUE/MASK, 32 bits each, such as 0x1/0x1".to_owned())
         };
-        match text.split_once('/') {
-            Some((value, mask)) => Ok(Mark {
-                value: part(value)?,
-                mask: part(mask)?,
-            }),
-            None => Ok(Mark {
-                value: part(text)?,
-                mask: u32::MAX,
-            }),
-        }
+        let (value, mask) = text.split_once('/').unwrap_or((text, "0xffffffff"));
+        Ok(Mark {
+            value: part(value)?,
+            mask: part(mask)?,
+        })
     }
 }
 
@@ -274,10 +259,11 @@ pub fn number(text: &str) -> Option<u64> {
         None if text.len() > 1 && text.starts_with('0') => return None,
         None => (text, 10),
     };
-    let all_digits = !digits.is_empty() && digits.chars().all(|digit| digit.is_digit(radix));
-    all_digits
-        .then(|| u64::from_str_radix(digits, radix).ok())
-        .flatten()
+    // `from_str_radix` accepts a plus sign.
+    let is_signed = digits.starts_with('+');
+    u64::from_str_radix(digits, radix)
+        .ok()
+        .filter(|_| !is_signed)
 }
 
 /// The families of `cidrs`, IPv4 first.

@@ -225,6 +225,6 @@ pub fn read_subnet(payload: &[u8]) -> Option<(u32, Cidr)> {
         libc::AF_INET6 => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
         _ => return None,
     };
-    let subnet = Cidr::parse_masked(&format!("{address}/{prefix}")).ok()?;
+    let subnet = Cidr::new(address, prefix)?;
     (scope < libc::RT_SCOPE_LINK).then_some((u32_at(header, IFI_INDEX)?, subnet))
 }

@@ -206,7 +206,7 @@ pub fn read_route(table: u32, payload: &[u8]) -> Option<InstalledEntry> {
             _ => {}
         }
     }
-    let cidr = Cidr::parse_masked(&format!("{network}/{prefix}")).ok()?;
+    let cidr = Cidr::new(network, prefix)?;
     let is_exact = kind == libc::RTN_LOCAL && device == Some(LOOPBACK);
     Some(InstalledEntry {
         entry: Entry::AnyIpRoute { cidr, table },
