@@ -226,7 +226,7 @@ fn cidrs(text: &str) -> Result<Vec<Cidr>, String> {
 fn dports(text: &str) -> Result<Vec<PortRange>, String> {
     selectors::list_with(text, |item| match PortRange::from_str(item) {
         Ok(range) if range.low > 0 => Ok(range),
-        Ok(_) | Err(_) if !item.contains(':') => Err("expected a port from 1 to 65535".to_owned()),
+        _ if !item.contains(':') => Err("expected a port from 1 to 65535".to_owned()),
         Ok(_) => Err("expected ports from 1 to 65535".to_owned()),
         Err(expected) => Err(expected),
     })

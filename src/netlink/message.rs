@@ -155,7 +155,7 @@ pub fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
 }
 
 /// The kernel's refusal of a request (`struct nlmsgerr`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refusal {
     /// The index of the refused message in the request.
     pub index: usize,
@@ -167,20 +167,12 @@ pub struct Refusal {
     pub offset: Option<usize>,
 }
 
-impl Refusal {
-    fn new(index: usize, errno: c_int) -> Refusal {
-        Refusal {
-            index,
-            errno,
-            message: None,
-            offset: None,
-        }
-    }
-}
-
 impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Refusal {
-        Refusal::new(0, error.raw_os_error().unwrap_or(libc::EIO))
+        Refusal {
+            errno: error.raw_os_error().unwrap_or(libc::EIO),
+            ..Refusal::default()
+        }
     }
 }
 
@@ -193,13 +185,16 @@ impl From<io::Error> for Refusal {
 /// # Errors
 /// The kernel's error number; `EPROTO` if the reply has none.
 pub fn read_acknowledgement(message: ReceivedMessage<'_>, first: u32) -> Result<(), Refusal> {
-    let index = message.sequence.wrapping_sub(first) as usize;
     let errno = match u32_at(message.payload, 0) {
         Some(0) => return Ok(()),
         Some(errno) => errno.cast_signed().wrapping_neg(),
         None => libc::EPROTO,
     };
-    let mut refusal = Refusal::new(index, errno);
+    let mut refusal = Refusal {
+        index: message.sequence.wrapping_sub(first) as usize,
+        errno,
+        ..Refusal::default()
+    };
     for (kind, value) in attributes(message.payload.get(4 + HEADER..).unwrap_or_default()) {
         match kind {
             NLMSGERR_ATTR_MSG => {
