@@ -29,6 +29,19 @@ impl Family {
         }
     }
 
+    /// The family with this number.
+    pub fn from_number(number: u8) -> Option<Family> {
+        Family::ALL.into_iter().find(|it| it.number() == number)
+    }
+
+    /// The address of this family with which `bytes` begin, in network order.
+    pub fn read_address(self, bytes: &[u8]) -> Option<IpAddr> {
+        Some(match self {
+            Family::V4 => IpAddr::from(*bytes.first_chunk::<4>()?),
+            Family::V6 => IpAddr::from(*bytes.first_chunk::<16>()?),
+        })
+    }
+
     /// The number of the family in the kernel (`AF_INET`, `AF_INET6`).
     pub fn number(self) -> u8 {
         match self {

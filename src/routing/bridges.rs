@@ -5,7 +5,6 @@
 //! [`BridgeMonitor::is_due`], and [`BridgeMonitor::mark_applied`] when the rules match the list. From
 //! rtnetlink(7) and linux/if_link.h.
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
@@ -13,7 +12,7 @@ use crate::log::once::LogOnce;
 use crate::netlink::message::{Message, attribute, u32_at};
 use crate::netlink::socket::Socket;
 use crate::routing::rtnetlink::{self, IFI_INDEX, IFINFOMSG};
-use crate::selectors::Cidr;
+use crate::selectors::{Cidr, Family};
 
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -220,11 +219,7 @@ pub fn read_subnet(payload: &[u8]) -> Option<(u32, Cidr)> {
     let header: &[u8; IFADDRMSG] = payload.first_chunk()?;
     let (prefix, scope) = (header[1], header[3]);
     let address = attribute(&payload[IFADDRMSG..], libc::IFA_ADDRESS)?;
-    let address = match i32::from(header[0]) {
-        libc::AF_INET => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
-        libc::AF_INET6 => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
-        _ => return None,
-    };
+    let address = Family::from_number(header[0])?.read_address(address)?;
     let subnet = Cidr::new(address, prefix)?;
     (scope < libc::RT_SCOPE_LINK).then_some((u32_at(header, IFI_INDEX)?, subnet))
 }

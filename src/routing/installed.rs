@@ -1,8 +1,6 @@
 //! Lists the rules and routes in the kernel, and compares them with those that tproxy-pod adds.
 //! Changes nothing. From rtnetlink(7), linux/rtnetlink.h and linux/fib_rules.h.
 
-use std::net::IpAddr;
-
 use crate::error::Error;
 use crate::netlink::message::{Message, ReceivedMessage, attributes, u32_at};
 use crate::netlink::socket::Socket;
@@ -145,7 +143,7 @@ fn dump(
 /// Parses a rule that matches a mark; `None` for any other rule.
 pub fn read_rule(payload: &[u8]) -> Option<InstalledEntry> {
     let header: &[u8; ROUTE_HEADER] = payload.first_chunk()?;
-    let family = read_family(header)?;
+    let family = Family::from_number(header[0])?;
     let flags = u32_at(header, 8)?;
     let mut is_exact = header[1..4] == [0; 3] && header[7] == FR_ACT_TO_TBL && flags == 0;
     let mut mark = Mark {
@@ -188,19 +186,13 @@ pub fn read_rule(payload: &[u8]) -> Option<InstalledEntry> {
 /// Parses a route of `table`; `None` for a route of another table. It is exact if it is an AnyIP route.
 pub fn read_route(table: u32, payload: &[u8]) -> Option<InstalledEntry> {
     let header: &[u8; ROUTE_HEADER] = payload.first_chunk()?;
-    let family = read_family(header)?;
+    let family = Family::from_number(header[0])?;
     let (prefix, protocol, kind) = (header[1], header[5], header[7]);
-    let mut network = match family {
-        Family::V4 => IpAddr::from([0u8; 4]),
-        Family::V6 => IpAddr::from([0u8; 16]),
-    };
+    let mut network = family.read_address(&[0; 16])?;
     let mut device = None;
     for (kind, value) in attributes(&payload[ROUTE_HEADER..]) {
         match kind {
-            libc::RTA_DST if family == Family::V4 => {
-                network = IpAddr::from(*value.first_chunk::<4>()?)
-            }
-            libc::RTA_DST => network = IpAddr::from(*value.first_chunk::<16>()?),
+            libc::RTA_DST => network = family.read_address(value)?,
             libc::RTA_OIF => device = u32_at(value, 0),
             libc::RTA_TABLE if u32_at(value, 0) != Some(table) => return None,
             _ => {}
@@ -214,10 +206,4 @@ pub fn read_route(table: u32, payload: &[u8]) -> Option<InstalledEntry> {
         is_own: is_exact && protocol == PROTOCOL,
         is_exact,
     })
-}
-
-/// The address family, the first byte of the header of a rule or route.
-fn read_family(header: &[u8; ROUTE_HEADER]) -> Option<Family> {
-    let mut families = Family::ALL.into_iter();
-    families.find(|family| header[0] == family.number())
 }

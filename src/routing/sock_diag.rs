@@ -5,8 +5,6 @@
 //! ports, and does not forward the packet (`tcp_v4_early_demux`, `ip_forward`): a client that uses its
 //! port again cannot reach the Pod. From sock_diag(7) and linux/inet_diag.h.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
 use crate::error::Error;
 use crate::netlink::message::{Message, Refusal, u32_at};
 use crate::netlink::socket::Socket;
@@ -21,6 +19,8 @@ pub const SOCKET_ID: usize = 48;
 
 /// Offset of the id in `struct inet_diag_msg`, in bytes
 const IDIAG_ID: usize = 4;
+/// Offset of the local address in the id, in bytes; the local port is its first field
+const IDIAG_SRC: usize = 4;
 /// Offset of the inode in `struct inet_diag_msg`, in bytes
 const IDIAG_INODE: usize = 68;
 
@@ -137,22 +137,14 @@ pub fn read_orphan(
     cidrs: &[Cidr],
     ports: &[PortRange],
 ) -> Option<[u8; SOCKET_ID]> {
-    let id = payload.get(IDIAG_ID..)?.first_chunk()?;
-    let (address, port) = local_endpoint(family, id)?;
+    let id: &[u8; SOCKET_ID] = payload.get(IDIAG_ID..)?.first_chunk()?;
+    let port = u16::from_be_bytes(*id.first_chunk()?);
+    let address = family.read_address(id.get(IDIAG_SRC..)?)?;
     let is_captured = cidrs.iter().any(|cidr| cidr.contains(address))
         && ports
             .iter()
             .any(|ports| (ports.low..=ports.high).contains(&port));
     (is_captured && u32_at(payload, IDIAG_INODE) == Some(0)).then_some(*id)
-}
-
-/// The local address and port in an id, which has them in network order, the port first.
-fn local_endpoint(family: Family, id: &[u8; SOCKET_ID]) -> Option<(IpAddr, u16)> {
-    let address = match family {
-        Family::V4 => Ipv4Addr::from(*id.get(4..)?.first_chunk::<4>()?).into(),
-        Family::V6 => Ipv6Addr::from(*id.get(4..)?.first_chunk::<16>()?).into(),
-    };
-    Some((address, u16::from_be_bytes(*id.first_chunk()?)))
 }
 
 /// `struct inet_diag_req_v2`: family, protocol, extensions, padding, states, and the id.
