@@ -12,7 +12,7 @@
 //! | [`server`]   | accepts and serves connections: threads, limits | `http`, `log`, `sandbox`                   |
 //! | [`http`]     | bytes → request, response → bytes; no socket    | `log`                                      |
 //! | [`nftables`] | typed rules → one nf_tables transaction         | `rules`, `routing`, `netlink`              |
-//! | [`routing`]  | mark rules, AnyIP routes, bridges, sockets      | `netlink`                                  |
+//! | [`routing`]  | mark rules, AnyIP routes, bridges, sockets      | `netlink`, `log`                           |
 //! | [`rules`]    | iptables-restore text → typed rules             | `log`                                      |
 //! | [`netlink`]  | messages, attributes, sockets of any family     |                                            |
 //! | [`log`]      | log lines and their queue                       |                                            |

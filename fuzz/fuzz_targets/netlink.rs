@@ -66,8 +66,8 @@ fn read(message: ReceivedMessage<'_>) {
         read_owner(message.payload),
     );
     let index = message.payload.get(4..8);
-    if let Some(port) = read_port(message.payload) {
-        assert_eq!(index, Some(&port.index.to_ne_bytes()[..]));
+    if let Some((port, _)) = read_port(message.payload) {
+        assert_eq!(index, Some(&port.to_ne_bytes()[..]));
     }
     if let Some((device, _)) = read_subnet(message.payload) {
         assert_eq!(index, Some(&device.to_ne_bytes()[..]));

@@ -163,10 +163,9 @@ impl BridgeRedirect {
             add(nft::source_address(family), &sources);
             add(nft::ETHER_DESTINATION, &addresses);
         }
-        let ports = bridges.ports.iter();
         ruleset.map = Some(MapElements {
             map: PORTS.to_owned(),
-            elements: ports.map(|port| (port.index, port.mac)).collect(),
+            elements: bridges.ports.clone(),
         });
     }
 }

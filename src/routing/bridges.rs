@@ -32,20 +32,11 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// kernel sends no notification when that module is loaded.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// A port of a bridge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Port {
-    /// The device index.
-    pub index: u32,
-    /// The MAC address.
-    pub mac: [u8; 6],
-}
-
 /// The bridges of a node, each list sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BridgeTopology {
-    /// The ports of all bridges.
-    pub ports: Vec<Port>,
+    /// Device indices and MAC addresses of the ports of all bridges.
+    pub ports: Vec<(u32, [u8; 6])>,
     /// The MAC addresses of the bridges themselves: a frame to one of them is for IP.
     pub macs: Vec<[u8; 6]>,
     /// The subnets whose hosts IP reaches through a bridge; those of bridges with VLAN filtering are not
@@ -165,17 +156,16 @@ impl BridgeMonitor {
                 .any(|it: &Bridge| it.index == *device && !it.has_vlan_filtering)
         };
         let subnets = subnets.into_iter().filter(is_of_bridge);
-        let mut topology = BridgeTopology {
+        let mut subnets: Vec<Cidr> = subnets.map(|(_, subnet)| subnet).collect();
+        let mut macs: Vec<[u8; 6]> = bridges.iter().map(|it| it.mac).collect();
+        ports.sort_unstable();
+        macs.sort_unstable();
+        subnets.sort_unstable_by_key(|it| (it.network(), it.prefix()));
+        Ok(BridgeTopology {
             ports,
-            macs: bridges.iter().map(|it| it.mac).collect(),
-            subnets: subnets.map(|(_, subnet)| subnet).collect(),
-        };
-        topology.ports.sort_unstable();
-        topology.macs.sort_unstable();
-        topology
-            .subnets
-            .sort_unstable_by_key(|it| (it.network(), it.prefix()));
-        Ok(topology)
+            macs,
+            subnets,
+        })
     }
 }
 
@@ -190,14 +180,12 @@ pub struct Bridge {
     has_vlan_filtering: bool,
 }
 
-/// Parses a device (`struct ifinfomsg`) that is a port of a bridge.
-pub fn read_port(payload: &[u8]) -> Option<Port> {
+/// Parses a device (`struct ifinfomsg`) that is a port of a bridge: its index and MAC address.
+pub fn read_port(payload: &[u8]) -> Option<(u32, [u8; 6])> {
     let device = payload.get(IFINFOMSG..)?;
     let info = attribute(device, libc::IFLA_LINKINFO)?;
-    let port = Port {
-        index: u32_at(payload, IFI_INDEX)?,
-        mac: attribute(device, libc::IFLA_ADDRESS)?.try_into().ok()?,
-    };
+    let mac = attribute(device, libc::IFLA_ADDRESS)?.try_into().ok()?;
+    let port = (u32_at(payload, IFI_INDEX)?, mac);
     (attribute(info, IFLA_INFO_SLAVE_KIND)? == b"bridge\0").then_some(port)
 }
 
