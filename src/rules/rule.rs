@@ -136,22 +136,17 @@ pub enum Target {
 }
 
 /// Sorts ranges and merges those that overlap or touch.
-pub fn merge(ranges: Ranges) -> Ranges {
-    ranges.into_iter().fold(Ranges::new(), insert)
-}
-
-/// Inserts a range into merged ranges.
-fn insert(mut merged: Ranges, range: RangeInclusive<u128>) -> Ranges {
-    let first = merged.partition_point(|other| other.end().saturating_add(1) < *range.start());
-    let after = merged.partition_point(|other| *other.start() <= range.end().saturating_add(1));
-    let touched = &merged[first..after];
-    let start = touched
-        .first()
-        .map_or(*range.start(), |first| *first.start().min(range.start()));
-    let end = touched
-        .last()
-        .map_or(*range.end(), |last| *last.end().max(range.end()));
-    merged.splice(first..after, [start..=end]);
+pub fn merge(mut ranges: Ranges) -> Ranges {
+    ranges.sort_by_key(|range| *range.start());
+    let mut merged = Ranges::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if *range.start() <= last.end().saturating_add(1) => {
+                *last = *last.start()..=*last.end().max(range.end());
+            }
+            _ => merged.push(range),
+        }
+    }
     merged
 }
 
@@ -198,35 +193,24 @@ fn merge_pair(a: &Rule, b: &Rule) -> Option<Rule> {
     if a.target != b.target || a.matches.len() != b.matches.len() {
         return None;
     }
-    let mut different = (0..a.matches.len()).filter(|at| a.matches.get(*at) != b.matches.get(*at));
-    let (at, None) = (different.next()?, different.next()) else {
+    let mut both = a.clone();
+    let pairs = both.matches.iter_mut().zip(&b.matches);
+    let mut different = pairs.filter(|(ours, theirs)| *ours != *theirs);
+    let (Some((ours, theirs)), None) = (different.next(), different.next()) else {
         return None;
     };
-    let test = match (a.matches.get(at)?, b.matches.get(at)?) {
-        (
-            Match {
-                negated: false,
-                test: Test::Address(of, ours),
-            },
-            Match {
-                negated: false,
-                test: Test::Address(too, theirs),
-            },
-        ) if of == too => Test::Address(*of, disjoint_union(ours, theirs)?),
-        (
-            Match {
-                negated: false,
-                test: Test::Ports(of, ours),
-            },
-            Match {
-                negated: false,
-                test: Test::Ports(too, theirs),
-            },
-        ) if of == too && *of != PortOf::Either => Test::Ports(*of, disjoint_union(ours, theirs)?),
+    if ours.negated || theirs.negated {
+        return None;
+    }
+    ours.test = match (&ours.test, &theirs.test) {
+        (Test::Address(of, ours), Test::Address(too, theirs)) if of == too => {
+            Test::Address(*of, disjoint_union(ours, theirs)?)
+        }
+        (Test::Ports(of, ours), Test::Ports(too, theirs)) if of == too && *of != PortOf::Either => {
+            Test::Ports(*of, disjoint_union(ours, theirs)?)
+        }
         _ => return None,
     };
-    let mut both = a.clone();
-    both.matches.get_mut(at)?.test = test;
     Some(both)
 }
 
@@ -235,7 +219,7 @@ fn disjoint_union(a: &Ranges, b: &Ranges) -> Option<Ranges> {
         b.iter()
             .any(|b| a.start() <= b.end() && b.start() <= a.end())
     });
-    (!overlap).then(|| b.iter().cloned().fold(a.clone(), insert))
+    (!overlap).then(|| merge([a.as_slice(), b].concat()))
 }
 
 #[cfg(test)]
