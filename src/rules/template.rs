@@ -82,21 +82,22 @@ pub fn render(template: &str, values: &Values) -> Result<Vec<Line>, ScriptError>
             lines.push(Line { number, text });
             continue;
         }
-        for cidrs in lists_for(text, "${CIDRS}", &cidr_lists, number)? {
-            for dports in lists_for(text, "${DPORTS}", &dport_lists, number)? {
-                let text = substitute(text, |name| match name {
-                    "${CIDRS}" => Some(cidrs.clone()),
-                    "${DPORTS}" => Some(dports.clone()),
-                    "${ON_IP}" => Some(values.on_ip.to_string()),
-                    "${ON_PORT}" => Some(values.on_port.to_string()),
-                    "${MARK}" => Some(values.mark.to_string()),
-                    _ => None,
+        let refuse = |error: SyntaxError| error.at(number);
+        for cidrs in lists_for(text, "${CIDRS}", &cidr_lists).map_err(refuse)? {
+            for dports in lists_for(text, "${DPORTS}", &dport_lists).map_err(refuse)? {
+                let text = tokens(text).map(|token| match token {
+                    "${CIDRS}" => Ok(cidrs.clone()),
+                    "${DPORTS}" => Ok(dports.clone()),
+                    "${ON_IP}" => Ok(values.on_ip.to_string()),
+                    "${ON_PORT}" => Ok(values.on_port.to_string()),
+                    "${MARK}" => Ok(values.mark.to_string()),
+                    unknown if unknown.starts_with(VARIABLE) => Err(SyntaxError::new(
+                        unknown,
+                        "supported are ${CIDRS}, ${DPORTS}, ${ON_IP}, ${ON_PORT} and ${MARK}",
+                    )),
+                    text => Ok(text.to_owned()),
                 });
-                let text = text.map_err(|variable| {
-                    let expected =
-                        "supported are ${CIDRS}, ${DPORTS}, ${ON_IP}, ${ON_PORT} and ${MARK}";
-                    SyntaxError::new(variable, expected).at(number)
-                })?;
+                let text = text.collect::<Result<_, _>>().map_err(refuse)?;
                 lines.push(Line { number, text });
             }
         }
@@ -112,33 +113,18 @@ fn lists_for<'v>(
     text: &str,
     variable: &str,
     lists: &'v [String],
-    number: usize,
-) -> Result<&'v [String], ScriptError> {
+) -> Result<&'v [String], SyntaxError> {
     let uses = tokens(text).filter(|token| *token == variable).count();
     let negated = text.split_ascii_whitespace().any(|word| word == "!");
     match (uses, lists.len()) {
         (0, _) => Ok(UNUSED),
         (1, _) if !negated => Ok(lists),
         (_, 0..=1) => Ok(lists),
-        _ => {
-            let expected =
-                "expected it once, in a line without !, because the list needs several lines";
-            Err(SyntaxError::new(variable, expected).at(number))
-        }
+        _ => Err(SyntaxError::new(
+            variable,
+            "expected it once, in a line without !, because the list needs several lines",
+        )),
     }
-}
-
-/// Replaces each variable with its value.
-///
-/// # Errors
-/// The first unknown variable.
-fn substitute(text: &str, value: impl Fn(&str) -> Option<String>) -> Result<String, &str> {
-    tokens(text)
-        .map(|token| match token.starts_with(VARIABLE) {
-            true => value(token).ok_or(token),
-            false => Ok(token.to_owned()),
-        })
-        .collect()
 }
 
 /// Start of a variable.
