@@ -27,6 +27,17 @@ impl SyntaxError {
     }
 }
 
+/// Refuses `word` unless `holds`.
+///
+/// # Errors
+/// [`SyntaxError::new`] of the other arguments.
+pub fn require(holds: bool, word: &str, expected: impl Into<String>) -> Result<(), SyntaxError> {
+    match holds {
+        true => Ok(()),
+        false => Err(SyntaxError::new(word, expected)),
+    }
+}
+
 /// A script that was refused: the line, the word, and what was expected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScriptError {

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use crate::rules::error::SyntaxError;
+use crate::rules::error::{SyntaxError, require};
 use crate::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test};
 use crate::rules::tcp::{ACK, FIN, RST, SYN};
 use crate::rules::values::{
@@ -21,7 +21,7 @@ const OPTIONS: &str = "-A, -p, -s, -d, -i, -m and -j; with -p tcp or -p udp: --s
 const MODULES: &str = "-m tcp, udp, multiport, socket, mark or comment";
 
 /// Options that exclude each other.
-const EXCLUSIVE: [(&str, &str); 2] = [("--syn", "--tcp-flags"), ("--set-mark", "--set-xmark")];
+const EXCLUSIVE: [[&str; 2]; 2] = [["--syn", "--tcp-flags"], ["--set-mark", "--set-xmark"]];
 
 /// Parses an `-A` line into the name of its chain and the rule.
 ///
@@ -42,7 +42,6 @@ pub fn parse(
         seen: Vec::new(),
         chain: None,
         protocol: None,
-        transports: Vec::new(),
         modules: Vec::new(),
         matches: Vec::new(),
         target: None,
@@ -69,10 +68,8 @@ struct LineParser<'a, D> {
     seen: Vec<&'a str>,
     chain: Option<String>,
     protocol: Option<Protocol>,
-    /// `-m tcp` and `-m udp`, which must agree with `-p`.
-    transports: Vec<Protocol>,
-    /// The other modules, each with the option that it still requires.
-    modules: Vec<(&'static str, Option<&'static str>)>,
+    /// The modules, each with the option that it still requires.
+    modules: Vec<(&'a str, Option<&'static str>)>,
     matches: Vec<Match>,
     target: Option<Target>,
 }
@@ -82,13 +79,10 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
         self.refuse_repeated(word)?;
         match self.test(word, negated)? {
             Some(test) => self.matches.push(Match { negated, test }),
-            None if negated => {
-                return Err(SyntaxError::new(
-                    "!",
-                    format!("expected no ! in front of {word}"),
-                ));
+            None => {
+                require(!negated, "!", format!("expected no ! in front of {word}"))?;
+                self.plain_option(word)?;
             }
-            None => self.plain_option(word)?,
         }
         Ok(())
     }
@@ -102,18 +96,11 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
     }
 
     fn refuse_repeated(&mut self, word: &'a str) -> Result<(), SyntaxError> {
-        if self.has(word) {
-            return Err(SyntaxError::new(word, "expected it once"));
-        }
-        for (a, b) in EXCLUSIVE {
-            for (one, other) in [(a, b), (b, a)] {
-                if word == one && self.has(other) {
-                    return Err(SyntaxError::new(
-                        word,
-                        format!("expected it without {other}"),
-                    ));
-                }
-            }
+        require(!self.has(word), word, "expected it once")?;
+        let exclusive = EXCLUSIVE.iter().filter(|pair| pair.contains(&word));
+        if let Some(other) = exclusive.flatten().find(|other| self.has(other)) {
+            let expected = format!("expected it without {other}");
+            return Err(SyntaxError::new(word, expected));
         }
         if word != "-m" {
             self.seen.push(word);
@@ -168,9 +155,9 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
             }
             "-m" => self.module()?,
             "-j" => self.target = Some(self.words.parse(|name| target(name, &self.is_declared))?),
-            "--transparent" | "--nowildcard" if self.has_module("socket") => {}
             "--transparent" | "--nowildcard" => {
-                return Err(SyntaxError::new(word, "expected -m socket in front of it"));
+                let is_loaded = self.has_module("socket");
+                require(is_loaded, word, "expected -m socket in front of it")?;
             }
             "--comment" => {
                 self.satisfy("comment", word)?;
@@ -182,22 +169,17 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
     }
 
     fn module(&mut self) -> Result<(), SyntaxError> {
-        match self.words.value()? {
-            "tcp" => self.transports.push(Protocol::Tcp),
-            "udp" => self.transports.push(Protocol::Udp),
-            "multiport" => self
-                .modules
-                .push(("multiport", Some("--sports, --dports or --ports"))),
-            "mark" => self.modules.push(("mark", Some("--mark"))),
-            "comment" => self.modules.push(("comment", Some("--comment"))),
-            name @ "socket" if self.has_module(name) => {
-                return Err(SyntaxError::new(name, "expected it once"));
-            }
-            "socket" => self.modules.push(("socket", None)),
-            name => {
-                return Err(SyntaxError::new(name, format!("supported are {MODULES}")));
-            }
-        }
+        let name = self.words.value()?;
+        let required = match name {
+            "tcp" | "udp" | "socket" => None,
+            "multiport" => Some("--sports, --dports or --ports"),
+            "mark" => Some("--mark"),
+            "comment" => Some("--comment"),
+            _ => return Err(SyntaxError::new(name, format!("supported are {MODULES}"))),
+        };
+        let is_second_socket = name == "socket" && self.has_module(name);
+        require(!is_second_socket, name, "expected it once")?;
+        self.modules.push((name, required));
         Ok(())
     }
 
@@ -270,17 +252,17 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
 
     fn port(&mut self, word: &str) -> Result<Ranges, SyntaxError> {
         self.require_protocol(word)?;
-        let transport_is_loaded = !self.transports.is_empty()
+        let transport_is_loaded = self.has_module("tcp")
+            || self.has_module("udp")
             || ["--sport", "--dport", "--syn", "--tcp-flags"]
                 .iter()
                 .any(|option| *option != word && self.has(option));
         // iptables accepts abbreviated options: before tcp or udp is loaded, --dport means --dports.
-        if !transport_is_loaded && self.has_module("multiport") {
-            return Err(SyntaxError::new(
-                word,
-                "expected it, or -m tcp or udp, in front of -m multiport",
-            ));
-        }
+        require(
+            transport_is_loaded || !self.has_module("multiport"),
+            word,
+            "expected it, or -m tcp or udp, in front of -m multiport",
+        )?;
         Ok(vec![port_numbers(self.words.parse(PortRange::from_str)?)])
     }
 
@@ -291,20 +273,13 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
     }
 
     fn require_protocol(&self, word: &str) -> Result<(), SyntaxError> {
-        match self.protocol {
-            Some(_) => Ok(()),
-            None => Err(SyntaxError::new(
-                word,
-                "expected -p tcp or -p udp in front of it",
-            )),
-        }
+        let expected = "expected -p tcp or -p udp in front of it";
+        require(self.protocol.is_some(), word, expected)
     }
 
     fn require_tcp(&self, word: &str) -> Result<(), SyntaxError> {
-        match self.protocol {
-            Some(Protocol::Tcp) => Ok(()),
-            _ => Err(SyntaxError::new(word, "expected -p tcp in front of it")),
-        }
+        let is_tcp = self.protocol == Some(Protocol::Tcp);
+        require(is_tcp, word, "expected -p tcp in front of it")
     }
 
     fn finish(mut self) -> Result<(String, Rule), SyntaxError> {
@@ -329,21 +304,14 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
     }
 
     fn check_modules(&self) -> Result<(), SyntaxError> {
-        let mut transports = self.transports.iter();
-        if let Some(transport) = transports.find(|it| Some(**it) != self.protocol) {
-            let name = transport.name();
-            return Err(SyntaxError::new(
-                name,
-                format!("expected -p {name} as well"),
-            ));
+        let protocol = self.protocol.map(Protocol::name);
+        for (name, _) in &self.modules {
+            let agrees = !["tcp", "udp"].contains(name) || Some(*name) == protocol;
+            require(agrees, name, format!("expected -p {name} as well"))?;
         }
-        for (module, missing) in &self.modules {
-            if let Some(option) = missing {
-                return Err(SyntaxError::new(
-                    module,
-                    format!("expected {option} behind it"),
-                ));
-            }
+        for (name, missing) in &self.modules {
+            let expected = format!("expected {} behind it", missing.unwrap_or_default());
+            require(missing.is_none(), name, expected)?;
         }
         Ok(())
     }

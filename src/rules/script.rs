@@ -1,7 +1,7 @@
 //! A parser of scripts in iptables-restore syntax: the table mangle, with PREROUTING and user chains.
 //! Its errors carry the number of the template's line. Rules are left to `line`.
 
-use crate::rules::error::{ScriptError, SyntaxError};
+use crate::rules::error::{ScriptError, SyntaxError, require};
 use crate::rules::line;
 use crate::rules::rule::{Rule, Target, merge_adjacent, split_lists};
 use crate::rules::template::Line;
@@ -137,25 +137,21 @@ impl ScriptParser {
                 ));
             }
         };
-        match (name, policy) {
-            (PREROUTING, "ACCEPT") => Ok(()),
-            (PREROUTING, _) => Err(SyntaxError::new(policy, "expected the policy ACCEPT")),
-            ("INPUT" | "OUTPUT" | "FORWARD" | "POSTROUTING", _) => Err(SyntaxError::new(
+        match name {
+            PREROUTING => require(policy == "ACCEPT", policy, "expected the policy ACCEPT"),
+            "INPUT" | "OUTPUT" | "FORWARD" | "POSTROUTING" => Err(SyntaxError::new(
                 name,
                 "the one built-in chain that is supported is PREROUTING",
             )),
-            (_, "-") if self.chains.iter().any(|chain| chain.name == name) => {
-                Err(SyntaxError::new(name, "expected it to be declared once"))
-            }
-            (_, "-") => {
+            _ => {
+                let expected = "expected - in place of a policy for a user chain";
+                require(policy == "-", policy, expected)?;
+                let is_new = self.chains.iter().all(|chain| chain.name != name);
+                require(is_new, name, "expected it to be declared once")?;
                 check_chain_name(name)?;
                 self.chains.push(Chain::new(name));
                 Ok(())
             }
-            _ => Err(SyntaxError::new(
-                policy,
-                "expected - in place of a policy for a user chain",
-            )),
         }
     }
 

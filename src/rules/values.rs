@@ -4,7 +4,7 @@
 
 use std::ops::RangeInclusive;
 
-use crate::rules::error::SyntaxError;
+use crate::rules::error::{SyntaxError, require};
 use crate::rules::limits::{
     LONGEST_CHAIN_NAME, LONGEST_COMMENT, LONGEST_INTERFACE, MULTIPORT_SLOTS,
 };
@@ -140,11 +140,9 @@ pub fn check_chain_name(name: &str) -> Result<(), SyntaxError> {
         .bytes()
         .all(|byte| byte.is_ascii_graphic() && byte != b'"');
     let is_short = (1..=LONGEST_CHAIN_NAME).contains(&name.len());
-    match is_short && is_ascii && !name.starts_with(['-', '!']) && !is_target {
-        true => Ok(()),
-        false => Err(SyntaxError::new(
-            name,
-            "expected a chain name of 1 to 28 letters that is no target and starts with neither - nor !",
-        )),
-    }
+    require(
+        is_short && is_ascii && !name.starts_with(['-', '!']) && !is_target,
+        name,
+        "expected a chain name of 1 to 28 letters that is no target and starts with neither - nor !",
+    )
 }

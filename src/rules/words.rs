@@ -2,7 +2,7 @@
 //! iptables-restore (iptables 1.8, `add_param_to_argv`): blanks separate words, double quotes keep
 //! blanks, and a backslash in quotes keeps the next character.
 
-use crate::rules::error::SyntaxError;
+use crate::rules::error::{SyntaxError, require};
 use crate::rules::limits::LONGEST_WORD;
 
 /// Splits a line into words.
@@ -29,13 +29,10 @@ pub fn split(line: &str) -> Result<Vec<String>, SyntaxError> {
         words.push(word);
     }
     for word in &words {
-        if word.len() > LONGEST_WORD {
-            return Err(SyntaxError::new(word, "expected at most 1023 bytes"));
-        }
+        let is_short = word.len() <= LONGEST_WORD;
+        require(is_short, word, "expected at most 1023 bytes")?;
         // A NUL ends a line in iptables and a name in the kernel.
-        if word.contains('\0') {
-            return Err(SyntaxError::new(word, "expected no NUL"));
-        }
+        require(!word.contains('\0'), word, "expected no NUL")?;
     }
     Ok(words)
 }
