@@ -238,9 +238,9 @@ play_kind() {
 
     step "It answers at an address that no Pod has, too." "$advice"
     find_absent
-    run "$curl $absent:8180/nobody"
-    shows "Request received from $absent:8180 destination /nobody : "
-    has_logged /hello /nobody
+    run "$curl $absent:8180/absent"
+    shows "Request received from $absent:8180 destination /absent : "
+    has_logged /hello /absent
     step "Every step was as it should be. To remove what was made: scripts/demo.sh kind --delete"
 }
 
@@ -340,9 +340,9 @@ play_cluster() {
 
     step "It answers at an address that no Pod has, too, if the network brings it there." "$advice"
     find_absent
-    if try "$curl $absent:8180/nobody"; then
-        shows "Request received from $absent:8180 destination /nobody : "
-        has_logged /hello /nobody
+    if try "$curl $absent:8180/absent"; then
+        shows "Request received from $absent:8180 destination /absent : "
+        has_logged /hello /absent
     else
         echo "This cluster's network does not bring $absent to a node; Pods' own addresses are captured, as seen before."
         has_logged /hello

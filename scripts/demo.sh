@@ -171,9 +171,9 @@ TEXT
 
     step "tproxy-pod answers on port 8180 of the Pod, and of an address that no Pod has."
     echoes "$pod:8180" /hello "$client" 40001
-    echoes "$unused:8180" /nobody "$client" 40002
+    echoes "$unused:8180" /absent "$client" 40002
     echoes "[$pod6]:8180" /hello "[$client6]" 40003
-    echoes "[$unused6]:8180" /nobody "[$client6]" 40004
+    echoes "[$unused6]:8180" /absent "[$client6]" 40004
 
     step "The log has a line for each, with the client's real address."
     wait_for "the log has the last line" grep -F "${expected_log[-1]}" "$log"

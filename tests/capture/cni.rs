@@ -23,7 +23,7 @@ const PORT: u16 = 8180;
 /// A part of addresses that no Pod has.
 const ABSENT: u8 = 62;
 
-/// Who asks for Pod addresses, in this order.
+/// The clients of Pod addresses, in this order.
 const CLIENTS: [&str; 5] = [
     "client outside",
     "Pod on the same node",
@@ -32,7 +32,7 @@ const CLIENTS: [&str; 5] = [
     "another node",
 ];
 
-/// Who asks for a Service, in this order.
+/// The clients of a Service, in this order.
 const CLIENTS_OF_SERVICES: [&str; 6] = [
     "client outside, by the Pod's node",
     "client outside, by another node",
@@ -79,7 +79,7 @@ fn topologies() -> [Topology; 6] {
 /// All but the node's own packets are captured on the first node.
 const ALL: [Outcome; 5] = [A, A, B, Pod, A];
 
-/// Who is on a bridge looks there for a neighbour, in vain.
+/// A client on a bridge looks there for a neighbour, in vain.
 const NO_NEIGHBOUR: [Outcome; 5] = [A, Unreachable, B, Unreachable, A];
 
 /// Each packet of a Pod is routed by its node.

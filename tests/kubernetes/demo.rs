@@ -309,7 +309,7 @@ fn a_failure_of_each_command_of_kind_is_reported() {
 
 #[test]
 fn a_failure_of_each_command_of_cluster_is_reported() {
-    let absent = format!("{EXEC} 10.244.1.62:8180/nobody");
+    let absent = format!("{EXEC} 10.244.1.62:8180/absent");
     assert_each_failure_is_reported("cluster", cluster_stage, &["id -u", &absent]);
 }
 
@@ -354,9 +354,9 @@ fn an_answer_of_the_pod_on_port_8180_fails() {
 
 #[test]
 fn another_answer_at_an_address_that_no_pod_has_fails() {
-    let page = answer(&format!("{CURL} 10.244.0.62:8180/nobody"), WELCOME);
+    let page = answer(&format!("{CURL} 10.244.0.62:8180/absent"), WELCOME);
     let why =
-        "this should have shown: Request received from 10.244.0.62:8180 destination /nobody : ";
+        "this should have shown: Request received from 10.244.0.62:8180 destination /absent : ";
     assert_refuses(
         "absent-answers",
         "kind",
@@ -368,9 +368,9 @@ fn another_answer_at_an_address_that_no_pod_has_fails() {
 
 #[test]
 fn another_answer_to_the_pod_at_an_address_that_no_pod_has_fails() {
-    let page = answer(&format!("{EXEC} 10.244.1.62:8180/nobody"), WELCOME);
+    let page = answer(&format!("{EXEC} 10.244.1.62:8180/absent"), WELCOME);
     let why =
-        "this should have shown: Request received from 10.244.1.62:8180 destination /nobody : ";
+        "this should have shown: Request received from 10.244.1.62:8180 destination /absent : ";
     assert_refuses(
         "absent-pod",
         "cluster",
@@ -383,7 +383,7 @@ fn another_answer_to_the_pod_at_an_address_that_no_pod_has_fails() {
 #[test]
 fn a_log_without_the_first_request_fails() {
     let why = "it never came to be: kubectl -n kube-system logs";
-    let lines = answer(LOGS, &log(&["/nobody"]));
+    let lines = answer(LOGS, &log(&["/absent"]));
     assert_refuses("no-hello-logged", "kind", lines, why, "log");
 }
 

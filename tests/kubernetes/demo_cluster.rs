@@ -156,7 +156,7 @@ fn where_nothing_is_captured_it_says_what_to_type_elsewhere() {
 #[test]
 fn a_network_without_an_unused_address_is_no_failure() {
     let run = cluster_stage("no-absent")
-        .but(failure(&format!("{EXEC} 10.244.1.62:8180/nobody")))
+        .but(failure(&format!("{EXEC} 10.244.1.62:8180/absent")))
         .but(answer(LOGS, &log(&["/hello"])))
         .demo(&["cluster"]);
     assert_succeeds(&run);
@@ -170,13 +170,13 @@ fn an_address_that_a_pod_has_is_not_taken_for_unused() {
     let run = cluster_stage("taken")
         .but(answer(taken, "NAMESPACE   NAME\ndefault     other\n"))
         .but(answer(
-            &format!("{EXEC} 10.244.1.61:8180/nobody"),
-            &echo("10.244.1.61:8180", "/nobody", "192.0.2.12", "worker-1"),
+            &format!("{EXEC} 10.244.1.61:8180/absent"),
+            &echo("10.244.1.61:8180", "/absent", "192.0.2.12", "worker-1"),
         ))
         .demo(&["cluster"]);
     assert_succeeds(&run);
-    assert!(run.called(&format!("{EXEC} 10.244.1.61:8180/nobody")));
-    assert!(!run.called(&format!("{EXEC} 10.244.1.62:8180/nobody")));
+    assert!(run.called(&format!("{EXEC} 10.244.1.61:8180/absent")));
+    assert!(!run.called(&format!("{EXEC} 10.244.1.62:8180/absent")));
 }
 
 #[test]
@@ -193,12 +193,12 @@ fn the_unused_address_is_in_the_same_quarter_of_the_last_octet() {
             &echo("10.244.1.200:8180", "/hello", "192.0.2.12", "worker-1"),
         ))
         .but(answer(
-            &format!("{EXEC} {url}/nobody"),
-            &echo(url, "/nobody", "192.0.2.12", "worker-1"),
+            &format!("{EXEC} {url}/absent"),
+            &echo(url, "/absent", "192.0.2.12", "worker-1"),
         ))
         .demo(&["cluster"]);
     assert_succeeds(&run);
-    assert!(run.called(&format!("{EXEC} {url}/nobody")));
+    assert!(run.called(&format!("{EXEC} {url}/absent")));
 }
 
 #[test]
@@ -215,11 +215,11 @@ fn an_ipv6_pod_is_asked_in_brackets() {
             &echo("[fd00:10:244::5]:8180", "/hello"),
         ))
         .but(answer(
-            &format!("{EXEC} [fd00:10:244::ff62]:8180/nobody"),
-            &echo("[fd00:10:244::ff62]:8180", "/nobody"),
+            &format!("{EXEC} [fd00:10:244::ff62]:8180/absent"),
+            &echo("[fd00:10:244::ff62]:8180", "/absent"),
         ))
         .demo(&["cluster"]);
     assert_succeeds(&run);
     assert!(run.called("kubectl get pods -A --field-selector status.podIP=fd00:10:244::ff62"));
-    assert!(run.called(&format!("{EXEC} [fd00:10:244::ff62]:8180/nobody")));
+    assert!(run.called(&format!("{EXEC} [fd00:10:244::ff62]:8180/absent")));
 }

@@ -61,7 +61,7 @@ pub fn in_cluster() -> Vec<Answer> {
             "kubectl get pods -A --field-selector",
             "No resources found\n",
         ),
-        answer(LOGS, &log(&["/hello", "/nobody"])),
+        answer(LOGS, &log(&["/hello", "/absent"])),
         answer("kubectl --request-timeout=10s ", "the state\n"),
         answer("sudo ", "its arguments"),
         answer("id -u", "1000\n"),
@@ -74,7 +74,7 @@ pub fn on_kind() -> Vec<Answer> {
     let pod = format!("ADDRESS      NODE\n10.244.0.5   {node}\n");
     let nodes = "POD-CIDR        ADDRESS\n10.244.0.0/24   172.18.0.2\n";
     let hello = echo("10.244.0.5:8180", "/hello", client, node);
-    let absent = echo("10.244.0.62:8180", "/nobody", client, node);
+    let absent = echo("10.244.0.62:8180", "/absent", client, node);
     let mut answers = vec![
         answer("docker info", ""),
         after("kind delete cluster", "kind get clusters", "tproxy-pod-2\n"),
@@ -101,7 +101,7 @@ pub fn on_kind() -> Vec<Answer> {
         answer("ip route add ", ""),
         answer(&format!("{CURL} 10.244.0.5 "), WELCOME),
         answer(&format!("{CURL} 10.244.0.5:8180/hello"), &hello),
-        answer(&format!("{CURL} 10.244.0.62:8180/nobody"), &absent),
+        answer(&format!("{CURL} 10.244.0.62:8180/absent"), &absent),
     ];
     answers.extend(in_cluster());
     answers
@@ -118,7 +118,7 @@ pub fn on_cluster() -> Vec<Answer> {
          worker-3   NotReady   <none>          9d    v1.36.0   192.0.2.13    <none>\n"
     );
     let hello = echo("10.244.1.5:8180", "/hello", "192.0.2.12", "worker-1");
-    let absent = echo("10.244.1.62:8180", "/nobody", "192.0.2.12", "worker-1");
+    let absent = echo("10.244.1.62:8180", "/absent", "192.0.2.12", "worker-1");
     let marked = format!("kubectl -n kube-system get daemonset -l {MARK}");
     let mut answers = vec![
         answer("kubectl config current-context", "admin@somewhere\n"),
@@ -133,7 +133,7 @@ pub fn on_cluster() -> Vec<Answer> {
         answer(GET_WEB, pod),
         answer(&format!("{EXEC} 10.244.1.5 "), WELCOME),
         answer(&format!("{EXEC} 10.244.1.5:8180/hello"), &hello),
-        answer(&format!("{EXEC} 10.244.1.62:8180/nobody"), &absent),
+        answer(&format!("{EXEC} 10.244.1.62:8180/absent"), &absent),
         answer("kubectl -n kube-system delete ", ""),
         answer("kubectl -n tproxy-pod-demo delete ", ""),
         answer("kubectl delete namespaces ", ""),
@@ -150,7 +150,7 @@ pub fn cluster_stage(name: &str) -> Stage {
     Stage::new(name, on_cluster()).set("IMAGE", IMAGE)
 }
 
-/// Somebody has installed tproxy-pod.
+/// tproxy-pod was installed before.
 pub fn installed_stage(name: &str) -> Stage {
     let found = "kubectl -n kube-system get daemonset tproxy-pod --ignore-not-found";
     let marked = format!("kubectl -n kube-system get daemonset -l {MARK}");
