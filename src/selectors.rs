@@ -195,6 +195,11 @@ pub struct PortRange {
 }
 
 impl PortRange {
+    /// The ports of the range, as numbers.
+    pub fn range(&self) -> RangeInclusive<u128> {
+        self.low.into()..=self.high.into()
+    }
+
     /// Slots in a list of `-m multiport`, which has 15 (`XT_MULTI_PORTS`).
     pub fn multiport_slots(&self) -> usize {
         if self.low == self.high { 1 } else { 2 }

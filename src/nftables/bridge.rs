@@ -94,10 +94,9 @@ impl BridgeRedirect {
             let cidrs = cidrs.iter().filter(|cidr| cidr.family() == family);
             (family, merge(cidrs.map(Cidr::range).collect()))
         };
-        let ports = dports.iter().map(|it| it.low.into()..=it.high.into());
         BridgeRedirect {
             addresses: families(cidrs).map(of).collect(),
-            ports: merge(ports.collect()),
+            ports: merge(dports.iter().map(PortRange::range).collect()),
         }
     }
 

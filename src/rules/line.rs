@@ -9,7 +9,7 @@ use crate::rules::error::{SyntaxError, require};
 use crate::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test};
 use crate::rules::tcp::{ACK, FIN, RST, SYN};
 use crate::rules::values::{
-    TARGETS, blocks, comment, interface, multiport, port_numbers, protocol, target, tcp_flags,
+    TARGETS, blocks, comment, interface, multiport, protocol, target, tcp_flags,
 };
 use crate::rules::words::{Words, split};
 use crate::selectors::{Family, Mark, PortRange};
@@ -263,7 +263,7 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
             word,
             "expected it, or -m tcp or udp, in front of -m multiport",
         )?;
-        Ok(vec![port_numbers(self.words.parse(PortRange::from_str)?)])
+        Ok(vec![self.words.parse(PortRange::from_str)?.range()])
     }
 
     fn multiport(&mut self, word: &str) -> Result<Ranges, SyntaxError> {

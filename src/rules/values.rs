@@ -2,8 +2,6 @@
 //!
 //! Errors name what was expected; the caller adds the word.
 
-use std::ops::RangeInclusive;
-
 use crate::rules::error::{SyntaxError, require};
 use crate::rules::limits::{
     LONGEST_CHAIN_NAME, LONGEST_COMMENT, LONGEST_INTERFACE, MULTIPORT_SLOTS,
@@ -14,11 +12,6 @@ use crate::selectors::{Cidr, Family, Mark, PortRange, list_with};
 
 /// The supported targets, for error messages.
 pub const TARGETS: &str = "-j ACCEPT, DROP, RETURN, MARK, TPROXY or a chain declared above";
-
-/// The ports of a range, as numbers.
-pub fn port_numbers(ports: PortRange) -> RangeInclusive<u128> {
-    ports.low.into()..=ports.high.into()
-}
 
 /// Parses the address blocks of `-s` and `-d`, and keeps their order.
 ///
@@ -44,7 +37,7 @@ pub fn multiport(text: &str) -> Result<Ranges, String> {
         range => Ok(range),
     })?;
     match ports.iter().map(PortRange::multiport_slots).sum::<usize>() <= MULTIPORT_SLOTS {
-        true => Ok(merge(ports.into_iter().map(port_numbers).collect())),
+        true => Ok(merge(ports.iter().map(PortRange::range).collect())),
         false => Err("expected at most 15 ports, of which a range counts as two".to_owned()),
     }
 }
