@@ -129,13 +129,10 @@ impl Run<'_, '_> {
                 }
                 _ => return false,
             },
-            Expression::Bitwise { mask, xor } => {
-                assert_eq!(
-                    (mask.len(), xor.len()),
-                    (self.register.len(), self.register.len())
-                );
-                for ((byte, mask), xor) in self.register.iter_mut().zip(mask).zip(xor) {
-                    *byte = *byte & mask ^ xor;
+            Expression::Mask(mask) => {
+                assert_eq!(mask.len(), self.register.len());
+                for (byte, mask) in self.register.iter_mut().zip(mask) {
+                    *byte &= mask;
                 }
             }
             Expression::SetMark(mark) => {

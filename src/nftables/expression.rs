@@ -87,13 +87,8 @@ pub enum Expression {
     Concatenation(Vec<Field>),
     /// Loads a property of the socket that owns the packet (`NFT_SOCKET_…`).
     Socket(u32),
-    /// `value = value & mask ^ xor`
-    Bitwise {
-        /// The bits to keep.
-        mask: Vec<u8>,
-        /// The bits to flip then.
-        xor: Vec<u8>,
-    },
+    /// `value = value & mask`
+    Mask(Vec<u8>),
     /// Tests whether the value starts with these bytes.
     Compare {
         /// Inverts the test.
@@ -166,12 +161,6 @@ impl Expression {
         Expression::Compare { negated, data }
     }
 
-    /// `value = value & mask`
-    pub fn masked(mask: Vec<u8>) -> Expression {
-        let xor = vec![0; mask.len()];
-        Expression::Bitwise { mask, xor }
-    }
-
     /// Appends the expression to the list of a rule. Anonymous sets have ids from `first_set` on.
     pub fn write(&self, list: &mut Message, first_set: u32) {
         match self {
@@ -182,7 +171,7 @@ impl Expression {
                 data.put_be32(NFTA_SOCKET_KEY, *key)
                     .put_be32(NFTA_SOCKET_DREG, VALUE as u32);
             }),
-            Expression::Bitwise { mask, xor } => bitwise(list, mask, xor),
+            Expression::Mask(mask) => bitwise(list, mask, &vec![0; mask.len()]),
             Expression::Compare { negated, data } => compare(list, *negated, data),
             Expression::Range { negated, from, to } => range(list, *negated, from, to),
             Expression::Lookup { negated, set } => {
@@ -314,6 +303,7 @@ fn update(list: &mut Message, set: &str, seconds: u32) {
     });
 }
 
+/// `value = value & mask ^ xor`
 fn bitwise(list: &mut Message, mask: &[u8], xor: &[u8]) {
     element(list, "bitwise", |data| {
         data.put_be32(NFTA_BITWISE_SREG, VALUE as u32)

@@ -41,12 +41,12 @@ fn expressions_of(ruleset: &mut Ruleset, it: &Match, family: Family) -> Vec<Expr
         ],
         Test::Mark(mark) => vec![
             Expression::Meta(libc::NFT_META_MARK),
-            Expression::masked(mark.mask.to_ne_bytes().into()),
+            Expression::Mask(mark.mask.to_ne_bytes().into()),
             compare(negated, mark.value.to_ne_bytes().into()),
         ],
         Test::TcpFlags { mask, set } => vec![
             Expression::Payload(nft::TCP_FLAGS),
-            Expression::masked(vec![*mask]),
+            Expression::Mask(vec![*mask]),
             compare(negated, vec![*set]),
         ],
         Test::Ports(of, ranges) => ruleset.in_ranges(port_field(*of), ranges, negated).into(),
