@@ -164,8 +164,8 @@ impl Expression {
     /// Appends the expression to the list of a rule. Anonymous sets have ids from `first_set` on.
     pub fn write(&self, list: &mut Message, first_set: u32) {
         match self {
-            Expression::Meta(key) => load_meta(list, *key),
-            Expression::Payload(field) => load_field(list, VALUE, *field),
+            Expression::Meta(key) => meta(list, NFTA_META_DREG, *key),
+            Expression::Payload(field) => payload(list, NFTA_PAYLOAD_DREG, VALUE, *field),
             Expression::Concatenation(fields) => concatenation(list, fields),
             Expression::Socket(key) => element(list, "socket", |data| {
                 data.put_be32(NFTA_SOCKET_KEY, *key)
@@ -185,13 +185,13 @@ impl Expression {
                 port,
             } => tproxy(list, *family, *address, *port),
             Expression::SetMark(mark) => {
-                load_meta(list, libc::NFT_META_MARK);
+                meta(list, NFTA_META_DREG, libc::NFT_META_MARK);
                 bitwise(list, &(!mark.mask).to_ne_bytes(), &mark.value.to_ne_bytes());
-                set_meta(list, libc::NFT_META_MARK);
+                meta(list, NFTA_META_SREG, libc::NFT_META_MARK);
             }
             Expression::SetMeta(key, bytes) => {
                 load(list, VALUE, bytes);
-                set_meta(list, *key);
+                meta(list, NFTA_META_SREG, *key);
             }
             Expression::MapInputDevice { map } => map_input_device(list, map),
             Expression::SetEtherDestination => {
@@ -262,7 +262,7 @@ fn lookup(list: &mut Message, negated: bool, set: &str, id: Option<u32>) {
 }
 
 fn map_input_device(list: &mut Message, map: &str) {
-    load_meta(list, libc::NFT_META_IIF);
+    meta(list, NFTA_META_DREG, libc::NFT_META_IIF);
     element(list, "lookup", |data| {
         data.put_text(NFTA_LOOKUP_SET, map)
             .put_be32(NFTA_LOOKUP_SREG, VALUE as u32)
@@ -270,14 +270,7 @@ fn map_input_device(list: &mut Message, map: &str) {
     });
 }
 
-fn load_meta(list: &mut Message, key: c_int) {
-    meta(list, NFTA_META_DREG, key);
-}
-
-fn set_meta(list: &mut Message, key: c_int) {
-    meta(list, NFTA_META_SREG, key);
-}
-
+/// `direction` is `NFTA_META_DREG` to load the value, `NFTA_META_SREG` to set it.
 fn meta(list: &mut Message, direction: u16, key: c_int) {
     element(list, "meta", |data| {
         data.put_be32(direction, VALUE as u32)
@@ -288,7 +281,7 @@ fn meta(list: &mut Message, direction: u16, key: c_int) {
 fn concatenation(list: &mut Message, fields: &[Field]) {
     let mut register = CONCATENATION;
     for field in fields {
-        load_field(list, register, *field);
+        payload(list, NFTA_PAYLOAD_DREG, register, *field);
         register += field.length.div_ceil(4) as c_int;
     }
 }
@@ -314,10 +307,6 @@ fn bitwise(list: &mut Message, mask: &[u8], xor: &[u8]) {
     });
 }
 
-fn load_field(list: &mut Message, register: c_int, field: Field) {
-    payload(list, NFTA_PAYLOAD_DREG, register, field);
-}
-
 /// `direction` is `NFTA_PAYLOAD_DREG` to load the field, `NFTA_PAYLOAD_SREG` to set it.
 fn payload(list: &mut Message, direction: u16, register: c_int, field: Field) {
     element(list, "payload", |data| {
@@ -336,7 +325,7 @@ fn tproxy(list: &mut Message, family: c_int, address: Option<IpAddr>, port: u16)
     }
     match (address, port) {
         // The kernel requires an address or a port; 0 stands for the packet's own.
-        (None, 0) => load_field(list, PORT, nft::DESTINATION_PORT),
+        (None, 0) => payload(list, NFTA_PAYLOAD_DREG, PORT, nft::DESTINATION_PORT),
         (Some(_), 0) => {}
         (_, port) => load(list, PORT, &port.to_be_bytes()),
     }
