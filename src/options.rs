@@ -215,7 +215,7 @@ fn up_to_65535<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
 
 fn cidrs(text: &str) -> Result<Vec<Cidr>, String> {
     let mut cidrs: Vec<Cidr> = Vec::new();
-    for cidr in selectors::list::<Cidr>(text)? {
+    for cidr in selectors::list(text, Cidr::from_str)? {
         if !cidrs.contains(&cidr) {
             cidrs.push(cidr);
         }
@@ -224,7 +224,7 @@ fn cidrs(text: &str) -> Result<Vec<Cidr>, String> {
 }
 
 fn dports(text: &str) -> Result<Vec<PortRange>, String> {
-    selectors::list_with(text, |item| match PortRange::from_str(item) {
+    selectors::list(text, |item| match PortRange::from_str(item) {
         Ok(range) if range.low > 0 => Ok(range),
         _ if !item.contains(':') => Err("expected a port from 1 to 65535".to_owned()),
         Ok(_) => Err("expected ports from 1 to 65535".to_owned()),

@@ -290,22 +290,11 @@ pub fn families(cidrs: &[Cidr]) -> impl Iterator<Item = Family> {
     Family::ALL.into_iter().filter(has)
 }
 
-/// Parses a comma-separated list.
-///
-/// # Errors
-/// The first invalid item, and what was expected.
-pub fn list<T: FromStr<Err = String>>(text: &str) -> Result<Vec<T>, String> {
-    list_with(text, str::parse)
-}
-
 /// Parses a comma-separated list with `parse` for its items.
 ///
 /// # Errors
 /// The first invalid item, and what was expected.
-pub fn list_with<T>(
-    text: &str,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Result<Vec<T>, String> {
+pub fn list<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
     text.split(',')
         .map(|item| {
             parse(item).map_err(|expected| match item == text {
@@ -388,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_list_error_names_the_item() {
-        let error = list::<PortRange>("80,x,90").unwrap_err();
+        let error = list("80,x,90", PortRange::from_str).unwrap_err();
         assert_eq!(
             error,
             "in the list item \"x\": expected ports from 0 to 65535, as PORT or LOW:HIGH"

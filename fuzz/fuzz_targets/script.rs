@@ -52,8 +52,8 @@ fn values(family: Family, choice: u8) -> Values {
         Family::V4 => "10.244.0.0/16,10.1.2.0/24",
         Family::V6 => "fd00:10:244::/56",
     };
-    let mut cidrs: Vec<Cidr> = list(few).unwrap();
-    let mut dports: Vec<PortRange> = list("8180,9000:9100").unwrap();
+    let mut cidrs: Vec<Cidr> = list(few, str::parse).unwrap();
+    let mut dports: Vec<PortRange> = list("8180,9000:9100", str::parse).unwrap();
     if choice & 1 == 1 {
         let many = (0..200).map(|number| match family {
             Family::V4 => format!("172.16.{number}.128/25"),

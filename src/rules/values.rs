@@ -8,7 +8,7 @@ use crate::rules::limits::{
 };
 use crate::rules::rule::{Protocol, Ranges, Target, Test, merge};
 use crate::rules::tcp::{ACK, FIN, PSH, RST, SYN, URG};
-use crate::selectors::{Cidr, Family, Mark, PortRange, list_with};
+use crate::selectors::{Cidr, Family, Mark, PortRange, list};
 
 /// The supported targets, for error messages.
 pub const TARGETS: &str = "-j ACCEPT, DROP, RETURN, MARK, TPROXY or a chain declared above";
@@ -18,7 +18,7 @@ pub const TARGETS: &str = "-j ACCEPT, DROP, RETURN, MARK, TPROXY or a chain decl
 /// # Errors
 /// A word that is no block of `family`.
 pub fn blocks(text: &str, family: Family) -> Result<Ranges, String> {
-    let cidrs = list_with(text, |item| match Cidr::parse_masked(item)? {
+    let cidrs = list(text, |item| match Cidr::parse_masked(item)? {
         cidr if cidr.family() == family => Ok(cidr),
         _ => Err(format!("expected an {family} block")),
     })?;
@@ -30,7 +30,7 @@ pub fn blocks(text: &str, family: Family) -> Result<Ranges, String> {
 /// # Errors
 /// A word that is no port or range, or more than [`MULTIPORT_SLOTS`].
 pub fn multiport(text: &str) -> Result<Ranges, String> {
-    let ports = list_with(text, |item| match item.parse()? {
+    let ports = list(text, |item| match item.parse()? {
         PortRange { low, high } if low == high && item.contains(':') => {
             Err("expected a range to end above its start".to_owned())
         }
@@ -77,7 +77,7 @@ pub fn interface(text: &str) -> Result<Test, String> {
 /// # Errors
 /// A word that is no flag.
 pub fn tcp_flags(text: &str) -> Result<u8, String> {
-    let flags = list_with(text, |flag| match flag {
+    let flags = list(text, |flag| match flag {
         "FIN" => Ok(FIN),
         "SYN" => Ok(SYN),
         "RST" => Ok(RST),
