@@ -122,7 +122,7 @@ impl<'a> Fields<'a> {
 }
 
 /// The members of a comma-separated list (RFC 9110, 5.6.1), empty ones included.
-fn members(value: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> + Clone {
+fn members(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
@@ -141,18 +141,15 @@ fn parse_length(value: &[u8]) -> Option<u64> {
 /// except at the end is 400 (RFC 9112, 6.1 and 6.3). Empty members are refused although a recipient of
 /// a list ignores them (RFC 9110, 5.6.1.2): not every parser takes `,chunked` for chunked.
 fn check_chunked(value: &[u8]) -> Result<(), Rejection> {
-    let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
-    let mut codings = members(value);
-    if codings.clone().any(<[u8]>::is_empty) {
+    if members(value).any(<[u8]>::is_empty) {
         return Err(bad("a transfer coding is empty"));
     }
-    let last = codings.next_back().unwrap_or_default();
-    if codings.clone().any(is_chunked) {
-        return Err(bad("chunked is not the last transfer coding, once"));
-    }
-    match is_chunked(last) && codings.next().is_none() {
-        true => Ok(()),
-        false => Err(Rejection::new(
+    let mut codings = members(value);
+    let chunked = codings.position(|coding| coding.eq_ignore_ascii_case(b"chunked"));
+    match (chunked, codings.count()) {
+        (Some(0), 0) => Ok(()),
+        (Some(_), 1..) => Err(bad("chunked is not the last transfer coding, once")),
+        _ => Err(Rejection::new(
             Status::NOT_IMPLEMENTED,
             "the transfer coding is not known",
         )),
