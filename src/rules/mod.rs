@@ -4,6 +4,19 @@
 //! (`bundled.iptables`) or a file into lines; `script` parses chains, `line` one rule, whose `words`
 //! it splits, `values` the values of its options; `rule` holds the result, `tcp` its TCP flags.
 //! `limits` and `error` serve all of them. [`load`] takes a template all the way.
+//!
+//! A new match, such as `-m ttl`, needs a change in each of these places:
+//!
+//! ```text
+//! src/rules/rule.rs         a variant of Test; the compiler then finds the functions that lack it
+//! src/rules/line.rs         its option in LineParser::test; its module in LineParser::module and MODULES
+//! src/rules/values.rs       a parser of its value, if no other option has such values
+//! src/nftables/nft.rs       the header field that it reads, if no other match reads it
+//! src/nftables/matches.rs   its nf_tables expressions and their cost
+//! tests/rules/              what it means, and what is refused
+//! fuzz/src/                 iptables.rs: the model; packet.rs: packets at its edges; spelling.rs
+//! docs/rules.md             the table of supported options
+//! ```
 
 pub mod error;
 pub mod limits;

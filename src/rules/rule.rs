@@ -27,17 +27,7 @@ pub struct Match {
 /// Ranges of addresses or ports. After [`merge`] they are in ascending order and do not touch.
 pub type Ranges = Vec<RangeInclusive<u128>>;
 
-/// A test of a packet.
-///
-/// A new match, such as `-m ttl`, needs a change in each of these places:
-/// - src/rules/rule.rs: a variant of this enum
-/// - src/rules/line.rs: its option in `LineParser::test`, its module in `LineParser::module` and in
-///   `MODULES`; options that exclude each other in `EXCLUSIVE`; a family that has no such match
-/// - src/rules/values.rs: the parser of its value
-/// - src/nftables/matches.rs: its nf_tables expressions and their cost; src/nftables/nft.rs: its header field
-/// - tests/rules: what it means, and what is refused
-/// - fuzz/src: the model (`iptables.rs`), packets at its edges (`packet.rs`), its spelling (`spelling.rs`)
-/// - docs/rules.md: the table of supported options
+/// A test of a packet. The head of src/rules/mod.rs lists what a new one needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Test {
     /// `-p`
