@@ -7,7 +7,7 @@ use crate::http::syntax::{is_text_byte, is_token_byte};
 /// The largest content, in bytes.
 pub const MAX_CONTENT: u64 = 1 << 30;
 
-/// The longest line with a chunk size, in bytes, with its extensions and its CRLF.
+/// The longest chunk size with its extensions and its CRLF, in bytes.
 pub const MAX_CHUNK_LINE: usize = 4096;
 
 /// The longest trailer section, in bytes.
@@ -102,11 +102,11 @@ impl Decoder {
     }
 
     /// Decodes the part of `input` that belongs to the body, passes its content to `content`, and
-    /// returns the length of that part: less than `input` has only if the body is complete.
+    /// returns the length of that part, which is shorter than `input` only if the body is complete.
     ///
     /// # Errors
-    /// 400 for malformed framing, 413 for more than [`MAX_CONTENT`], 431 for more than
-    /// [`MAX_TRAILERS`].
+    /// 400 for malformed framing or more than [`MAX_CHUNK_LINE`], 413 for more than [`MAX_CONTENT`],
+    /// 431 for more than [`MAX_TRAILERS`].
     pub fn decode(
         &mut self,
         input: &[u8],

@@ -1,7 +1,7 @@
 //! The request line (RFC 9112, 3): `METHOD TARGET HTTP/1.x`.
 //!
 //! `httparse` does not read it: it refuses targets with bytes beyond ASCII, which clients send, and
-//! HTTP/1.2 to 1.9, which a server reads as 1.1 (RFC 9110, 2.5). The field lines are its part.
+//! HTTP/1.2 to 1.9, which a server reads as 1.1 (RFC 9110, 2.5). It reads the field lines.
 
 use crate::http::status::{Rejection, Status, bad};
 use crate::http::syntax::{is_host, is_token_byte};

@@ -33,7 +33,7 @@ impl Status {
     }
 }
 
-/// Why a request is refused. Nothing more is read from its connection.
+/// Why a request is refused. No further request is read from its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rejection {
     /// The status of the response.

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::netlink::message::{Message, ReceivedMessage, Refusal, messages, read_acknowledgement};
 use crate::sys;
 
-/// Largest datagram that the kernel sends, in bytes (`netlink_dump`, net/netlink/af_netlink.c).
+/// Largest datagram of a dump, in bytes (`netlink_dump`, net/netlink/af_netlink.c); others are shorter.
 const MAX_DATAGRAM: usize = 32 * 1024;
 
 /// Largest number of datagrams that one [`Socket::read_notifications`] reads.

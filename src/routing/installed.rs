@@ -27,8 +27,7 @@ pub struct InstalledEntry {
 }
 
 impl InstalledEntry {
-    /// Whether it does the same as `expected`, and the kernel consults it no later: its priority number
-    /// is not higher.
+    /// Whether it does the same as `expected`, and no later: the number of its priority is not higher.
     pub fn satisfies(&self, expected: Entry) -> bool {
         self.is_exact && self.entry == expected && self.priority <= expected.priority()
     }
@@ -78,7 +77,7 @@ pub fn another_route(cidr: Cidr) -> String {
     format!("the table has another route to {cidr}; see --table")
 }
 
-/// Whether a mark can match both: the masks share a bit, and the values agree on all shared bits.
+/// Whether two rules test a common bit of the mark, and require the same of all common bits.
 fn overlap(one: Mark, other: Mark) -> bool {
     let common = one.mask & other.mask;
     common != 0 && (one.value ^ other.value) & common == 0

@@ -11,7 +11,7 @@
 //! first rule directs that lookup to the main table, because a client may have a captured address.
 //!
 //! A rule or route of another process that does the same is used instead, and not removed. If one
-//! conflicts, nothing is installed; a later conflict does not prevent that entries are restored. From
+//! conflicts, nothing is installed; one that appears later does not stop the restoring of entries. From
 //! rtnetlink(7).
 
 use crate::error::Error;
