@@ -145,14 +145,17 @@ impl Cidr {
 
     /// The addresses of the block, as numbers.
     pub fn range(&self) -> RangeInclusive<u128> {
-        let low = bits_of(self.network);
+        let low = match self.network {
+            IpAddr::V4(network) => network.to_bits().into(),
+            IpAddr::V6(network) => network.to_bits(),
+        };
         let host_bits = self.family().address_bits() - self.prefix;
         low..=low | !u128::MAX.checked_shl(host_bits.into()).unwrap_or(0)
     }
 
     /// Whether the block contains `address`.
     pub fn contains(&self, address: IpAddr) -> bool {
-        Family::of(address) == self.family() && self.range().contains(&bits_of(address))
+        Cidr::new(address, self.prefix) == Some(*self)
     }
 }
 
@@ -175,13 +178,6 @@ impl FromStr for Cidr {
 impl fmt::Display for Cidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.network, self.prefix)
-    }
-}
-
-fn bits_of(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => address.to_bits().into(),
-        IpAddr::V6(address) => address.to_bits(),
     }
 }
 
