@@ -42,7 +42,8 @@ impl Family {
         })
     }
 
-    /// The number of the family in the kernel (`AF_INET`, `AF_INET6`).
+    /// The number of the family in the kernel (`AF_INET`, `AF_INET6`; `NFPROTO_IPV4` and `NFPROTO_IPV6`
+    /// are the same).
     pub fn number(self) -> u8 {
         match self {
             Family::V4 => libc::AF_INET as u8,

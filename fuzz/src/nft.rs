@@ -143,7 +143,7 @@ impl Run<'_, '_> {
                 address,
                 port,
             } => {
-                assert_eq!(*family, i32::from(self.packet.family.number()));
+                assert_eq!(*family, self.packet.family);
                 let found = Some((*address, *port)).filter(|_| self.packet.has_listener);
                 self.listener = found.or(self.listener);
                 return found.is_some();

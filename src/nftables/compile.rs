@@ -3,8 +3,6 @@
 //! Both families share one table of the family `inet`: the base chains test the family, and the names
 //! of the user chains end in [`Family::suffix`]. The tests themselves are in `matches`.
 
-use libc::c_int;
-
 use crate::nftables::expression::{Expression, NFT_SOCKET_WILDCARD};
 use crate::nftables::matches;
 use crate::nftables::ruleset::{REDIRECTED, REDIRECTED_PRIORITY, Ruleset};
@@ -16,13 +14,10 @@ use crate::selectors::Family;
 pub fn compile(scripts: &[Script]) -> Ruleset {
     let mut ruleset = Ruleset::without_rules();
     for script in scripts {
-        let names = script.chains.iter().map(|chain| chain.name.as_str());
-        for name in names.filter(|name| *name != PREROUTING) {
-            ruleset.add_chain(user_chain(name, script.family));
-        }
-    }
-    for script in scripts {
         for chain in &script.chains {
+            if chain.name != PREROUTING {
+                ruleset.add_chain(user_chain(&chain.name, script.family));
+            }
             for rule in &chain.rules {
                 compile_rule(&mut ruleset, &chain.name, rule, script.family);
             }
@@ -38,7 +33,7 @@ fn compile_rule(ruleset: &mut Ruleset, chain: &str, rule: &Rule, family: Family)
     }
     let is_family = [
         Expression::Meta(libc::NFT_META_NFPROTO),
-        Expression::equals(vec![nfproto(family) as u8]),
+        Expression::equals(vec![family.number()]),
     ];
     let is_redirected = [
         Expression::Meta(libc::NFT_META_PRIORITY),
@@ -138,7 +133,7 @@ fn action(target: Option<&Target>, family: Family) -> Vec<Expression> {
             mark,
         }) => vec![
             Expression::Tproxy {
-                family: nfproto(family),
+                family,
                 address: *address,
                 port: *port,
             },
@@ -150,11 +145,4 @@ fn action(target: Option<&Target>, family: Family) -> Vec<Expression> {
 
 fn user_chain(name: &str, family: Family) -> String {
     format!("{name}{}", family.suffix())
-}
-
-fn nfproto(family: Family) -> c_int {
-    match family {
-        Family::V4 => libc::NFPROTO_IPV4,
-        Family::V6 => libc::NFPROTO_IPV6,
-    }
 }

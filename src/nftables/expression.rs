@@ -9,7 +9,7 @@ use libc::c_int;
 
 use crate::netlink::message::Message;
 use crate::nftables::nft::{self, Field};
-use crate::selectors::Mark;
+use crate::selectors::{Family, Mark};
 
 /// One item of a list
 pub const NFTA_LIST_ELEM: u16 = 1;
@@ -129,8 +129,8 @@ pub enum Expression {
     },
     /// Hands the packet to a transparent listener. Without a listener the rule ends.
     Tproxy {
-        /// `NFPROTO_IPV4` or `NFPROTO_IPV6`
-        family: c_int,
+        /// The family of the packet.
+        family: Family,
         /// The listener's address; the address of the input interface, if none.
         address: Option<IpAddr>,
         /// The listener's port, host order; the packet's own, if 0.
@@ -317,7 +317,7 @@ fn payload(list: &mut Message, direction: u16, register: c_int, field: Field) {
     });
 }
 
-fn tproxy(list: &mut Message, family: c_int, address: Option<IpAddr>, port: u16) {
+fn tproxy(list: &mut Message, family: Family, address: Option<IpAddr>, port: u16) {
     match address {
         Some(IpAddr::V4(address)) => load(list, VALUE, &address.octets()),
         Some(IpAddr::V6(address)) => load(list, VALUE, &address.octets()),
@@ -330,7 +330,7 @@ fn tproxy(list: &mut Message, family: c_int, address: Option<IpAddr>, port: u16)
         (_, port) => load(list, PORT, &port.to_be_bytes()),
     }
     element(list, "tproxy", |data| {
-        data.put_be32(NFTA_TPROXY_FAMILY, family as u32);
+        data.put_be32(NFTA_TPROXY_FAMILY, family.number().into());
         if address.is_some() {
             data.put_be32(NFTA_TPROXY_REG_ADDR, VALUE as u32);
         }
