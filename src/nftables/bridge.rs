@@ -244,7 +244,7 @@ impl FamilyTable {
         ];
         let is_syn_ack_of_pod = [
             Test::Protocol(Protocol::Tcp),
-            are_set(SYN | ACK),
+            flags(SYN | ACK, SYN | ACK),
             Test::Ports(PortOf::Source, ports.clone()),
             Test::Address(AddressOf::Source, addresses.clone()),
         ];
@@ -265,7 +265,7 @@ impl FamilyTable {
             Expression::Payload(nft::ETHER_TYPE),
             Expression::equals(ether_type(self.family).to_be_bytes().into()),
         ];
-        let tests: Vec<Match> = tests.into_iter().map(holds).collect();
+        let tests: Vec<Match> = tests.into_iter().map(Match::from).collect();
         let tests = matches::expressions(ruleset, &tests, self.family);
         ruleset.append(PREROUTING, &[&is_family, &tests, action]);
     }
@@ -273,16 +273,13 @@ impl FamilyTable {
     /// The rules for the states in the head of this file. Frames of a device that is not in the map of
     /// ports stay on the bridge.
     fn add_states(&self, ruleset: &mut Ruleset) {
-        let mut flags = |it: Match| matches::expressions(ruleset, &[it], self.family);
-        let is_syn = flags(holds(Test::TcpFlags {
-            mask: FIN | SYN | RST | ACK,
-            set: SYN,
-        }));
-        let has_fin_or_rst = flags(any_of(FIN | RST));
-        let has_psh = flags(any_of(PSH));
+        let mut test = |it: Match| matches::expressions(ruleset, &[it], self.family);
+        let is_syn = test(Test::SYN.into());
+        let has_fin_or_rst = test(any_of(FIN | RST));
+        let has_psh = test(any_of(PSH));
         let (syn_seen, established) = (&self.syn_seen, &self.established);
         let load = [
-            map_input_device(),
+            Expression::MapInputDevice(PORTS.to_owned()),
             Expression::Concatenation(self.client_key().into()),
         ];
         let is_established = [is_in(established)];
@@ -307,11 +304,6 @@ impl FamilyTable {
         rule(&[&load, &is_syn_seen, &stay, &redirect]);
         ruleset.append(&self.handshakes, &[&load, &enter, &redirect]);
     }
-}
-
-fn map_input_device() -> Expression {
-    let map = PORTS.to_owned();
-    Expression::MapInputDevice { map }
 }
 
 /// Sends the frame to IP. The packet priority tells the rules of the scripts that it was redirected.
@@ -340,28 +332,13 @@ fn update(set: &str, timeout: u32) -> Expression {
     Expression::Update { set, timeout }
 }
 
-fn holds(test: Test) -> Match {
-    Match {
-        negated: false,
-        test,
-    }
-}
-
-/// All of these flags are set.
-fn are_set(flags: u8) -> Test {
-    Test::TcpFlags {
-        mask: flags,
-        set: flags,
-    }
+/// Of the flags in `mask`, exactly those in `set` are set.
+fn flags(mask: u8, set: u8) -> Test {
+    Test::TcpFlags { mask, set }
 }
 
 /// At least one of these flags is set.
-fn any_of(flags: u8) -> Match {
-    Match {
-        negated: true,
-        test: Test::TcpFlags {
-            mask: flags,
-            set: 0,
-        },
-    }
+fn any_of(mask: u8) -> Match {
+    let (negated, test) = (true, flags(mask, 0));
+    Match { negated, test }
 }

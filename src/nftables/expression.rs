@@ -140,12 +140,9 @@ pub enum Expression {
     SetMark(Mark),
     /// Sets metadata of the packet (`NFT_META_…`).
     SetMeta(c_int, Vec<u8>),
-    /// Loads the hardware address that a map holds for the input device: `iif map @ports`. Without an
-    /// element the rule ends.
-    MapInputDevice {
-        /// The name of the map.
-        map: String,
-    },
+    /// Loads the hardware address that the map of this name holds for the input device:
+    /// `iif map @ports`. Without an element the rule ends.
+    MapInputDevice(String),
     /// Sets `ether daddr` to the address that [`Expression::MapInputDevice`] has loaded.
     SetEtherDestination,
     /// A verdict on the packet (`NF_ACCEPT`, `NF_DROP`) or the end of the chain (`NFT_RETURN`).
@@ -193,7 +190,7 @@ impl Expression {
                 load(list, VALUE, bytes);
                 meta(list, NFTA_META_SREG, *key);
             }
-            Expression::MapInputDevice { map } => map_input_device(list, map),
+            Expression::MapInputDevice(map) => map_input_device(list, map),
             Expression::SetEtherDestination => {
                 let field = nft::ETHER_DESTINATION;
                 payload(list, NFTA_PAYLOAD_SREG, ETHER_ADDRESS, field);

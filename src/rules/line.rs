@@ -7,7 +7,6 @@ use std::str::FromStr;
 
 use crate::rules::error::{SyntaxError, require};
 use crate::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test};
-use crate::rules::tcp::{ACK, FIN, RST, SYN};
 use crate::rules::values::{
     TARGETS, blocks, comment, interface, multiport, protocol, target, tcp_flags,
 };
@@ -121,10 +120,7 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
             "--ports" => Test::Ports(PortOf::Either, self.multiport(word)?),
             "--syn" => {
                 self.require_tcp(word)?;
-                Test::TcpFlags {
-                    mask: FIN | SYN | RST | ACK,
-                    set: SYN,
-                }
+                Test::SYN
             }
             "--tcp-flags" => {
                 self.require_tcp(word)?;
@@ -148,10 +144,7 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
             "-p" => {
                 let protocol = self.words.parse(protocol)?;
                 self.protocol = Some(protocol);
-                self.matches.push(Match {
-                    negated: false,
-                    test: Test::Protocol(protocol),
-                });
+                self.matches.push(Test::Protocol(protocol).into());
             }
             "-m" => self.module()?,
             "-j" => self.target = Some(self.words.parse(|name| target(name, &self.is_declared))?),
@@ -287,13 +280,11 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
         let chain = chain.ok_or_else(|| SyntaxError::new("", "expected -A CHAIN"))?;
         self.check_modules()?;
         if self.has_module("socket") {
-            self.matches.push(Match {
-                negated: false,
-                test: Test::Socket {
-                    transparent: self.has("--transparent"),
-                    with_wildcards: self.has("--nowildcard"),
-                },
-            });
+            let socket = Test::Socket {
+                transparent: self.has("--transparent"),
+                with_wildcards: self.has("--nowildcard"),
+            };
+            self.matches.push(socket.into());
         }
         self.check_target()?;
         let rule = Rule {

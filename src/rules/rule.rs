@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use crate::rules::tcp::{ACK, FIN, RST, SYN};
 use crate::selectors::Mark;
 
 /// A rule: a packet that passes every match goes to the target.
@@ -22,6 +23,14 @@ pub struct Match {
     pub negated: bool,
     /// The test itself.
     pub test: Test,
+}
+
+impl From<Test> for Match {
+    /// A test that has to hold.
+    fn from(test: Test) -> Match {
+        let negated = false;
+        Match { negated, test }
+    }
 }
 
 /// Ranges of addresses or ports. After [`merge`] they are in ascending order and do not touch.
@@ -59,6 +68,14 @@ pub enum Test {
         /// `--nowildcard`: also a socket that is bound to any address, which iptables ignores otherwise.
         with_wildcards: bool,
     },
+}
+
+impl Test {
+    /// `--syn`: the first segment of a connection.
+    pub const SYN: Test = Test::TcpFlags {
+        mask: FIN | SYN | RST | ACK,
+        set: SYN,
+    };
 }
 
 /// A transport protocol.
