@@ -4,7 +4,7 @@
 //! a batch is that of linux/netfilter/nfnetlink.h.
 
 use crate::error::Error;
-use crate::netlink::message::{Message, Refusal, attributes};
+use crate::netlink::message::{Message, Refusal, attribute};
 use crate::netlink::socket::Socket;
 use crate::nftables::expression::NFTA_EXPR_NAME;
 use crate::nftables::messages::{self, TableFamily};
@@ -149,8 +149,7 @@ fn missing_module(refusal: &Refusal, message: Option<&Message>) -> Option<String
         return None;
     }
     let expression = message?.payload_at(refusal.offset?)?;
-    let (_, name) = attributes(expression).find(|(kind, _)| *kind == NFTA_EXPR_NAME)?;
-    let name = String::from_utf8_lossy(name);
+    let name = String::from_utf8_lossy(attribute(expression, NFTA_EXPR_NAME)?);
     let name = name.trim_end_matches('\0');
     let option = name.to_ascii_uppercase();
     Some(format!(

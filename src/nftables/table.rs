@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::netlink::message::{Refusal, attributes};
+use crate::netlink::message::{Refusal, attribute};
 use crate::netlink::socket::Socket;
 use crate::nftables::batch::{Batch, CommitMode, Refused};
 use crate::nftables::messages::{TABLE, TableFamily, get_table};
@@ -277,6 +277,6 @@ fn explain(error: Error, owner: Result<Option<u32>, i32>) -> Error {
 
 /// Reads the netlink port of the owner of a table, behind `struct nfgenmsg`.
 pub fn read_owner(payload: &[u8]) -> Option<u32> {
-    let (_, port) = attributes(payload.get(4..)?).find(|(kind, _)| *kind == NFTA_TABLE_OWNER)?;
+    let port = attribute(payload.get(4..)?, NFTA_TABLE_OWNER)?;
     Some(u32::from_be_bytes(*port.first_chunk()?))
 }
