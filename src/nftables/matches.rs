@@ -6,7 +6,7 @@
 use crate::nftables::expression::{Expression, NFT_SOCKET_TRANSPARENT};
 use crate::nftables::nft::{self, Field};
 use crate::nftables::ruleset::Ruleset;
-use crate::rules::rule::{AddressOf, Match, PortOf, Protocol, Test};
+use crate::rules::rule::{AddressOf, Match, PortOf, Test};
 use crate::selectors::Family;
 
 /// The expressions of these matches; the sets that they look up are added to `ruleset`.
@@ -37,7 +37,7 @@ fn expressions_of(ruleset: &mut Ruleset, it: &Match, family: Family) -> Vec<Expr
     match &it.test {
         Test::Protocol(protocol) => vec![
             Expression::Meta(libc::NFT_META_L4PROTO),
-            compare(negated, vec![protocol_number(*protocol)]),
+            compare(negated, vec![*protocol as u8]),
         ],
         Test::Mark(mark) => vec![
             Expression::Meta(libc::NFT_META_MARK),
@@ -82,13 +82,6 @@ fn socket(transparent: bool) -> Vec<Expression> {
         expressions.push(Expression::equals(vec![1]));
     }
     expressions
-}
-
-fn protocol_number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => libc::IPPROTO_TCP as u8,
-        Protocol::Udp => libc::IPPROTO_UDP as u8,
-    }
 }
 
 /// `compile` replaces [`PortOf::Either`] by the other two.

@@ -78,13 +78,13 @@ impl Test {
     };
 }
 
-/// A transport protocol.
+/// A transport protocol, with its number in the IP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// TCP
-    Tcp,
+    Tcp = libc::IPPROTO_TCP as isize,
     /// UDP
-    Udp,
+    Udp = libc::IPPROTO_UDP as isize,
 }
 
 impl Protocol {
