@@ -9,7 +9,7 @@ use libc::c_int;
 
 use crate::netlink::message::Message;
 use crate::nftables::expression::{ANONYMOUS_SET, NFTA_LIST_ELEM, value};
-use crate::nftables::nft::TYPE_ETHERADDR;
+use crate::nftables::nft::ETHER_DESTINATION;
 use crate::nftables::ruleset::{
     AnonymousSet, Chain, CompiledRule, MapElements, NamedSet, SetKind, be_bytes,
 };
@@ -46,9 +46,6 @@ const NFTA_SET_ELEM_LIST_SET_ID: u16 = 4;
 const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_FLAGS: u16 = 3;
-
-/// `ETH_ALEN` (linux/if_ether.h): length of a hardware address, in bytes
-const ETHER_ADDRESS_LENGTH: u32 = 6;
 
 /// Most elements in one message: an element takes up to 44 bytes, an attribute up to 65,535.
 const ELEMENTS_PER_MESSAGE: usize = 1000;
@@ -176,8 +173,8 @@ pub fn new_named_set(family: TableFamily, set: &NamedSet) -> Message {
             description.put_be32(NFTA_SET_DESC_SIZE, size);
         }),
         SetKind::EtherMap => new
-            .put_be32(NFTA_SET_DATA_TYPE, TYPE_ETHERADDR)
-            .put_be32(NFTA_SET_DATA_LEN, ETHER_ADDRESS_LENGTH),
+            .put_be32(NFTA_SET_DATA_TYPE, ETHER_DESTINATION.key_type)
+            .put_be32(NFTA_SET_DATA_LEN, ETHER_DESTINATION.length),
     };
     // The kernel requires an id, although only the name is used.
     new.put_be32(NFTA_SET_ID, u32::MAX);

@@ -26,8 +26,7 @@ const TRANSPORT: c_int = libc::NFT_PAYLOAD_TRANSPORT_HEADER;
 
 const TYPE_IPADDR: u32 = 7;
 const TYPE_IP6ADDR: u32 = 8;
-/// A hardware address
-pub const TYPE_ETHERADDR: u32 = 9;
+const TYPE_ETHERADDR: u32 = 9;
 const TYPE_ETHERTYPE: u32 = 10;
 const TYPE_INET_SERVICE: u32 = 13;
 const TYPE_TCP_FLAG: u32 = 15;

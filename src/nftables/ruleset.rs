@@ -80,7 +80,7 @@ pub enum SetKind {
         /// Most elements.
         size: u32,
     },
-    /// A map to hardware addresses.
+    /// A map to hardware addresses, values of `ether daddr`.
     EtherMap,
 }
 
