@@ -6,10 +6,9 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use crate::rules::error::{SyntaxError, require};
+use crate::rules::limits::LONGEST_COMMENT;
 use crate::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test};
-use crate::rules::values::{
-    TARGETS, blocks, comment, interface, multiport, protocol, target, tcp_flags,
-};
+use crate::rules::values::{TARGETS, blocks, interface, multiport, protocol, target, tcp_flags};
 use crate::rules::words::{Words, split};
 use crate::selectors::{Family, Mark, PortRange};
 
@@ -154,7 +153,9 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
             }
             "--comment" => {
                 self.satisfy("comment", word)?;
-                self.words.parse(comment)?;
+                let text = self.words.value()?;
+                let is_short = text.len() <= LONGEST_COMMENT;
+                require(is_short, text, "expected at most 255 bytes")?;
             }
             _ => return self.target_option(word),
         }

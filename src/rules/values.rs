@@ -3,9 +3,7 @@
 //! Errors name what was expected; the caller adds the word.
 
 use crate::rules::error::{SyntaxError, require};
-use crate::rules::limits::{
-    LONGEST_CHAIN_NAME, LONGEST_COMMENT, LONGEST_INTERFACE, MULTIPORT_SLOTS,
-};
+use crate::rules::limits::{LONGEST_CHAIN_NAME, LONGEST_INTERFACE, MULTIPORT_SLOTS};
 use crate::rules::rule::{Protocol, Ranges, Target, Test, merge};
 use crate::rules::tcp::{ACK, FIN, PSH, RST, SYN, URG};
 use crate::selectors::{Cidr, Family, Mark, PortRange, list};
@@ -89,17 +87,6 @@ pub fn tcp_flags(text: &str) -> Result<u8, String> {
         _ => Err("expected flags out of SYN, ACK, FIN, RST, URG, PSH, ALL, NONE".to_owned()),
     })?;
     Ok(flags.into_iter().fold(0, std::ops::BitOr::bitor))
-}
-
-/// Checks the value of `--comment`.
-///
-/// # Errors
-/// A comment longer than [`LONGEST_COMMENT`].
-pub fn comment(text: &str) -> Result<(), String> {
-    match text.len() <= LONGEST_COMMENT {
-        true => Ok(()),
-        false => Err("expected at most 255 bytes".to_owned()),
-    }
 }
 
 /// Parses the target of `-j`; its options are still unset.
