@@ -235,19 +235,14 @@ fn lock_instance(family: TableFamily) -> Result<UnixDatagram, Error> {
     let start = Instant::now();
     loop {
         let address = SocketAddr::from_abstract_name(TABLE);
-        match address.and_then(|address| UnixDatagram::bind_addr(&address)) {
-            Err(error)
-                if error.kind() == ErrorKind::AddrInUse && start.elapsed() < RELEASE_TIME =>
-            {
-                thread::sleep(CLAIM_INTERVAL);
-            }
-            bound => {
-                return bound.map_err(|error| {
-                    Error::new(format!("create table {family}"), error)
-                        .hint("another tproxy-pod is running")
-                });
-            }
+        let bound = address.and_then(|address| UnixDatagram::bind_addr(&address));
+        let is_in_use = matches!(&bound, Err(error) if error.kind() == ErrorKind::AddrInUse);
+        if !is_in_use || start.elapsed() >= RELEASE_TIME {
+            let hint = "another tproxy-pod is running";
+            return bound
+                .map_err(|error| Error::new(format!("create table {family}"), error).hint(hint));
         }
+        thread::sleep(CLAIM_INTERVAL);
     }
 }
 
