@@ -47,7 +47,7 @@ const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_FLAGS: u16 = 3;
 
-/// Most elements in one message: an element takes up to 44 bytes, an attribute up to 65,535.
+/// Most elements in one message: an element takes up to 36 bytes, an attribute up to 65,535.
 const ELEMENTS_PER_MESSAGE: usize = 1000;
 
 /// The family of a table: the packets that its base chains see.
