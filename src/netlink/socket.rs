@@ -117,22 +117,35 @@ impl Socket {
         let first = self.sequence.wrapping_add(1);
         self.send(requests)?;
         let last = self.sequence;
-        let mut outcome = None;
-        while let Some(datagram) = self.receive()? {
+        let (mut outcome, mut is_acknowledged) = (Ok(()), false);
+        loop {
+            let datagram = match self.receive() {
+                Ok(Some(datagram)) => datagram,
+                Ok(None) => break,
+                // Replies were lost; while others wait to be read, the kernel drops the next ones, too.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    outcome = outcome.and(Err(error.into()));
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             // A failed exchange may have left replies with earlier sequence numbers.
             let replies = messages(datagram)
                 .filter(|it| it.sequence.wrapping_sub(first) <= last.wrapping_sub(first));
             for message in replies {
                 match i32::from(message.kind) {
                     libc::NLMSG_ERROR | libc::NLMSG_DONE => {
-                        let acknowledgement = read_acknowledgement(message, first);
-                        outcome = Some(outcome.unwrap_or(Ok(())).and(acknowledgement));
+                        outcome = outcome.and(read_acknowledgement(message, first));
+                        is_acknowledged = true;
                     }
                     _ => each(message),
                 }
             }
         }
-        outcome.unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::EPROTO).into()))
+        match is_acknowledged {
+            true => outcome,
+            false => outcome.and(Err(io::Error::from_raw_os_error(libc::EPROTO).into())),
+        }
     }
 
     /// Sends all messages in one datagram.
@@ -166,5 +179,21 @@ impl Socket {
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acknowledgements_that_were_lost_do_not_spoil_the_next_request() {
+        let mut socket = Socket::open(libc::NETLINK_ROUTE).unwrap();
+        let header = [libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let absent = Message::new(libc::RTM_DELRULE, libc::NLM_F_ACK, &header);
+        let refused = socket.request(&vec![absent.clone(); 2000]).unwrap_err();
+        assert_eq!(refused.errno, libc::ENOBUFS);
+        let refused = socket.request(&[absent]).unwrap_err();
+        assert_eq!(refused.errno, libc::ENOENT);
     }
 }
