@@ -24,8 +24,9 @@ const IDIAG_SRC: usize = 4;
 /// Offset of the inode in `struct inet_diag_msg`, in bytes
 const IDIAG_INODE: usize = 68;
 
-/// Largest number of sockets in one request, of 72 bytes each.
-const SOCKETS_PER_REQUEST: usize = 500;
+/// Largest number of sockets in one request. The kernel answers for each that has ended meanwhile, and
+/// that takes up to 768 bytes of the receive buffer, by default 208 KiB (`net.core.rmem_default`).
+const SOCKETS_PER_REQUEST: usize = 200;
 
 /// A set of TCP states, each a bit `1 << TCP_…` (include/net/tcp_states.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,12 +104,7 @@ impl SockDiag {
     fn destroy_family(&mut self, family: Family, states: TcpStates) -> Result<(), Refusal> {
         let mut outcome = Ok(());
         for ids in self.find(family, states)?.chunks(SOCKETS_PER_REQUEST) {
-            let mut messages: Vec<Message> = ids
-                .iter()
-                .map(|id| request(SOCK_DESTROY, 0, family, states, id))
-                .collect();
-            messages.iter_mut().last().map(Message::request_ack);
-            match self.socket.request(&messages) {
+            match destroy(&mut self.socket, family, states, ids) {
                 // The socket has ended since the dump.
                 Err(refusal) if refusal.errno == libc::ENOENT => {}
                 result => outcome = outcome.and(result),
@@ -147,6 +143,21 @@ pub fn read_orphan(
     (is_captured && u32_at(payload, IDIAG_INODE) == Some(0)).then_some(*id)
 }
 
+/// Destroys the sockets with these ids.
+fn destroy(
+    socket: &mut Socket,
+    family: Family,
+    states: TcpStates,
+    ids: &[[u8; SOCKET_ID]],
+) -> Result<(), Refusal> {
+    let mut messages: Vec<Message> = ids
+        .iter()
+        .map(|id| request(SOCK_DESTROY, 0, family, states, id))
+        .collect();
+    messages.iter_mut().last().map(Message::request_ack);
+    socket.request(&messages)
+}
+
 /// `struct inet_diag_req_v2`: family, protocol, extensions, padding, states, and the id.
 fn request(
     kind: u16,
@@ -166,4 +177,17 @@ fn request(
 fn error(refusal: Refusal) -> Error {
     Error::numbered("destroy sockets of ended connections", refusal.errno)
         .hint("for a minute, a client that uses its port again may not reach the Pod")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_whose_sockets_have_all_ended_says_so() {
+        let mut socket = Socket::open(libc::NETLINK_SOCK_DIAG).unwrap();
+        let ended = [[0; SOCKET_ID]; SOCKETS_PER_REQUEST];
+        let refusal = destroy(&mut socket, Family::V4, TcpStates::TIME_WAIT, &ended).unwrap_err();
+        assert_eq!(refusal.errno, libc::ENOENT);
+    }
 }
