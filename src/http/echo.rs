@@ -109,7 +109,7 @@ impl Served<'_> {
         line.push(b" target=");
         push_escaped(line, head.target);
         line.push(b" version=");
-        push_escaped(line, head.version);
+        line.push(head.version);
         line.push(b" host=\"");
         push_escaped(line, head.host);
         line.push(b"\" user_agent=\"");

@@ -127,7 +127,7 @@ impl BridgeMonitor {
         self.errors.should_log()
     }
 
-    /// Without bridges, no refresh is due until a device changes.
+    /// Without ports of bridges, no refresh is due until a device changes.
     fn schedule_regular_refresh(&mut self) {
         if let Some(applied_at) = self.applied_at {
             self.due = (!self.topology.ports.is_empty()).then_some(applied_at + MAX_AGE);

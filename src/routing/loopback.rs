@@ -5,7 +5,7 @@ use crate::netlink::message::{Message, u32_at};
 use crate::netlink::socket::Socket;
 use crate::routing::rtnetlink::{self, IFI_FLAGS, IFI_INDEX, IFINFOMSG, LOOPBACK};
 
-/// Sets lo up in this network namespace.
+/// Brings lo up in this network namespace.
 ///
 /// # Errors
 /// `EPERM` without CAP_NET_ADMIN, `EMFILE`, or any other error of socket(2).

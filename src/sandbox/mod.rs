@@ -1,6 +1,6 @@
 //! What each process gives up before its work: capabilities, the means to gain new ones
-//! (`no_new_privs`), and the system calls that it does not need. `seccomp` makes the filter of calls out
-//! of the lists in this file. The server also dies with the guard (`PR_SET_PDEATHSIG`, prctl(2)).
+//! (`no_new_privs`), and the system calls that it does not need. `seccomp` compiles the lists of
+//! calls in this file into a filter. The server also dies with the guard (`PR_SET_PDEATHSIG`, prctl(2)).
 //!
 //! The lists are the calls of Rust's standard library on musl. On another C library it makes other calls,
 //! and the filter would kill the process.

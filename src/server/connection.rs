@@ -360,8 +360,5 @@ struct ReadBody {
 }
 
 fn late(reason: &'static str) -> Rejection {
-    Rejection {
-        status: Status::REQUEST_TIMEOUT,
-        reason,
-    }
+    Rejection::new(Status::REQUEST_TIMEOUT, reason)
 }
