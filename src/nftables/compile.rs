@@ -59,13 +59,10 @@ fn add_rule(ruleset: &mut Ruleset, chain: &str, first: &[Expression], rule: &Rul
 
 /// Whether a match ignores sockets that are bound to any address (`-m socket` without `--nowildcard`).
 fn excludes_wildcards(it: &Match) -> bool {
-    matches!(
-        it.test,
-        Test::Socket {
-            with_wildcards: false,
-            ..
-        }
-    )
+    match it.test {
+        Test::Socket { with_wildcards, .. } => !with_wildcards,
+        _ => false,
+    }
 }
 
 /// Adds a chain that does `action` unless the packet's socket is bound to any address.

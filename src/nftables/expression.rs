@@ -244,10 +244,7 @@ fn range(list: &mut Message, negated: bool, from: &[u8], to: &[u8]) {
 }
 
 fn lookup(list: &mut Message, negated: bool, set: &str, id: Option<u32>) {
-    let flags = match negated {
-        false => 0,
-        true => libc::NFT_LOOKUP_F_INV,
-    };
+    let flags = [0, libc::NFT_LOOKUP_F_INV][usize::from(negated)];
     element(list, "lookup", |data| {
         data.put_text(NFTA_LOOKUP_SET, set);
         if let Some(id) = id {
