@@ -64,7 +64,8 @@ pub const NFT_SOCKET_TRANSPARENT: u32 = 0;
 /// Key of the socket expression: the socket is bound to any address; since Linux 5.10
 pub const NFT_SOCKET_WILDCARD: u32 = 2;
 
-/// Name of an anonymous set before the kernel numbers it; an id in the same transaction finds it
+/// Name of a new anonymous set: the kernel puts a number for `%d`; rules of the transaction refer to
+/// the set by its id
 pub const ANONYMOUS_SET: &str = "__set%d";
 
 /// Register of the value that is tested
@@ -73,7 +74,7 @@ const VALUE: c_int = libc::NFT_REG_1;
 const PORT: c_int = libc::NFT_REG_2;
 /// First of the 4-byte registers that make up [`VALUE`], for a concatenation
 const CONCATENATION: c_int = libc::NFT_REG32_00;
-/// Registers of a hardware address, behind the longest concatenation (40 bytes)
+/// Registers of a hardware address, after the longest concatenation (40 bytes)
 const ETHER_ADDRESS: c_int = libc::NFT_REG32_12;
 
 /// One step of a rule. If a test fails, the rule ends, and the chain goes on to the next one.
@@ -127,7 +128,8 @@ pub enum Expression {
         /// Time-out of the element, in seconds.
         timeout: u32,
     },
-    /// Hands the packet to a transparent listener. Without a listener the rule ends.
+    /// Hands the packet to a transparent socket: that of its connection, else the listener. Without
+    /// one the rule ends.
     Tproxy {
         /// The family of the packet.
         family: Family,

@@ -200,7 +200,7 @@ fn new_set(family: TableFamily, name: &str, flags: c_int, key_type: u32, length:
     new
 }
 
-/// Adds the elements of an anonymous set: for each range its first value, and the first value behind
+/// Adds the elements of an anonymous set: for each range its first value, and the first value after
 /// it as the end of the interval.
 pub fn interval_elements(family: TableFamily, id: u32, set: &AnonymousSet) -> Vec<Message> {
     let length = set.field.length;

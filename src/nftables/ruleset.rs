@@ -127,7 +127,7 @@ impl Ruleset {
         });
     }
 
-    /// Appends a rule to a chain: the expressions of `parts`, one part behind the other.
+    /// Appends a rule to a chain: the expressions of `parts`, one part after the other.
     pub fn append(&mut self, chain: &str, parts: &[&[Expression]]) {
         self.rules.push(CompiledRule {
             chain: chain.to_owned(),

@@ -270,7 +270,7 @@ fn explain(error: Error, owner: Result<Option<u32>, i32>) -> Error {
     }
 }
 
-/// Reads the netlink port of the owner of a table, behind `struct nfgenmsg`.
+/// Reads the netlink port of the owner of a table, after `struct nfgenmsg`.
 pub fn read_owner(payload: &[u8]) -> Option<u32> {
     let port = attribute(payload.get(4..)?, NFTA_TABLE_OWNER)?;
     Some(u32::from_be_bytes(*port.first_chunk()?))

@@ -195,7 +195,8 @@ pub fn merge_adjacent(rules: Vec<Rule>) -> Vec<Rule> {
     merged
 }
 
-/// Merges two rules that differ in one list. `None` if a packet can pass both.
+/// Merges two rules that differ in one list. `None` if they differ otherwise, or if a packet can pass
+/// both.
 fn merge_pair(a: &Rule, b: &Rule) -> Option<Rule> {
     if a.target != b.target || a.matches.len() != b.matches.len() {
         return None;

@@ -8,7 +8,7 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 /// Push data to the application.
 pub const PSH: u8 = 0x08;
-/// The acknowledgment number counts.
+/// The acknowledgment number is significant.
 pub const ACK: u8 = 0x10;
-/// The urgent pointer counts.
+/// The urgent pointer is significant.
 pub const URG: u8 = 0x20;
