@@ -105,7 +105,9 @@ fn means_the_same_compiled(script: &Script) {
     for rule in &ruleset.rules {
         let mut message = Message::new(1, 0, &[0; 4]);
         message.nest(4, |list| {
-            rule.expressions.iter().for_each(|step| step.write(list, 0));
+            rule.expressions
+                .iter()
+                .for_each(|step| step.write(list, &mut 0));
         });
         let bytes = message.to_bytes(1);
         let written = messages(&bytes).next().unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use tproxy_pod::nftables::expression::{Expression, NFT_SOCKET_TRANSPARENT, NFT_SOCKET_WILDCARD};
 use tproxy_pod::nftables::nft::Field;
@@ -15,7 +16,6 @@ use crate::packet::{BUDGET, Fate, Packet, address};
 /// A ruleset that is ready to run.
 pub struct Machine<'r> {
     chains: HashMap<&'r str, Vec<&'r CompiledRule>>,
-    ruleset: &'r Ruleset,
 }
 
 /// What a step leads to.
@@ -41,12 +41,14 @@ impl<'r> Machine<'r> {
         for rule in &ruleset.rules {
             let chain = chains.get_mut(rule.chain.as_str());
             chain.expect("rules are in chains").push(rule);
+            for step in &rule.expressions {
+                if let Expression::Lookup { ranges, .. } = step {
+                    let apart = |two: &[RangeInclusive<u128>]| two[0].end() < two[1].start();
+                    assert!(ranges.windows(2).all(apart), "{step:?}");
+                }
+            }
         }
-        for set in &ruleset.sets {
-            let apart = |two: &[std::ops::RangeInclusive<u128>]| two[0].end() < two[1].start();
-            assert!(set.ranges.windows(2).all(apart), "{set:?}");
-        }
-        Machine { chains, ruleset }
+        Machine { chains }
     }
 
     /// The fate of a packet; `None` if too many rules would have to be tried.
@@ -105,7 +107,16 @@ impl Run<'_, '_> {
                 );
                 (*from <= self.register && self.register <= *to) != *negated
             }
-            Expression::Lookup { negated, set } => self.is_in(*set) != *negated,
+            Expression::Lookup {
+                negated,
+                field,
+                ranges,
+            } => {
+                assert_eq!(field.length as usize, self.register.len());
+                let add = |number: u128, byte: &u8| number << 8 | u128::from(*byte);
+                let number = self.register.iter().fold(0, add);
+                ranges.iter().any(|range| range.contains(&number)) != *negated
+            }
             Expression::Verdict(code) => return Some(verdict(*code)),
             Expression::Jump(chain) => {
                 return Some(self.chain(chain)?.map_or(Flow::NextRule, Flow::End));
@@ -151,14 +162,6 @@ impl Run<'_, '_> {
             step => panic!("{step:?} is no such step"),
         }
         true
-    }
-
-    fn is_in(&self, set: u32) -> bool {
-        let set = &self.machine.ruleset.sets[set as usize];
-        assert_eq!(set.field.length as usize, self.register.len());
-        let add = |number: u128, byte: &u8| number << 8 | u128::from(*byte);
-        let number = self.register.iter().fold(0, add);
-        set.ranges.iter().any(|range| range.contains(&number))
     }
 
     fn meta(&self, key: i32) -> Vec<u8> {

@@ -99,7 +99,11 @@ fn spellings(it: &Match, short_form: bool, family: Family) -> (usize, Vec<String
         } => {
             let transparent = if *transparent { " --transparent" } else { "" };
             let with_wildcards = if *with_wildcards { " --nowildcard" } else { "" };
-            (2, "-m socket", vec![format!("{transparent}{with_wildcards}")])
+            (
+                2,
+                "-m socket",
+                vec![format!("{transparent}{with_wildcards}")],
+            )
         }
     };
     let not = if it.negated { "! " } else { "" };

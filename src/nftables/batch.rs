@@ -6,9 +6,11 @@
 use crate::error::Error;
 use crate::netlink::message::{Message, Refusal, attribute};
 use crate::netlink::socket::Socket;
-use crate::nftables::expression::NFTA_EXPR_NAME;
+use crate::nftables::expression::{Expression, NFTA_EXPR_NAME};
 use crate::nftables::messages::{self, TableFamily};
+use crate::nftables::nft::Field;
 use crate::nftables::ruleset::Ruleset;
+use crate::rules::rule::Ranges;
 
 /// Whether the kernel keeps the result of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,9 +80,13 @@ impl Batch {
             let request = format!("flush chain {chain} in table {family}");
             self.add(family, messages::flush_chain(family, chain), request);
         }
-        let first_set = self.sets;
-        self.write_anonymous_sets(family, ruleset);
         for rule in &ruleset.rules {
+            let first_set = self.sets;
+            for expression in &rule.expressions {
+                if let Expression::Lookup { field, ranges, .. } = expression {
+                    self.write_anonymous_set(family, *field, ranges);
+                }
+            }
             let request = format!("add a rule to chain {} in table {family}", rule.chain);
             let rule = messages::new_rule(family, rule, first_set);
             self.add(family, rule, request);
@@ -93,16 +99,14 @@ impl Batch {
         }
     }
 
-    fn write_anonymous_sets(&mut self, family: TableFamily, ruleset: &Ruleset) {
-        for set in &ruleset.sets {
-            let (id, ranges) = (self.sets, set.ranges.len());
-            self.sets += 1;
-            let request = format!("create a set of {ranges} ranges in table {family}");
-            let new = messages::new_anonymous_set(family, id, set);
-            self.add(family, new, request.clone());
-            for elements in messages::interval_elements(family, id, set) {
-                self.add(family, elements, request.clone());
-            }
+    fn write_anonymous_set(&mut self, family: TableFamily, field: Field, ranges: &Ranges) {
+        let (id, length) = (self.sets, ranges.len());
+        self.sets += 1;
+        let request = format!("create a set of {length} ranges in table {family}");
+        let new = messages::new_anonymous_set(family, id, field);
+        self.add(family, new, request.clone());
+        for elements in messages::interval_elements(family, id, field, ranges) {
+            self.add(family, elements, request.clone());
         }
     }
 

@@ -155,7 +155,7 @@ impl BridgeRedirect {
             let addresses = merge(addresses.map(|it| it..=it).collect());
             let mut add = |field: Field, ranges: &Ranges| {
                 if !ranges.is_empty() {
-                    let is_sender = ruleset.in_ranges(field, ranges, false);
+                    let is_sender = matches::in_ranges(field, ranges, false);
                     ruleset.append(&senders, &[&is_sender, &jump]);
                 }
             };
@@ -266,14 +266,14 @@ impl FamilyTable {
             Expression::equals(ether_type(self.family).to_be_bytes().into()),
         ];
         let tests: Vec<Match> = tests.into_iter().map(Match::from).collect();
-        let tests = matches::expressions(ruleset, &tests, self.family);
+        let tests = matches::expressions(&tests, self.family);
         ruleset.append(PREROUTING, &[&is_family, &tests, action]);
     }
 
     /// The rules for the states in the head of this file. Frames of a device that is not in the map of
     /// ports stay on the bridge.
     fn add_states(&self, ruleset: &mut Ruleset) {
-        let mut test = |it: Match| matches::expressions(ruleset, &[it], self.family);
+        let test = |it: Match| matches::expressions(&[it], self.family);
         let is_syn = test(Test::SYN.into());
         let has_fin_or_rst = test(any_of(FIN | RST));
         let has_psh = test(any_of(PSH));

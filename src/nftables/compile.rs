@@ -47,7 +47,7 @@ fn compile_rule(ruleset: &mut Ruleset, chain: &str, rule: &Rule, family: Family)
 /// Adds a rule to a chain, with `first` in front of its own expressions.
 fn add_rule(ruleset: &mut Ruleset, chain: &str, first: &[Expression], rule: &Rule, family: Family) {
     for matches in alternatives(&rule.matches) {
-        let tests = matches::expressions(ruleset, &matches, family);
+        let tests = matches::expressions(&matches, family);
         let mut action = action(rule.target.as_ref(), family);
         if !action.is_empty() && matches.iter().any(excludes_wildcards) {
             let chain = add_wildcard_chain(ruleset, chain, &action);

@@ -9,6 +9,7 @@ use libc::c_int;
 
 use crate::netlink::message::Message;
 use crate::nftables::nft::{self, Field};
+use crate::rules::rule::Ranges;
 use crate::selectors::{Family, Mark};
 
 /// One item of a list
@@ -106,12 +107,14 @@ pub enum Expression {
         /// The highest value.
         to: Vec<u8>,
     },
-    /// Tests whether the value is in an anonymous set.
+    /// Tests whether the value is in an anonymous set of ranges, which is created with the rule.
     Lookup {
         /// Inverts the test.
         negated: bool,
-        /// The index of the set in its ruleset.
-        set: u32,
+        /// The field that was loaded.
+        field: Field,
+        /// The ranges, in ascending order; they do not overlap.
+        ranges: Ranges,
     },
     /// Tests whether the value is in a named set: `@set`.
     LookupNamed {
@@ -160,8 +163,8 @@ impl Expression {
         Expression::Compare { negated, data }
     }
 
-    /// Appends the expression to the list of a rule. Anonymous sets have ids from `first_set` on.
-    pub fn write(&self, list: &mut Message, first_set: u32) {
+    /// Appends the expression to the list of a rule. `next_set` is the id of its anonymous set, if it has one.
+    pub fn write(&self, list: &mut Message, next_set: &mut u32) {
         match self {
             Expression::Meta(key) => meta(list, NFTA_META_DREG, *key),
             Expression::Payload(field) => payload(list, NFTA_PAYLOAD_DREG, VALUE, *field),
@@ -173,8 +176,9 @@ impl Expression {
             Expression::Mask(mask) => bitwise(list, mask, &vec![0; mask.len()]),
             Expression::Compare { negated, data } => compare(list, *negated, data),
             Expression::Range { negated, from, to } => range(list, *negated, from, to),
-            Expression::Lookup { negated, set } => {
-                lookup(list, *negated, ANONYMOUS_SET, Some(first_set + *set));
+            Expression::Lookup { negated, .. } => {
+                lookup(list, *negated, ANONYMOUS_SET, Some(*next_set));
+                *next_set += 1;
             }
             Expression::LookupNamed { negated, set } => lookup(list, *negated, set, None),
             Expression::Update { set, timeout } => update(list, set, *timeout),

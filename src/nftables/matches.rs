@@ -4,18 +4,17 @@
 //! comparisons.
 
 use crate::nftables::expression::{Expression, NFT_SOCKET_TRANSPARENT};
-use crate::nftables::nft::{self, Field};
-use crate::nftables::ruleset::Ruleset;
-use crate::rules::rule::{AddressOf, Match, PortOf, Test};
+use crate::nftables::nft::{self, Field, be_bytes};
+use crate::rules::rule::{AddressOf, Match, PortOf, Ranges, Test};
 use crate::selectors::Family;
 
-/// The expressions of these matches; the sets that they look up are added to `ruleset`.
-pub fn expressions(ruleset: &mut Ruleset, matches: &[Match], family: Family) -> Vec<Expression> {
+/// The expressions of these matches.
+pub fn expressions(matches: &[Match], family: Family) -> Vec<Expression> {
     let mut sorted: Vec<&Match> = matches.iter().collect();
     sorted.sort_by_key(|it| cost(&it.test));
     sorted
         .into_iter()
-        .flat_map(|it| expressions_of(ruleset, it, family))
+        .flat_map(|it| expressions_of(it, family))
         .collect()
 }
 
@@ -32,7 +31,7 @@ fn cost(test: &Test) -> u8 {
     }
 }
 
-fn expressions_of(ruleset: &mut Ruleset, it: &Match, family: Family) -> Vec<Expression> {
+fn expressions_of(it: &Match, family: Family) -> Vec<Expression> {
     let negated = it.negated;
     match &it.test {
         Test::Protocol(protocol) => vec![
@@ -49,13 +48,30 @@ fn expressions_of(ruleset: &mut Ruleset, it: &Match, family: Family) -> Vec<Expr
             Expression::Mask(vec![*mask]),
             compare(negated, vec![*set]),
         ],
-        Test::Ports(of, ranges) => ruleset.in_ranges(port_field(*of), ranges, negated).into(),
+        Test::Ports(of, ranges) => in_ranges(port_field(*of), ranges, negated).into(),
         Test::Interface { name, prefix } => interface(name, *prefix, negated).into(),
-        Test::Address(of, ranges) => ruleset
-            .in_ranges(address_field(*of, family), ranges, negated)
-            .into(),
+        Test::Address(of, ranges) => in_ranges(address_field(*of, family), ranges, negated).into(),
         Test::Socket { transparent, .. } => socket(*transparent),
     }
+}
+
+/// The expressions that test whether a field is in one of the ranges.
+pub fn in_ranges(field: Field, ranges: &Ranges, negated: bool) -> [Expression; 2] {
+    let bytes = |number: &u128| be_bytes(*number, field.length);
+    let test = match ranges.as_slice() {
+        [range] if range.start() == range.end() => compare(negated, bytes(range.start())),
+        [range] => Expression::Range {
+            negated,
+            from: bytes(range.start()),
+            to: bytes(range.end()),
+        },
+        _ => Expression::Lookup {
+            negated,
+            field,
+            ranges: ranges.clone(),
+        },
+    };
+    [Expression::Payload(field), test]
 }
 
 fn compare(negated: bool, data: Vec<u8>) -> Expression {

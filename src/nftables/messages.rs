@@ -9,10 +9,9 @@ use libc::c_int;
 
 use crate::netlink::message::Message;
 use crate::nftables::expression::{ANONYMOUS_SET, NFTA_LIST_ELEM, value};
-use crate::nftables::nft::ETHER_DESTINATION;
-use crate::nftables::ruleset::{
-    AnonymousSet, Chain, CompiledRule, MapElements, NamedSet, SetKind, be_bytes,
-};
+use crate::nftables::nft::{ETHER_DESTINATION, Field, be_bytes};
+use crate::nftables::ruleset::{Chain, CompiledRule, MapElements, NamedSet, SetKind};
+use crate::rules::rule::Ranges;
 
 /// The name of the tables.
 pub const TABLE: &str = "tproxy-pod";
@@ -154,9 +153,10 @@ pub fn new_rule(family: TableFamily, rule: &CompiledRule, first_set: u32) -> Mes
     new.put_text(NFTA_RULE_TABLE, TABLE)
         .put_text(NFTA_RULE_CHAIN, &rule.chain)
         .nest(NFTA_RULE_EXPRESSIONS, |list| {
-            rule.expressions
-                .iter()
-                .for_each(|expression| expression.write(list, first_set));
+            let mut next_set = first_set;
+            for expression in &rule.expressions {
+                expression.write(list, &mut next_set);
+            }
         });
     new
 }
@@ -182,9 +182,8 @@ pub fn new_named_set(family: TableFamily, set: &NamedSet) -> Message {
 }
 
 /// Creates an anonymous set.
-pub fn new_anonymous_set(family: TableFamily, id: u32, set: &AnonymousSet) -> Message {
+pub fn new_anonymous_set(family: TableFamily, id: u32, field: Field) -> Message {
     let flags = libc::NFT_SET_ANONYMOUS | libc::NFT_SET_CONSTANT | libc::NFT_SET_INTERVAL;
-    let field = set.field;
     let mut new = new_set(family, ANONYMOUS_SET, flags, field.key_type, field.length);
     new.put_be32(NFTA_SET_ID, id);
     new
@@ -202,11 +201,15 @@ fn new_set(family: TableFamily, name: &str, flags: c_int, key_type: u32, length:
 
 /// Adds the elements of an anonymous set: for each range its first value, and the first value after
 /// it as the end of the interval.
-pub fn interval_elements(family: TableFamily, id: u32, set: &AnonymousSet) -> Vec<Message> {
-    let length = set.field.length;
+pub fn interval_elements(
+    family: TableFamily,
+    id: u32,
+    field: Field,
+    ranges: &Ranges,
+) -> Vec<Message> {
+    let length = field.length;
     let highest = u128::MAX >> (128 - 8 * length);
-    let bounds: Vec<(u128, c_int)> = set
-        .ranges
+    let bounds: Vec<(u128, c_int)> = ranges
         .iter()
         .flat_map(|range| {
             let end = (*range.end() < highest)

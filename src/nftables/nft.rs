@@ -83,3 +83,8 @@ const fn field(base: c_int, offset: u32, length: u32, key_type: u32) -> Field {
         key_type,
     }
 }
+
+/// The lowest `length` bytes of a number, in network order.
+pub fn be_bytes(number: u128, length: u32) -> Vec<u8> {
+    number.to_be_bytes()[16 - length as usize..].to_vec()
+}

@@ -2,13 +2,9 @@
 //!
 //! A [`Ruleset`] knows neither scripts nor netlink: `compile` and `bridge` build it, `batch` sends it.
 
-use std::ops::RangeInclusive;
-
 use libc::c_int;
 
 use crate::nftables::expression::Expression;
-use crate::nftables::nft::Field;
-use crate::rules::rule::Ranges;
 use crate::rules::script::PREROUTING;
 
 /// `NF_IP_PRI_MANGLE` (linux/netfilter_ipv4.h)
@@ -33,8 +29,6 @@ pub struct Ruleset {
     pub named_sets: Vec<NamedSet>,
     /// Chains whose rules are removed.
     pub flushed_chains: Vec<String>,
-    /// New anonymous sets, one for each [`Expression::Lookup`].
-    pub sets: Vec<AnonymousSet>,
     /// Rules to append.
     pub rules: Vec<CompiledRule>,
     /// The new elements of a map; they replace all that it has.
@@ -48,15 +42,6 @@ pub struct Chain {
     pub name: String,
     /// The priority in the prerouting hook; `None` if the chain is no base chain.
     pub priority: Option<c_int>,
-}
-
-/// A set of ranges, constant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AnonymousSet {
-    /// The field that is looked up.
-    pub field: Field,
-    /// The ranges, in ascending order; they do not overlap.
-    pub ranges: Ranges,
 }
 
 /// A set that rules find by name.
@@ -134,37 +119,4 @@ impl Ruleset {
             expressions: parts.concat(),
         });
     }
-
-    /// The expressions that test whether a field is in one of the ranges; a list of several ranges
-    /// becomes an anonymous set.
-    pub fn in_ranges(
-        &mut self,
-        field: Field,
-        ranges: &[RangeInclusive<u128>],
-        negated: bool,
-    ) -> [Expression; 2] {
-        let test = match ranges {
-            [range] if range.start() == range.end() => Expression::Compare {
-                negated,
-                data: be_bytes(*range.start(), field.length),
-            },
-            [range] => Expression::Range {
-                negated,
-                from: be_bytes(*range.start(), field.length),
-                to: be_bytes(*range.end(), field.length),
-            },
-            ranges => {
-                let set = self.sets.len() as u32;
-                let ranges = ranges.to_vec();
-                self.sets.push(AnonymousSet { field, ranges });
-                Expression::Lookup { negated, set }
-            }
-        };
-        [Expression::Payload(field), test]
-    }
-}
-
-/// The lowest `length` bytes of a number, in network order.
-pub fn be_bytes(number: u128, length: u32) -> Vec<u8> {
-    number.to_be_bytes()[16 - length as usize..].to_vec()
 }
