@@ -1,5 +1,11 @@
 //! Limits of iptables 1.8 that a script must keep, so that `iptables-restore` loads it too.
 
+/// Longest line, in bytes (the buffer of `xtables_restore_parse` less the closing NUL).
+pub const LONGEST_LINE: usize = 10_239;
+
+/// Most words of a line (`MAX_ARGC`, iptables/xshared.h, less the program, `-t` and `mangle`).
+pub const MOST_WORDS: usize = 251;
+
 /// Longest word of a line, in bytes ("Parameter too long!", `xt_param_buf`).
 pub const LONGEST_WORD: usize = 1023;
 

@@ -2,6 +2,7 @@
 //! Its errors carry the number of the template's line. Rules are left to `line`.
 
 use crate::rules::error::{ScriptError, SyntaxError, require};
+use crate::rules::limits::LONGEST_LINE;
 use crate::rules::line;
 use crate::rules::rule::{Rule, Target, merge_adjacent, split_lists};
 use crate::rules::template::Line;
@@ -21,8 +22,8 @@ pub struct Script {
 }
 
 impl Script {
-    /// The script while the server drains: new connections pass to the Pods, open connections still
-    /// reach the server.
+    /// The script while the server drains: new connections pass to the Pods. Open connections still reach
+    /// the server if a rule other than TPROXY marks their packets.
     pub fn draining(&self) -> Script {
         let mut script = self.clone();
         for rule in script.chains.iter_mut().flat_map(|chain| &mut chain.rules) {
@@ -106,6 +107,11 @@ struct ScriptParser {
 impl ScriptParser {
     fn line(&mut self, line: &Line) -> Result<(), SyntaxError> {
         let text = line.text.as_str();
+        require(
+            text.len() <= LONGEST_LINE,
+            text,
+            "expected at most 10239 bytes",
+        )?;
         if text.is_empty() || text.starts_with('#') {
             return Ok(());
         }
@@ -126,7 +132,8 @@ impl ScriptParser {
 
     /// Parses `CHAIN POLICY [PACKETS:BYTES]`; the counters are optional.
     fn declare(&mut self, line: &str, declaration: &str) -> Result<(), SyntaxError> {
-        let words: Vec<&str> = declaration.split_whitespace().collect();
+        let words = declaration.split([' ', '\t']);
+        let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
         let (name, policy) = match words.as_slice() {
             [name, policy] => (*name, *policy),
             [name, policy, counters] if are_counters(counters) => (*name, *policy),

@@ -69,7 +69,7 @@ pub struct Line {
 /// [`MULTIPORT_SLOTS`] becomes several lines.
 ///
 /// # Errors
-/// An unknown variable, or a long list in a line that has another meaning as several lines.
+/// An unknown variable, or a list that needs several lines in a line with `!` or with the variable twice.
 pub fn render(template: &str, values: &Values) -> Result<Vec<Line>, ScriptError> {
     let cidr_length = |cidr: &Cidr| cidr.to_string().len() + 1;
     let cidr_lists = split_list(&values.cidrs, LONGEST_WORD, cidr_length);

@@ -3,12 +3,12 @@
 //! blanks, and a backslash in quotes keeps the next character.
 
 use crate::rules::error::{SyntaxError, require};
-use crate::rules::limits::LONGEST_WORD;
+use crate::rules::limits::{LONGEST_WORD, MOST_WORDS};
 
 /// Splits a line into words.
 ///
 /// # Errors
-/// An open quote, a word longer than [`LONGEST_WORD`], or a word with a NUL.
+/// An open quote, more than [`MOST_WORDS`], a word longer than [`LONGEST_WORD`], or a word with a NUL.
 pub fn split(line: &str) -> Result<Vec<String>, SyntaxError> {
     let mut words = Vec::new();
     let mut word = String::new();
@@ -28,6 +28,8 @@ pub fn split(line: &str) -> Result<Vec<String>, SyntaxError> {
     if !word.is_empty() {
         words.push(word);
     }
+    let is_short = words.len() <= MOST_WORDS;
+    require(is_short, line, "expected at most 251 words")?;
     for word in &words {
         let is_short = word.len() <= LONGEST_WORD;
         require(is_short, word, "expected at most 1023 bytes")?;

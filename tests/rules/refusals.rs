@@ -20,6 +20,7 @@ const REFUSED: &[(&str, usize, &str)] = &[
     (":a2345678901234567890123456789 - [0:0]", 2, "a2345678901234567890123456789"),
     (":-x - [0:0]", 2, "-x"),
     (":!x - [0:0]", 2, "!x"),
+    (":x\u{b}- [0:0]", 2, "[0:0]"),
     (":X - [0:0]\n\n# loops\n-A X -j X -s", 5, "-s"),
     // lines and words
     ("nonsense", 2, "nonsense"),
@@ -217,6 +218,24 @@ fn a_word_of_1023_bytes_is_accepted_by_both_and_one_of_1024_refused_by_both() {
     for (last, accepted) in [("198.51.100.10", true), ("198.51.100.100", false)] {
         let body = format!("-A PREROUTING -s {} -j DROP", list(last));
         assert_eq!(list(last).len(), if accepted { 1023 } else { 1024 });
+        let ours = print_rules(&lab, &ScriptFile::new(&whole(&body)), "v4");
+        let theirs = lab.node.feed("iptables-restore --test", &whole(&body));
+        assert_eq!(ours.status.success(), accepted, "{}", stderr(&ours));
+        assert_eq!(theirs.status.success(), accepted, "{}", stderr(&theirs));
+    }
+}
+
+#[test]
+fn a_line_is_accepted_by_both_or_refused_by_both_for_its_bytes_and_its_words() {
+    let lab = Lab::new();
+    let comment = |length: usize| format!("#{}", "c".repeat(length - 1));
+    let modules = |count: usize| format!("-A PREROUTING -p tcp --syn{}", " -m tcp".repeat(count));
+    for (body, accepted) in [
+        (comment(10_239), true),
+        (comment(10_240), false),
+        (modules(123), true),
+        (modules(124), false),
+    ] {
         let ours = print_rules(&lab, &ScriptFile::new(&whole(&body)), "v4");
         let theirs = lab.node.feed("iptables-restore --test", &whole(&body));
         assert_eq!(ours.status.success(), accepted, "{}", stderr(&ours));
