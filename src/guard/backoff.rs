@@ -12,21 +12,21 @@ const DEBOUNCE: Duration = Duration::from_millis(10);
 /// restores a second.
 const PAUSE: Duration = Duration::from_millis(30);
 
-/// The most losses in a row that are logged one by one.
+/// The most consecutive losses that are logged one by one.
 const BURST: u64 = 10;
 
-/// The time without a loss that ends a row of losses before contention.
+/// The time without a loss after which the next one is not consecutive.
 const GAP: Duration = Duration::from_secs(1);
 
 /// The time without a loss that ends contention.
 const CALM: Duration = Duration::from_secs(10);
 
-/// Counts losses in a row.
+/// Counts consecutive losses.
 #[derive(Debug)]
 pub struct Backoff {
-    /// Losses in the present row.
+    /// Consecutive losses.
     losses: u64,
-    /// When the row ends, unless another loss comes.
+    /// When they are forgotten, unless another loss comes.
     calm_at: Instant,
     /// The end of the present pause.
     pause_end: Option<Instant>,
@@ -55,16 +55,16 @@ impl Backoff {
         self.pause_end = Some(now + PAUSE);
     }
 
-    /// Ends the row of losses if there was none for `GAP`, or `CALM` while contended. Returns the losses since contention began,
-    /// if it ends with the row.
-    pub fn end_row(&mut self, now: Instant) -> Option<u64> {
+    /// Forgets the losses if there was none for `GAP`, or for `CALM` while contended. If contention ends so,
+    /// returns the losses since it began.
+    pub fn reset_if_calm(&mut self, now: Instant) -> Option<u64> {
         if now < self.calm_at {
             return None;
         }
         std::mem::take(&mut self.losses).checked_sub(BURST + 1)
     }
 
-    /// Whether there were more than `BURST` losses in a row.
+    /// Whether there were more than `BURST` consecutive losses.
     pub fn is_contended(&self) -> bool {
         self.losses > BURST
     }
@@ -97,7 +97,7 @@ mod tests {
         let mut now = Instant::now();
         let mut backoff = Backoff::new(now);
         for _ in 0..losses {
-            assert_eq!(backoff.end_row(now), None);
+            assert_eq!(backoff.reset_if_calm(now), None);
             backoff.record_loss(now);
             now += step;
         }
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_ten_losses_in_a_row_begin_contention_once() {
+    fn more_than_ten_consecutive_losses_begin_contention_once() {
         let (mut backoff, now) = after(10, STEP);
         let begun: u32 = (0..100).map(|_| u32::from(backoff.record_loss(now))).sum();
         assert_eq!(begun, 1);
@@ -143,10 +143,10 @@ mod tests {
         let (mut backoff, next) = after(500, STEP);
         let end = next - STEP + CALM;
         assert_eq!(backoff.contention_end(), Some(end));
-        assert_eq!(backoff.end_row(end - STEP), None);
-        assert_eq!(backoff.end_row(end), Some(489));
+        assert_eq!(backoff.reset_if_calm(end - STEP), None);
+        assert_eq!(backoff.reset_if_calm(end), Some(489));
         assert_eq!(
-            (backoff.end_row(end), backoff.contention_end()),
+            (backoff.reset_if_calm(end), backoff.contention_end()),
             (None, None)
         );
     }

@@ -99,7 +99,7 @@ impl Reconciler {
         if self.backoff.is_paused(now) {
             return;
         }
-        if let Some(losses) = self.backoff.end_row(now) {
+        if let Some(losses) = self.backoff.reset_if_calm(now) {
             log::info!("Rules and routes are left alone again, after {losses} more changes");
             self.log_retry(Level::Warn);
         }
