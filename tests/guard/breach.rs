@@ -1,5 +1,4 @@
-//! A server that an attacker has taken over, or that dies at the wrong moment: the guard notices, and
-//! undoes everything.
+//! The server is compromised, or dies during a stop: the guard kills it, and removes rules and routes.
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -14,7 +13,7 @@ fn the_servers_death_is_handled_while_a_stop_waits_for_handshakes() {
     let lab = Lab::new();
     let takes = || {
         let mut daemon = lab.start(&["--cidr", CIDRS]);
-        // The kernel waits for its first byte, and the stop waits for the kernel.
+        // The accept is deferred until the client sends data, and the stop waits for the handshake.
         let _silent = lab.client.connect(POD).unwrap();
         daemon.signal(Signal::SIGTERM);
         daemon.wait_for("Stopping");
@@ -23,13 +22,13 @@ fn the_servers_death_is_handled_while_a_stop_waits_for_handshakes() {
         assert_eq!(daemon.wait().code(), Some(1));
         begin.elapsed()
     };
-    // A machine that is busy with other things may be late now and then.
+    // The minimum of three: a busy machine delays some of them.
     let shortest = (0..3).map(|_| takes()).min().unwrap();
     assert!(shortest < Duration::from_millis(700), "{shortest:?}");
     assert_eq!(lab.remains(), [""; 0]);
 }
 
-const BREACH: &str = "ERROR the server violated the protocol with the guard, and was killed";
+const VIOLATION: &str = "ERROR the server violated the protocol with the guard, and was killed";
 
 #[test]
 fn a_server_that_says_more_than_it_should_is_killed() {
@@ -37,7 +36,7 @@ fn a_server_that_says_more_than_it_should_is_killed() {
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     control_socket(daemon.server()).write_all(b"r").unwrap();
     assert_eq!(daemon.wait().code(), Some(1));
-    daemon.wait_for(BREACH);
+    daemon.wait_for(VIOLATION);
     assert_eq!(lab.remains(), [""; 0]);
 }
 
@@ -55,7 +54,7 @@ fn a_server_that_says_something_during_a_stop_is_killed() {
     daemon.wait_for("Stopping");
     control_socket(daemon.server()).write_all(b"ready").unwrap();
     assert_eq!(daemon.wait().code(), Some(1));
-    daemon.wait_for(BREACH);
+    daemon.wait_for(VIOLATION);
     assert_eq!(lab.remains(), [""; 0]);
 }
 

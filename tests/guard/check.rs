@@ -1,21 +1,21 @@
-//! `--check`: what it says of a node, and that it leaves nothing there.
+//! `--check`: its report, and that it leaves the node unchanged.
 
 use crate::lab::{CIDRS, Lab, Namespace, POD, PROGRAM};
 
-/// The output and the exit status of a check.
+/// Output and exit status of a check.
 struct Checked {
     lines: Vec<String>,
     status: Option<i32>,
 }
 
 impl Checked {
-    /// Runs `--check` on a node, by a command line.
+    /// Runs `--check` on a node, with a command line.
     fn run(node: &Namespace, line: &str) -> Checked {
         let before = node.foreign_state();
         let output = node.try_run(line);
         assert_eq!(node.foreign_state(), before, "it leaves nothing");
-        let complaint = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(complaint, "");
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(errors, "");
         let lines = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<String> = lines.lines().map(str::to_owned).collect();
         for line in &lines {
@@ -29,16 +29,16 @@ impl Checked {
         }
     }
 
-    /// Whether there is a line with this verdict and text.
-    fn says(&self, verdict: &str, text: &str) -> bool {
+    /// Whether a line has this verdict and text.
+    fn reports(&self, verdict: &str, text: &str) -> bool {
         let mut lines = self.lines.iter();
         lines.any(|line| line.starts_with(verdict) && line.contains(text))
     }
 
     #[track_caller]
-    fn has(&self, verdict: &str, text: &str) {
+    fn assert_reports(&self, verdict: &str, text: &str) {
         assert!(
-            self.says(verdict, text),
+            self.reports(verdict, text),
             "{verdict}: {text} in {:#?}",
             self.lines
         );
@@ -51,7 +51,7 @@ fn a_node_that_can_do_it_all_is_told_so() {
     let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check --cidr {CIDRS}"));
     assert_eq!(checked.status, Some(0), "{:#?}", checked.lines);
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    checked.has("ok", &format!("Linux {}", release.trim()));
+    checked.assert_reports("ok", &format!("Linux {}", release.trim()));
     for part in [
         "nf_tables",
         "the rules, with TPROXY",
@@ -63,9 +63,9 @@ fn a_node_that_can_do_it_all_is_told_so() {
         "the tables have no other owner",
         "uses mark 0x1/0x1 or table 100",
     ] {
-        checked.has("ok", part);
+        checked.assert_reports("ok", part);
     }
-    assert!(!checked.says("missing", ""), "{:#?}", checked.lines);
+    assert!(!checked.reports("missing", ""), "{:#?}", checked.lines);
 }
 
 /// As in a Pod with a seccomp profile that forbids new namespaces.
@@ -76,9 +76,9 @@ fn without_a_namespace_of_its_own_the_rules_are_tried_and_have_no_effect() {
     let line = format!("{strace} {PROGRAM} --check --cidr {CIDRS}");
     let checked = Checked::run(&lab.node, &line);
     assert_eq!(checked.status, Some(0), "{:#?}", checked.lines);
-    checked.has("ok", "the rules, with TPROXY");
-    checked.has("ok", "Pods of one bridge are captured");
-    checked.has(
+    checked.assert_reports("ok", "the rules, with TPROXY");
+    checked.assert_reports("ok", "Pods of one bridge are captured");
+    checked.assert_reports(
         "limited",
         "mark rule and routes were not tried: make a namespace: Operation not permitted",
     );
@@ -91,8 +91,8 @@ fn beside_another_one_it_would_not_work() {
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check"));
     assert_eq!(checked.status, Some(1));
-    checked.has("missing", "another tproxy-pod is running");
-    checked.has("missing", "bind 127.0.0.1:1: Address in use");
+    checked.assert_reports("missing", "another tproxy-pod is running");
+    checked.assert_reports("missing", "bind 127.0.0.1:1: Address in use");
     assert!(lab.client.get(POD, "/").contains("Request received"));
     assert_eq!(daemon.stop(), Some(0));
 }
@@ -106,11 +106,11 @@ fn another_user_of_the_mark_the_table_or_its_name_is_named() {
     lab.node.run("ip route add 10.244.3.0/24 dev pod table 101");
     let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check"));
     assert_eq!(checked.status, Some(1));
-    checked.has(
+    checked.assert_reports(
         "missing",
         "the rule with priority 99 uses the mark; see --mark",
     );
-    checked.has(
+    checked.assert_reports(
         "limited",
         "there is a table inet tproxy-pod without an owner",
     );
@@ -119,7 +119,7 @@ fn another_user_of_the_mark_the_table_or_its_name_is_named() {
         &format!("{PROGRAM} --check --mark 4/4 --table 101"),
     );
     assert_eq!(other.status, Some(1));
-    other.has(
+    other.assert_reports(
         "missing",
         "the table has another route to 10.244.3.0/24; see --table",
     );
@@ -134,11 +134,11 @@ fn without_the_capability_it_says_which_one_is_needed() {
         format!("setpriv --bounding-set=-net_admin --inh-caps=-net_admin -- {PROGRAM} --check");
     let checked = Checked::run(&lab.node, &line);
     assert_eq!(checked.status, Some(1));
-    checked.has(
+    checked.assert_reports(
         "missing",
         "create table inet tproxy-pod: Operation not permitted (CAP_NET_ADMIN is needed)",
     );
-    checked.has("ok", "the rules, with TPROXY");
+    checked.assert_reports("ok", "the rules, with TPROXY");
 }
 
 #[test]
@@ -157,10 +157,14 @@ fn sysctls_that_limit_it_are_named_with_what_would_do() {
             "net.core.somaxconn is 128: more clients",
         ),
     ] {
-        assert!(!all_well.says("limited", sysctl), "{:#?}", all_well.lines);
+        assert!(
+            !all_well.reports("limited", sysctl),
+            "{:#?}",
+            all_well.lines
+        );
         lab.node.sysctl(sysctl, value);
         let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check"));
-        checked.has("limited", line);
+        checked.assert_reports("limited", line);
         assert_eq!(checked.status, Some(0));
     }
 }

@@ -1,4 +1,4 @@
-//! Start, stop and start again: what is installed, what is left behind, and the effect on traffic.
+//! Start, stop and restart: what is installed, what is left, and the effect on traffic.
 
 use crate::lab::conversation::Conversation;
 use crate::lab::kernel::owns_tables;
@@ -17,7 +17,7 @@ fn the_binary_is_static_and_small() {
         .output()
         .unwrap();
     let kind = String::from_utf8(file.stdout).unwrap();
-    // Rust makes a static program position-independent for x86_64 alone.
+    // Rust links a static executable as position-independent on x86_64 only.
     let linked = match cfg!(target_arch = "x86_64") {
         true => "static-pie linked",
         false => "statically linked",
@@ -115,7 +115,7 @@ fn a_start_waits_for_an_owner_that_is_about_to_die() {
     let lab = Lab::new();
     let mut first = lab.start(&["--cidr", CIDRS]);
     let second = lab.spawn(&["--cidr", CIDRS]);
-    // It sleeps after the table was refused.
+    // The second guard sleeps after the kernel refused its table.
     let process = format!("/proc/{}/stat", second.guard());
     wait_until("the second waits for the table", || {
         std::fs::read_to_string(&process).is_ok_and(|stat| stat.contains("(tproxy-pod) S "))
@@ -140,7 +140,7 @@ fn what_an_earlier_start_with_other_options_left_is_removed() {
     assert_eq!(lab.remains(), [""; 0]);
 }
 
-/// Before Linux 5.12 they do; then the Pods are reached, and a stop finds nothing in its way.
+/// Before Linux 5.12 a table has no owner: a flush lets the Pods answer, and the stop succeeds.
 #[test]
 fn flushing_and_deleting_from_outside_do_not_stop_the_interception() {
     let lab = Lab::new();
@@ -159,7 +159,7 @@ fn flushing_and_deleting_from_outside_do_not_stop_the_interception() {
     assert_eq!(lab.remains(), [""; 0]);
 }
 
-/// Before Linux 5.12 it stays, and its rules let the Pods answer.
+/// Before Linux 5.12 the table stays, and its rules let the Pods answer.
 #[test]
 fn the_table_goes_with_a_program_that_is_killed() {
     let lab = Lab::new();
@@ -183,8 +183,8 @@ fn the_table_goes_with_a_program_that_is_killed() {
     assert_eq!(lab.remains(), [""; 0]);
 }
 
-/// The kernel hands a packet to the socket of a connection that it still remembers, TIME_WAIT
-/// included, and then refuses to forward it (`ip_forward`, net/ipv4/ip_forward.c).
+/// The kernel delivers a packet to the socket of a known connection, even in TIME_WAIT, and then refuses to
+/// forward it (`ip_forward`, net/ipv4/ip_forward.c).
 #[test]
 fn a_client_with_few_ports_connects_without_a_lost_syn() {
     let lab = Lab::new();
@@ -199,8 +199,8 @@ fn a_client_with_few_ports_connects_without_a_lost_syn() {
     assert!(lost <= 2, "{lost} SYNs were sent again");
 }
 
-/// A failure at start is one log line, and leaves the node unchanged.
-fn refuses(lab: &Lab, mut daemon: Daemon, line: &str) {
+/// Checks that a failed start logs one line, and leaves the node unchanged.
+fn assert_fails(lab: &Lab, mut daemon: Daemon, line: &str) {
     let before: Vec<String> = lab.remains();
     assert_eq!(daemon.wait().code(), Some(1));
     let log = daemon.log();
@@ -226,7 +226,7 @@ fn without_the_capability_it_says_which_one_is_needed() {
         PROGRAM,
     ]);
     let line = "create table inet tproxy-pod: Operation not permitted (CAP_NET_ADMIN is needed)";
-    refuses(&lab, Daemon::spawn(command), line);
+    assert_fails(&lab, Daemon::spawn(command), line);
     assert_eq!(lab.remains(), [""; 0]);
 }
 
@@ -237,12 +237,12 @@ fn a_port_that_is_taken_is_named() {
         .node
         .enter(|| std::net::TcpListener::bind("127.0.0.1:1").unwrap());
     let line = "bind 127.0.0.1:1: Address in use (something else listens there; see --port)";
-    refuses(&lab, lab.spawn(&[]), line);
+    assert_fails(&lab, lab.spawn(&[]), line);
     assert_eq!(lab.remains(), [""; 0]);
 }
 
-/// An instance that shares only the table with the first.
-const ANOTHER: [&str; 8] = [
+/// Options of an instance that shares only the table with the first.
+const OTHER_OPTIONS: [&str; 8] = [
     "--port",
     "2",
     "--cidr",
@@ -253,7 +253,7 @@ const ANOTHER: [&str; 8] = [
     "101",
 ];
 
-/// Before Linux 5.12 it finds that out from the port; with another one, it takes the table over.
+/// Before Linux 5.12 the port tells; with another port, the second instance replaces the table.
 #[test]
 fn a_second_instance_says_that_the_table_has_an_owner() {
     let lab = Lab::new();
@@ -263,7 +263,7 @@ fn a_second_instance_says_that_the_table_has_an_owner() {
     };
     let first = lab.start(&[]);
     let before = lab.remains();
-    for arguments in [&[][..], &ANOTHER] {
+    for arguments in [&[][..], &OTHER_OPTIONS] {
         let mut second = lab.spawn(arguments);
         assert_eq!(second.wait().code(), Some(1));
         let line = second.wait_for("ERROR");
@@ -279,7 +279,7 @@ fn a_loopback_device_that_is_down_is_named() {
     let lab = Lab::new();
     lab.node.run("ip link set lo down");
     let line = "add routes to dev lo: Network is down (the device lo must be up)";
-    refuses(&lab, lab.spawn(&[]), line);
+    assert_fails(&lab, lab.spawn(&[]), line);
     assert_eq!(lab.remains(), [""; 0]);
 }
 

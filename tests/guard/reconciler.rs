@@ -1,5 +1,5 @@
-//! Another process removes the program's rules or routes: they are restored, soon, once, and with a
-//! back-off against a rival.
+//! Another process removes the program's rules or routes: the guard restores them quickly and once, and backs
+//! off when they are removed again and again.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
@@ -22,11 +22,11 @@ const V6_RETURN: &str = "IPv6 rule iif lo fwmark 0x1/0x1 lookup main";
 const V4_ROUTE: &str = "route local 10.244.0.0/16 dev lo table 100";
 const V6_ROUTE: &str = "route local fd00:10:244::/56 dev lo table 100";
 
-/// The log lines at the start and the end of contention.
-const FIGHT: &str = "Rules and routes change again and again";
-const PEACE: &str = "Rules and routes are left alone again";
+/// Log lines at the start and the end of contention.
+const CONTENDED: &str = "Rules and routes change again and again";
+const UNCONTENDED: &str = "Rules and routes are left alone again";
 
-/// `ip rule flush` takes the node's own rules too.
+/// `ip rule flush` removes the node's own rules, too.
 const STANDARD_RULES: [&str; 2] = [
     "rule add lookup main priority 32766",
     "rule add lookup default priority 32767",
@@ -37,18 +37,18 @@ fn start(lab: &Lab) -> (Daemon, Vec<String>) {
     (daemon, lab.remains())
 }
 
-fn both_families_are_answered(lab: &Lab) {
+fn assert_both_families_are_answered(lab: &Lab) {
     for pod in [POD, POD6] {
         let answer = lab.client.get(pod, "/");
         assert!(answer.contains("Request received"), "{pod}: {answer}");
     }
 }
 
-fn is_whole_again(lab: &Lab, before: &[String]) {
+fn wait_until_restored(lab: &Lab, before: &[String]) {
     wait_until("all is back", || lab.remains() == before);
 }
 
-/// The number of log lines with this text.
+/// Number of log lines with this text.
 fn count(daemon: &Daemon, text: &str) -> usize {
     daemon
         .log()
@@ -57,11 +57,11 @@ fn count(daemon: &Daemon, text: &str) -> usize {
         .count()
 }
 
-fn put_back(entry: &str) -> String {
+fn restored(entry: &str) -> String {
     format!("WARN  Restored {entry}, which another process removed")
 }
 
-/// The processor time of a process so far: utime and stime (proc_pid_stat(5)), in steps of 10 ms.
+/// Processor time of a process: utime and stime of proc_pid_stat(5), in steps of 10 ms.
 fn processor_time(process: Pid) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
@@ -89,10 +89,10 @@ fn each_loss_is_restored_and_logged_once() {
         ("ip rule flush", &[V4_RETURN, V4_RULE]),
         ("ip -6 rule flush", &[V6_RETURN, V6_RULE]),
     ] {
-        let logged = |entry: &&str| count(&daemon, &put_back(entry));
+        let logged = |entry: &&str| count(&daemon, &restored(entry));
         let lines: Vec<usize> = entries.iter().map(logged).collect();
         lab.node.run(loss);
-        is_whole_again(&lab, &before);
+        wait_until_restored(&lab, &before);
         for (entry, lines) in entries.iter().zip(lines) {
             wait_until(loss, || logged(entry) == lines + 1);
         }
@@ -102,7 +102,7 @@ fn each_loss_is_restored_and_logged_once() {
             lab.node.try_run(&format!("ip {family} {rule}"));
         }
     }
-    both_families_are_answered(&lab);
+    assert_both_families_are_answered(&lab);
     assert_eq!(daemon.stop(), Some(0));
     assert_eq!(count(&daemon, "Restored"), 10, "{}", daemon.log());
 }
@@ -115,15 +115,15 @@ fn a_loss_lasts_less_than_a_tenth_of_a_second() {
         (libc::RTM_DELRULE, libc::RTM_NEWRULE),
         (libc::RTM_DELROUTE, libc::RTM_NEWROUTE),
     );
-    let losses = [
+    let removals = [
         ("ip rule del fwmark 0x1/0x1 lookup 100", rule),
         ("ip -6 rule del fwmark 0x1/0x1 lookup 100", rule),
         ("ip route flush table 100", route),
         ("ip -6 route flush table 100", route),
     ];
-    let mut gaps = losses.map(|_| Vec::new());
+    let mut gaps = removals.map(|_| Vec::new());
     for _ in 0..10 {
-        for ((loss, (gone, back)), gaps) in losses.iter().zip(&mut gaps) {
+        for ((loss, (gone, back)), gaps) in removals.iter().zip(&mut gaps) {
             let mut monitor = Monitor::new(&lab.node);
             let watch = Stopwatch::start();
             lab.node.run(loss);
@@ -131,11 +131,11 @@ fn a_loss_lasts_less_than_a_tenth_of_a_second() {
             gaps.push((monitor.next(*back) - lost).saturating_sub(watch.lost()));
         }
     }
-    is_whole_again(&lab, &before);
-    for ((loss, _), gaps) in losses.iter().zip(&mut gaps) {
+    wait_until_restored(&lab, &before);
+    for ((loss, _), gaps) in removals.iter().zip(&mut gaps) {
         gaps.sort();
         println!("{loss}: {gaps:?}");
-        // One of ten may be late: the machine may be busy for less than the stopwatch sees.
+        // One of ten may be late: the stopwatch misses short delays of a busy machine.
         assert!(gaps[8] < Duration::from_millis(100), "{loss}: {gaps:?}");
     }
 }
@@ -145,17 +145,17 @@ fn routes_that_vanish_with_the_loopback_device_come_back_with_it() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
     lab.node.run("ip link set lo down");
-    let trouble =
+    let error =
         "Cannot restore what another process removed: add routes to dev lo: Network is down";
-    daemon.wait_for(trouble);
+    daemon.wait_for(error);
     lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
-    daemon.wait_for(&put_back(V4_RULE));
+    daemon.wait_for(&restored(V4_RULE));
     lab.node.run("ip link set lo up");
-    is_whole_again(&lab, &before);
-    both_families_are_answered(&lab);
+    wait_until_restored(&lab, &before);
+    assert_both_families_are_answered(&lab);
     assert_eq!(daemon.stop(), Some(0));
-    assert_eq!(count(&daemon, trouble), 1, "{}", daemon.log());
-    assert_eq!(count(&daemon, &put_back(V6_ROUTE)), 1, "{}", daemon.log());
+    assert_eq!(count(&daemon, error), 1, "{}", daemon.log());
+    assert_eq!(count(&daemon, &restored(V6_ROUTE)), 1, "{}", daemon.log());
 }
 
 #[test]
@@ -163,46 +163,46 @@ fn routes_that_vanish_with_the_last_address_of_the_loopback_device_come_back() {
     let lab = Lab::new();
     let (daemon, before) = start(&lab);
     lab.node.run("ip -4 address flush dev lo");
-    daemon.wait_for(&put_back(V4_ROUTE));
-    is_whole_again(&lab, &before);
+    daemon.wait_for(&restored(V4_ROUTE));
+    wait_until_restored(&lab, &before);
 }
 
-/// Disables IPv6 and enables it again; what is lost of IPv4 meanwhile is put back meanwhile.
-fn ipv6_goes_and_comes(device: &str, restore: impl Fn(&Lab)) {
+/// Disables IPv6 and enables it again; meanwhile IPv4 rules are still restored.
+fn toggle_ipv6(device: &str, restore: impl Fn(&Lab)) {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
     let switch = format!("net.ipv6.conf.{device}.disable_ipv6");
     lab.node.sysctl(&switch, "1");
-    let trouble = "Cannot restore what another process removed";
-    daemon.wait_for(trouble);
+    let error = "Cannot restore what another process removed";
+    daemon.wait_for(error);
     for _ in 0..2 {
-        let lines = count(&daemon, &put_back(V4_RULE));
+        let lines = count(&daemon, &restored(V4_RULE));
         lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
         wait_until("the rule is back", || {
-            count(&daemon, &put_back(V4_RULE)) == lines + 1
+            count(&daemon, &restored(V4_RULE)) == lines + 1
         });
     }
     assert!(lab.client.get(POD, "/").contains("Request received"));
     lab.node.sysctl(&switch, "0");
-    daemon.wait_for(&put_back(V6_ROUTE));
-    is_whole_again(&lab, &before);
+    daemon.wait_for(&restored(V6_ROUTE));
+    wait_until_restored(&lab, &before);
     restore(&lab);
-    both_families_are_answered(&lab);
+    assert_both_families_are_answered(&lab);
     let health = lab.node.get("[::1]:1", "/healthz");
     assert!(health.ends_with("ok\n"), "{health}");
     assert_eq!(daemon.stop(), Some(0));
-    assert_eq!(count(&daemon, trouble), 1, "{}", daemon.log());
-    assert_eq!(count(&daemon, &put_back(V6_ROUTE)), 1, "{}", daemon.log());
+    assert_eq!(count(&daemon, error), 1, "{}", daemon.log());
+    assert_eq!(count(&daemon, &restored(V6_ROUTE)), 1, "{}", daemon.log());
 }
 
 #[test]
 fn the_route_comes_back_when_ipv6_is_enabled_again_on_the_loopback_device() {
-    ipv6_goes_and_comes("lo", |_| {});
+    toggle_ipv6("lo", |_| {});
 }
 
 #[test]
 fn the_route_comes_back_when_ipv6_is_enabled_again_on_all_devices() {
-    ipv6_goes_and_comes("all", |lab| {
+    toggle_ipv6("all", |lab| {
         for (device, address) in [("client", "2001:db8:1::1"), ("pod", "fd00:10:244::1")] {
             lab.node
                 .run(&format!("ip address add {address}/64 dev {device} nodad"));
@@ -223,19 +223,19 @@ fn a_route_that_replaced_ours_is_named_once_and_ours_returns_when_it_goes() {
         daemon.wait_for(&format!(
             "(the table has another route to {block}; see --table)"
         ));
-        // Another chance to log it.
+        // A reconciliation that could log it again.
         lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
-        daemon.wait_for(&put_back(V4_RULE));
+        daemon.wait_for(&restored(V4_RULE));
         lab.node.run(&format!("{ip} route del {theirs}"));
-        daemon.wait_for(&put_back(entry));
-        is_whole_again(&lab, &before);
+        daemon.wait_for(&restored(entry));
+        wait_until_restored(&lab, &before);
         assert_eq!(daemon.stop(), Some(0));
         assert_eq!(count(&daemon, "Cannot restore"), 1, "{}", daemon.log());
         assert_eq!(lab.remains(), [""; 0]);
     }
 }
 
-/// IPv4 routes vanish with their device or nexthop, without a notification of their own.
+/// The kernel removes an IPv4 route with its device or nexthop, and sends no RTM_DELROUTE.
 #[test]
 fn ours_returns_when_a_route_that_replaced_it_vanishes_without_a_word() {
     for (path, loss) in [
@@ -251,12 +251,12 @@ fn ours_returns_when_a_route_that_replaced_it_vanishes_without_a_word() {
             .run(&format!("ip route replace 10.244.0.0/16 {path} table 100"));
         daemon.wait_for("(the table has another route to 10.244.0.0/16; see --table)");
         lab.node.run(loss);
-        daemon.wait_for(&put_back(V4_ROUTE));
-        is_whole_again(&lab, &before);
+        daemon.wait_for(&restored(V4_ROUTE));
+        wait_until_restored(&lab, &before);
     }
 }
 
-/// The kernel lists thousands of rules in several parts, and some are missing if others go meanwhile.
+/// The kernel dumps thousands of rules in several parts, and omits some if others are removed meanwhile.
 #[test]
 fn ours_is_found_and_removed_among_thousands_of_rules_that_come_and_go() {
     let lab = Lab::new();
@@ -268,16 +268,16 @@ fn ours_is_found_and_removed_among_thousands_of_rules_that_come_and_go() {
     let (mut daemon, _) = start(&lab);
     let slow = Strace::slow(daemon.guard(), "recvfrom", 1000);
     let mut socket = Rules::new(&lab.node);
-    let come_and_go = || {
+    let add_and_delete = || {
         socket.change(libc::RTM_NEWRULE);
         socket.change(libc::RTM_DELRULE);
     };
-    repeat(come_and_go, || {
+    repeat(add_and_delete, || {
         for _ in 0..5 {
             let ours = lab.node.run("ip -6 rule show priority 8");
             lab.node.run("ip -6 rule del fwmark 0x1/0x1 lookup 100");
-            // The guard reads hundreds of changes before it looks, and strace makes each take long, on a busy
-            // machine very long. How soon a loss is put back is the subject of other tests.
+            // The guard reads hundreds of notifications first, and strace delays each. Other tests check how
+            // soon a rule is restored.
             wait_within(6 * *PATIENCE, "it is back", || {
                 lab.node.run("ip -6 rule show priority 8") == ours
             });
@@ -293,29 +293,29 @@ fn ours_is_found_and_removed_among_thousands_of_rules_that_come_and_go() {
     }
 }
 
-/// A guard that takes longer to read a notification than the debounce.
+/// The guard takes longer to read a notification than the debounce interval.
 #[test]
 fn a_loss_is_restored_however_slow_the_guard_is() {
     let lab = Lab::new();
     let (daemon, before) = start(&lab);
     let _slow = Strace::slow(daemon.guard(), "recvfrom", 12_000);
     lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
-    is_whole_again(&lab, &before);
+    wait_until_restored(&lab, &before);
 }
 
 #[test]
 fn what_could_not_be_restored_for_want_of_memory_is_soon() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
-    let without_memory = Strace::failing(daemon.guard(), "sendto", "ENOBUFS");
+    let no_memory = Strace::failing(daemon.guard(), "sendto", "ENOBUFS");
     lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
-    let trouble = "Cannot restore what another process removed: ";
-    daemon.wait_for(trouble);
-    drop(without_memory);
-    daemon.wait_for(&put_back(V4_RULE));
-    is_whole_again(&lab, &before);
+    let error = "Cannot restore what another process removed: ";
+    daemon.wait_for(error);
+    drop(no_memory);
+    daemon.wait_for(&restored(V4_RULE));
+    wait_until_restored(&lab, &before);
     assert_eq!(daemon.stop(), Some(0));
-    assert_eq!(count(&daemon, trouble), 1, "{}", daemon.log());
+    assert_eq!(count(&daemon, error), 1, "{}", daemon.log());
 }
 
 #[test]
@@ -325,19 +325,19 @@ fn a_rule_of_another_process_serves_until_it_goes() {
     let theirs = "fwmark 0x1/0x1 lookup 100 priority 7";
     lab.node.run(&format!("ip rule add {theirs}"));
     lab.node.run("ip rule del priority 8");
-    // What comes after it is seen after it.
+    // The guard has seen the first removal once it has restored this rule.
     lab.node.run("ip -6 rule del priority 8");
-    daemon.wait_for(&put_back(V6_RULE));
+    daemon.wait_for(&restored(V6_RULE));
     let rules = lab.node.run("ip rule show");
     assert_eq!(rules.matches("fwmark").count(), 2, "{rules}");
     lab.node.run(&format!("ip rule del {theirs}"));
-    daemon.wait_for(&put_back(V4_RULE));
-    is_whole_again(&lab, &before);
+    daemon.wait_for(&restored(V4_RULE));
+    wait_until_restored(&lab, &before);
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Removes the IPv4 rule and route all the time while `meanwhile` runs.
-fn fight<T>(lab: &Lab, meanwhile: impl FnOnce() -> T) -> T {
+/// Removes the IPv4 rule and route in a loop while `meanwhile` runs.
+fn contend<T>(lab: &Lab, meanwhile: impl FnOnce() -> T) -> T {
     let mut batch = Batch::new(&lab.node, "-4");
     repeat(
         || batch.say("rule del fwmark 0x1/0x1 lookup 100\nroute flush table 100"),
@@ -346,16 +346,16 @@ fn fight<T>(lab: &Lab, meanwhile: impl FnOnce() -> T) -> T {
 }
 
 /// Repeats an action while `meanwhile` runs.
-fn repeat<T>(mut something: impl FnMut() + Send, meanwhile: impl FnOnce() -> T) -> T {
-    let over = AtomicBool::new(false);
+fn repeat<T>(mut action: impl FnMut() + Send, meanwhile: impl FnOnce() -> T) -> T {
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                something();
+            while !stop.load(Ordering::Relaxed) {
+                action();
             }
         });
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(meanwhile));
-        over.store(true, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
@@ -364,8 +364,8 @@ fn repeat<T>(mut something: impl FnMut() + Send, meanwhile: impl FnOnce() -> T) 
 fn against_a_rival_it_backs_off_says_so_once_and_wins_in_the_end() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
-    let (times, used, length) = fight(&lab, || {
-        daemon.wait_for(FIGHT);
+    let (times, used, length) = contend(&lab, || {
+        daemon.wait_for(CONTENDED);
         let (begin, used) = (Instant::now(), processor_time(daemon.guard()));
         let mut monitor = Monitor::new(&lab.node);
         let mut times = 0;
@@ -377,33 +377,33 @@ fn against_a_rival_it_backs_off_says_so_once_and_wins_in_the_end() {
         (times, processor_time(daemon.guard()) - used, length)
     });
     println!("put back {times} times, {used:?} of {length:?}");
-    // As the log says, 25 times a second.
+    // The log states 25 times a second.
     assert!(times <= 1 + length.as_millis() / 40, "{times} times");
     assert!(used < length / 10, "{used:?} of {length:?}");
-    is_whole_again(&lab, &before);
-    both_families_are_answered(&lab);
-    // It comes ten seconds after the last loss.
+    wait_until_restored(&lab, &before);
+    assert_both_families_are_answered(&lab);
+    // The guard logs it ten seconds after the last removal.
     let deadline = Instant::now() + 2 * *crate::lab::PATIENCE;
-    while count(&daemon, PEACE) == 0 && Instant::now() < deadline {
+    while count(&daemon, UNCONTENDED) == 0 && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(20));
     }
     lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
-    is_whole_again(&lab, &before);
+    wait_until_restored(&lab, &before);
     assert_eq!(daemon.stop(), Some(0));
     let log = daemon.log();
-    assert_eq!(count(&daemon, FIGHT), 1, "{log}");
-    let (fought, after) = log.split_once(PEACE).unwrap();
-    let (_, fought) = fought.split_once(FIGHT).unwrap();
-    assert!(!fought.contains("Restored"), "{log}");
-    assert!(after.contains(&put_back(V4_RULE)), "{log}");
+    assert_eq!(count(&daemon, CONTENDED), 1, "{log}");
+    let (contended, after) = log.split_once(UNCONTENDED).unwrap();
+    let (_, contended) = contended.split_once(CONTENDED).unwrap();
+    assert!(!contended.contains("Restored"), "{log}");
+    assert!(after.contains(&restored(V4_RULE)), "{log}");
 }
 
 #[test]
 fn a_stop_is_handled_while_contended() {
     let lab = Lab::new();
     let (mut daemon, _) = start(&lab);
-    let (status, took) = fight(&lab, || {
-        daemon.wait_for(FIGHT);
+    let (status, took) = contend(&lab, || {
+        daemon.wait_for(CONTENDED);
         let begin = Instant::now();
         (daemon.stop(), begin.elapsed())
     });
@@ -416,8 +416,8 @@ fn a_stop_is_handled_while_contended() {
 fn the_servers_death_is_handled_while_contended() {
     let lab = Lab::new();
     let (mut daemon, _) = start(&lab);
-    let status = fight(&lab, || {
-        daemon.wait_for(FIGHT);
+    let status = contend(&lab, || {
+        daemon.wait_for(CONTENDED);
         kill(daemon.server(), Signal::SIGKILL).unwrap();
         daemon.wait().code()
     });
@@ -439,14 +439,14 @@ fn what_is_lost_during_a_stop_is_restored() {
     daemon.signal(Signal::SIGTERM);
     daemon.wait_for("Stopping");
     lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
-    daemon.wait_for(&put_back(V4_RULE));
+    daemon.wait_for(&restored(V4_RULE));
     client.send("lf");
     assert!(client.answer().text().ends_with("half"));
     assert_eq!(daemon.wait().code(), Some(0));
     assert_eq!(lab.remains(), [""; 0]);
 }
 
-/// Adds and removes 10,000 routes of a table that is not ours.
+/// Adds and removes 10,000 routes of another table.
 fn flood(lab: &Lab) {
     let mut batch = Batch::new(&lab.node, "-4");
     for action in ["add", "del"] {
@@ -468,8 +468,8 @@ fn a_loss_among_more_changes_than_the_kernel_keeps_is_restored() {
     flood(&lab);
     lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
     daemon.signal(Signal::SIGCONT);
-    is_whole_again(&lab, &before);
-    daemon.wait_for(&put_back(V4_RULE));
+    wait_until_restored(&lab, &before);
+    daemon.wait_for(&restored(V4_RULE));
 }
 
 #[test]
@@ -482,13 +482,13 @@ fn a_flood_of_foreign_changes_costs_little_and_hides_no_loss() {
     let (length, used) = (begin.elapsed(), processor_time(daemon.guard()) - used);
     println!("{used:?} of {length:?} for 20,000 changes");
     lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
-    daemon.wait_for(&put_back(V4_RULE));
-    is_whole_again(&lab, &before);
-    let calm = processor_time(daemon.guard());
+    daemon.wait_for(&restored(V4_RULE));
+    wait_until_restored(&lab, &before);
+    let used_before = processor_time(daemon.guard());
     assert!(used < Duration::from_millis(500), "{used:?} of {length:?}");
-    // It would spin now, if it did.
+    // A guard that spins would use processor time in this second.
     thread::sleep(Duration::from_secs(1));
-    let idle = processor_time(daemon.guard()) - calm;
+    let idle = processor_time(daemon.guard()) - used_before;
     assert!(idle <= Duration::from_millis(20), "{idle:?}");
 }
 
@@ -496,37 +496,36 @@ fn a_flood_of_foreign_changes_costs_little_and_hides_no_loss() {
 fn a_thousand_random_losses_under_load_leave_one_of_everything() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let answered = [AtomicUsize::new(0), AtomicUsize::new(0)];
     thread::scope(|scope| {
         for (pod, answered) in [POD, POD6].iter().zip(&answered) {
-            let (lab, over) = (&lab, &over);
+            let (lab, stop) = (&lab, &stop);
             scope.spawn(move || {
-                while !over.load(Ordering::Relaxed) {
-                    answered.fetch_add(usize::from(is_answered_now(lab, pod)), Ordering::Relaxed);
+                while !stop.load(Ordering::Relaxed) {
+                    answered.fetch_add(usize::from(is_answered_soon(lab, pod)), Ordering::Relaxed);
                 }
             });
         }
-        thousand_losses(&lab);
-        over.store(true, Ordering::Relaxed);
+        remove_a_thousand(&lab);
+        stop.store(true, Ordering::Relaxed);
     });
-    is_whole_again(&lab, &before);
-    both_families_are_answered(&lab);
+    wait_until_restored(&lab, &before);
+    assert_both_families_are_answered(&lab);
     for (pod, answered) in [POD, POD6].iter().zip(&answered) {
         let answered = answered.load(Ordering::Relaxed);
         println!("{answered} requests to {pod} were answered meanwhile");
         assert!(answered > 0, "{pod}");
     }
     assert_eq!(daemon.stop(), Some(0));
-    assert_eq!(count(&daemon, FIGHT), 1, "{}", daemon.log());
+    assert_eq!(count(&daemon, CONTENDED), 1, "{}", daemon.log());
     assert_eq!(lab.remains(), [""; 0]);
 }
 
-/// A thousand random losses, 8 ms after each other: others in each run, unless the environment has the `SEED`
-/// of an earlier one.
-fn thousand_losses(lab: &Lab) {
+/// Makes a thousand random removals, one every 8 ms. The environment variable `SEED` repeats an earlier run.
+fn remove_a_thousand(lab: &Lab) {
     let flush = format!("rule flush\n{}", STANDARD_RULES.join("\n"));
-    let losses = [
+    let removals = [
         "rule del fwmark 0x1/0x1",
         "rule del priority 7",
         "rule del priority 8",
@@ -541,20 +540,20 @@ fn thousand_losses(lab: &Lab) {
     println!("SEED={random} repeats these losses");
     let begin = Instant::now();
     for round in 0..1000 {
-        // Knuth's MMIX generator: the upper bits are the good ones.
+        // Knuth's MMIX generator; its upper bits are the random ones.
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
         let choice = (random >> 33) as usize % 8;
-        batches[choice / 4].say(losses[choice % 4]);
+        batches[choice / 4].say(removals[choice % 4]);
         let next = begin + round * Duration::from_millis(8);
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     batches.into_iter().for_each(Batch::finish);
 }
 
-/// Whether a request is answered soon.
-fn is_answered_now(lab: &Lab, pod: &str) -> bool {
+/// Whether a request is answered within 200 ms.
+fn is_answered_soon(lab: &Lab, pod: &str) -> bool {
     let patience = Duration::from_millis(200);
     let address = pod.parse().unwrap();
     let connected = lab

@@ -1,4 +1,4 @@
-//! What the two processes have given up. Each forbidden system call is made from inside a process, and
+//! Privileges that the two processes have dropped. Each forbidden system call is made inside a process, and
 //! kills it.
 
 use crate::lab::inject::{Call, call, call_with, inject, inject_once};
@@ -6,7 +6,7 @@ use crate::lab::{CIDRS, Daemon, Lab, POD, wait_until};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-/// The status of every thread of a process; one may end while it is looked at.
+/// Status of every thread of a process; a thread may end meanwhile.
 fn threads(process: Pid) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     tasks
@@ -14,7 +14,7 @@ fn threads(process: Pid) -> Vec<String> {
         .collect()
 }
 
-/// A field of a status.
+/// A field of a status file.
 fn field<'s>(status: &'s str, name: &str) -> &'s str {
     let mut lines = status.lines();
     let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -60,14 +60,14 @@ fn the_guard_has_one_capability() {
     }
 }
 
-/// System calls that neither process may make, with any arguments.
+/// System calls that are forbidden in both processes, with any arguments.
 fn forbidden() -> Vec<Call> {
     #[cfg(target_arch = "x86_64")]
     let of_this_architecture = [libc::SYS_open, libc::SYS_fork, libc::SYS_vfork, X32_GETTID];
     #[cfg(target_arch = "aarch64")]
     let of_this_architecture = [];
     let everywhere = [
-        // Other programs.
+        // Execution of other programs.
         libc::SYS_execve,
         libc::SYS_execveat,
         libc::SYS_clone3,
@@ -78,7 +78,7 @@ fn forbidden() -> Vec<Call> {
         libc::SYS_pidfd_getfd,
         libc::SYS_tkill,
         libc::SYS_tgkill,
-        // Connections of its own.
+        // New sockets.
         libc::SYS_socket,
         libc::SYS_socketpair,
         libc::SYS_bind,
@@ -120,41 +120,41 @@ fn forbidden() -> Vec<Call> {
     ];
     let numbers = everywhere.into_iter().chain(of_this_architecture);
     let limited = [
-        // A process, and a thread with namespaces of its own, in place of a thread.
+        // A new process, and a thread in new namespaces.
         call_with(libc::SYS_clone, [libc::SIGCHLD as u64]),
         call_with(libc::SYS_clone, [THREAD | libc::CLONE_NEWNET as u64]),
         call_with(libc::SYS_clone, [THREAD | 1 << 32]),
-        // Memory for code.
+        // Executable memory.
         call_with(libc::SYS_mmap, [0, 4096, libc::PROT_EXEC as u64]),
         call_with(libc::SYS_mprotect, [0, 4096, libc::PROT_EXEC as u64]),
-        // To an address, of which 32 bits are 0.
+        // A destination address, whose lower 32 bits are 0.
         call_with(libc::SYS_sendto, [0, 0, 0, 0, 1]),
         call_with(libc::SYS_sendto, [0, 0, 0, 0, 1 << 32]),
-        // Options of sockets.
+        // Socket options.
         socket_option(libc::SOL_IP, libc::IP_TRANSPARENT),
         socket_option(libc::SOL_SOCKET, libc::SO_MARK),
         socket_option(libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
         socket_option(libc::SOL_TCP, libc::SO_SNDTIMEO),
-        question(libc::SOL_TCP, libc::TCP_REPAIR),
-        question(libc::SOL_SOCKET, libc::TCP_INFO),
+        get_socket_option(libc::SOL_TCP, libc::TCP_REPAIR),
+        get_socket_option(libc::SOL_SOCKET, libc::TCP_INFO),
     ];
     numbers.map(call).chain(limited).collect()
 }
 
-/// The same number as SYS_gettid, but for the x32 ABI (`__X32_SYSCALL_BIT`, asm/unistd.h).
+/// SYS_gettid with the x32 ABI bit (`__X32_SYSCALL_BIT`, asm/unistd.h).
 #[cfg(target_arch = "x86_64")]
 const X32_GETTID: libc::c_long = 0x4000_0000 | libc::SYS_gettid;
 
 const NONE_SUCH: libc::c_long = 0x0fff_ffff;
 
-/// The flags with which musl starts a thread.
+/// Flags of clone(2) in musl's pthread_create(3).
 const THREAD: u64 = 0x7d_0f00;
 
 fn socket_option(level: libc::c_int, name: libc::c_int) -> Call {
     call_with(libc::SYS_setsockopt, [0, level as u64, name as u64])
 }
 
-fn question(level: libc::c_int, name: libc::c_int) -> Call {
+fn get_socket_option(level: libc::c_int, name: libc::c_int) -> Call {
     call_with(libc::SYS_getsockopt, [0, level as u64, name as u64])
 }
 
@@ -186,22 +186,22 @@ fn the_guard_dies_of_every_call_that_it_does_not_need() {
         call(libc::SYS_accept4),
         call(libc::SYS_getsockname),
         socket_option(libc::SOL_SOCKET, libc::SO_SNDTIMEO),
-        question(libc::SOL_TCP, libc::TCP_INFO),
+        get_socket_option(libc::SOL_TCP, libc::TCP_INFO),
     ];
     for call in forbidden().into_iter().chain(of_the_server) {
-        dies(&lab, |_| call);
+        assert_kills_guard(&lab, |_| call);
     }
-    dies(&lab, |daemon| {
+    assert_kills_guard(&lab, |daemon| {
         let server = daemon.server().as_raw() as u64;
         call_with(libc::SYS_kill, [server, libc::SIGTERM as u64])
     });
-    dies(&lab, |_| {
+    assert_kills_guard(&lab, |_| {
         call_with(libc::SYS_kill, [1, libc::SIGKILL as u64])
     });
 }
 
-/// Asserts that a call kills the guard, and the server with it.
-fn dies(lab: &Lab, call: impl FnOnce(&Daemon) -> Call) {
+/// Checks that a call kills the guard, and the server with it.
+fn assert_kills_guard(lab: &Lab, call: impl FnOnce(&Daemon) -> Call) {
     use std::os::unix::process::ExitStatusExt;
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     let call = call(&daemon);

@@ -1,5 +1,4 @@
-//! Orderly stops: requests that are finished, connections that are closed, what is left behind, and the
-//! effect on traffic.
+//! Orderly stops: requests are finished, connections are closed, nothing is left, and traffic goes on.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener};
@@ -145,8 +144,8 @@ fn a_stop_leaves_the_nodes_own_connections_alone() {
         let client = lab.client.connect(address).unwrap();
         (client, listener.accept().unwrap().0)
     };
-    // In the states that a stop destroys: at a captured port, but held by a process that still reads;
-    // and held by no process, but at another port.
+    // States in which a stop destroys a connection: at a captured port, but open in a process that reads; and
+    // without a process, but at another port.
     let mut held = ["10.244.0.1:8180", "[fd00:10:244::1]:8180"].map(accept);
     let orphans = ["10.244.0.1:9000", "[fd00:10:244::1]:9000"].map(|it| accept(it).0);
     for (client, server) in &mut held {
@@ -181,7 +180,7 @@ fn a_stop_lets_a_slow_client_take_its_answer() {
         let sockets = lab.node.run("ss -Htn state fin-wait-1 sport 8180");
         !sockets.is_empty()
     });
-    // Half a second, in which a stop that does not wait for the client would cut the answer off.
+    // The client reads for half a second; a stop that does not wait for it truncates the response.
     let mut answer = Vec::new();
     let mut piece = [0; 1500];
     loop {
@@ -200,10 +199,10 @@ fn a_stop_lets_a_slow_client_take_its_answer() {
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
-/// A stop begins while the last packet of a handshake is lost; the client sends its first request after the
-/// kernel has retransmitted the SYN-ACK. Returns whether that was in time; if so, it was answered.
-fn asks_late_in_a_handshake(lab: &Lab) -> bool {
-    // The ACKs that carry no data.
+/// A stop begins while the ACK of a handshake is lost. The client sends its first request after the kernel has
+/// retransmitted the SYN-ACK. Returns whether it sent in time; if so, the request was answered.
+fn requests_late_in_a_handshake(lab: &Lab) -> bool {
+    // ACKs without data.
     let loss = "table ip lossy { chain output { type filter hook output priority 0; \
                 tcp flags & (syn | psh) == 0 drop; }; }";
     assert!(lab.client.feed("nft -f -", loss).status.success());
@@ -229,8 +228,8 @@ fn asks_late_in_a_handshake(lab: &Lab) -> bool {
 #[test]
 fn a_stop_waits_for_a_handshake_that_has_begun() {
     let lab = Lab::new();
-    // A test that was late proves nothing.
-    let is_in_time = (0..5).any(|_| asks_late_in_a_handshake(&lab));
+    // A late attempt proves nothing.
+    let is_in_time = (0..5).any(|_| requests_late_in_a_handshake(&lab));
     assert!(is_in_time, "the machine is too slow for this test");
 }
 
@@ -289,7 +288,7 @@ fn a_client_that_says_nothing_does_not_hold_the_stop() {
 #[test]
 fn a_signal_at_any_moment_of_the_start_leaves_nothing() {
     let lab = Lab::new();
-    // Before signals are blocked, before and behind the fork, and behind each request to the kernel.
+    // Stops before signals are blocked, before and after the fork, and after each request to the kernel.
     let early = ["set_tid_address", "signalfd4", "socketpair", "seccomp"].map(|call| (call, 1));
     let requests = (1..).map(|count| ("sendto", count));
     let mut installed = Vec::new();
@@ -311,7 +310,7 @@ fn a_signal_at_any_moment_of_the_start_leaves_nothing() {
         assert!(at_once || status.code() == Some(0), "{case}");
         assert_eq!(lab.remains(), [""; 0], "{case}");
     }
-    // Two routes, four rules, and the tables of IP and of bridges, which old kernels do not have.
+    // Two routes, four rules, and the tables of IP and of bridges; old kernels lack the latter.
     installed.dedup();
     assert!(
         installed.starts_with(&[0, 1, 2, 3, 4, 5, 6, 7]),
