@@ -1,4 +1,4 @@
-//! A node with a bridge, and two Pods on it, as flannel and docker make them.
+//! A node with a bridge and two Pods on it, as flannel and docker create them.
 //!
 //! ```text
 //!  pod 10.244.0.5 ──┐ cni0 10.244.0.1  node
@@ -14,13 +14,12 @@ use std::thread;
 
 use super::{Daemon, Namespace, PROGRAM, wait_until};
 
-/// The peer's addresses, and the captured port.
+/// The peer's IPv4 address, and the captured port.
 pub const PEER: &str = "10.244.0.6:8180";
-/// The same, over IPv6.
+/// The peer's IPv6 address, and the captured port.
 pub const PEER6: &str = "[fd00:10:244::6]:8180";
 
-/// Sends a frame with a SYN-ACK (RFC 9293, 3.1) to each port that it reads. It has no checksums: a bridge does
-/// not check them.
+/// Sends a SYN-ACK (RFC 9293, 3.1) to each port that it reads, without checksums, which a bridge does not check.
 const FORGERY: &str = "
 import socket, struct, sys
 port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
@@ -34,11 +33,11 @@ for line in sys.stdin:
     print('sent')
 ";
 
-/// A process that forges frames.
+/// A process that sends forged frames.
 pub struct Forger(Child);
 
 impl Forger {
-    /// Sends the Pod a SYN-ACK from the peer's address and captured port.
+    /// Sends the Pod a SYN-ACK from the peer's address and the captured port.
     pub fn forge(&mut self, client: &str) {
         let (_, port) = client.rsplit_once(':').unwrap();
         let input = self.0.stdin.as_mut().unwrap();
@@ -61,7 +60,7 @@ impl Drop for Forger {
     }
 }
 
-/// The namespaces.
+/// A node, a Pod and its peer on one bridge.
 pub struct Bridge {
     pub node: Namespace,
     pub pod: Namespace,
@@ -69,8 +68,8 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// Makes them. `filter` is `bridge-nf-call-iptables` and `bridge-nf-call-ip6tables`: whether frames of
-    /// bridges pass the rules of IP.
+    /// Creates the network. `filter` is `bridge-nf-call-iptables` and `bridge-nf-call-ip6tables`: whether
+    /// bridged frames traverse the IP rules.
     pub fn new(filter: bool) -> Bridge {
         let bridge = Bridge::without_any(filter);
         bridge.add_bridge();
@@ -78,7 +77,7 @@ impl Bridge {
         bridge
     }
 
-    /// Makes the namespaces, without the bridge.
+    /// Creates the namespaces, without the bridge.
     pub fn without_any(filter: bool) -> Bridge {
         let bridge = Bridge {
             node: Namespace::new(),
@@ -94,14 +93,14 @@ impl Bridge {
         bridge
     }
 
-    /// Makes the bridge, as CNI's bridge plugin does: it gets its address last.
+    /// Creates the bridge, as CNI's bridge plugin does: its address is added last.
     pub fn add_bridge(&self) {
         let node = &self.node;
         node.run("ip link add cni0 type bridge");
         node.run("ip link set cni0 up");
     }
 
-    /// Makes the ports, and the Pods' ends of them.
+    /// Creates the veth pairs between the bridge and the Pods.
     pub fn add_ports(&self) {
         let Bridge { node, pod, peer } = self;
         for (name, namespace, number) in [("pod", pod, 5), ("peer", peer, 6)] {
@@ -126,7 +125,7 @@ impl Bridge {
         }
     }
 
-    /// Reads and drops what is sent to the peer's port 9000, until the test ends.
+    /// Accepts connections to the peer's port 9000 and discards their data, until the test ends.
     pub fn serve_sink(&self) {
         let sink = self
             .peer
@@ -138,7 +137,7 @@ impl Bridge {
         });
     }
 
-    /// A Pod on a bridge of its own that can send frames with the peer's addresses.
+    /// Starts a Pod on a bridge of its own that can send frames from the peer's addresses.
     pub fn forger(&self) -> Forger {
         let (forger, node) = (Namespace::new(), &self.node);
         node.run(&format!(
@@ -161,7 +160,7 @@ impl Bridge {
         forger
     }
 
-    /// The response of a captured address to the Pod; empty if it is not answered at once.
+    /// The response of a captured address to the Pod; empty if there is none at once.
     pub fn try_get(&self, address: &str) -> String {
         let asked = self
             .pod
@@ -169,7 +168,7 @@ impl Bridge {
         String::from_utf8(asked.stdout).unwrap()
     }
 
-    /// Starts the program on the node, and waits until it intercepts.
+    /// Starts the program on the node, and waits until it captures.
     pub fn start(&self, arguments: &[&str]) -> Daemon {
         let mut command = self.node.command(PROGRAM);
         command.args(arguments);

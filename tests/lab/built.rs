@@ -4,14 +4,14 @@ use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
-/// This machine's architecture, as images name it.
+/// Architecture of this machine, as in image names.
 pub const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") {
     "amd64"
 } else {
     "arm64"
 };
 
-/// The sources of a binary.
+/// Sources of a binary.
 const SOURCES: [&str; 5] = [
     "src",
     ".cargo",
@@ -20,7 +20,7 @@ const SOURCES: [&str; 5] = [
     "rust-toolchain.toml",
 ];
 
-/// The path of an architecture's binary, which has to be younger than its sources.
+/// Path of an architecture's binary; fails if the binary is older than its sources.
 pub fn binary(architecture: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let binary = root.join("target").join(architecture).join("tproxy-pod");
@@ -37,7 +37,7 @@ pub fn binary(architecture: &str) -> String {
     binary.to_str().unwrap().to_owned()
 }
 
-/// The time of the last change of a file, or of any file in a folder.
+/// Modification time of a file, or the latest one of any file in a directory.
 fn last_change(path: &Path) -> SystemTime {
     let changed = fs::metadata(path).unwrap().modified().unwrap();
     if path.is_file() {

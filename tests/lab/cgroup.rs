@@ -1,18 +1,18 @@
-//! A control group with a limit of memory, of version 2 or 1 (cgroups(7)). Only root can make one.
+//! A control group (cgroups(7)), version 2 or 1, with a memory limit. Creating one needs root.
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-/// A group, removed on drop.
+/// A control group, removed on drop.
 pub struct Cgroup {
     path: PathBuf,
-    /// The file that counts the processes killed by the kernel.
+    /// File that counts processes killed by the OOM killer.
     events: &'static str,
 }
 
 impl Cgroup {
-    /// Makes one with a limit in bytes, and without swap.
+    /// Creates a group with a memory limit in bytes, and without swap.
     pub fn new(limit: u64) -> Cgroup {
         let root = PathBuf::from("/sys/fs/cgroup");
         let is_unified = root.join("cgroup.controllers").exists();
@@ -54,7 +54,7 @@ impl Cgroup {
         command
     }
 
-    /// The number of processes in it that the kernel has killed for want of memory.
+    /// Number of its processes that the OOM killer has killed.
     pub fn killed(&self) -> u64 {
         let events = std::fs::read_to_string(self.path.join(self.events)).unwrap();
         let mut counts = events.lines().filter_map(|it| it.strip_prefix("oom_kill "));

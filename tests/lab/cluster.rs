@@ -1,8 +1,8 @@
-//! A cluster of two nodes with three Pods, and a client outside, each in a network namespace of its
-//! own. The caller connects Pods to their nodes, and nodes to each other.
+//! A cluster: two nodes with three Pods, and a client outside, each in its own network namespace. The caller
+//! connects Pods to their nodes, and nodes to each other.
 //!
 //! ```text
-//!             client .2          router .1, which knows no Pods
+//!             client .2          router .1, without routes to Pods
 //!                │                │
 //!   ─────────────┴─┬──────────────┴─┬──── 192.0.2.0/24, 2001:db8:1::/64
 //!           node 1 │ .11     node 2 │ .12
@@ -14,43 +14,41 @@ use std::net::IpAddr;
 
 use super::{CIDRS, Daemon, Namespace, PROGRAM};
 
-/// A node.
 #[derive(Clone)]
 pub struct Node {
     pub host: Namespace,
     pub number: u8,
 }
 
-/// A Pod.
 pub struct Pod {
     pub inside: Namespace,
     pub node: Node,
-    /// The last number of its addresses.
+    /// Last octet or group of its addresses.
     pub part: u8,
 }
 
-/// All of it.
+/// Two nodes, three Pods and a client.
 pub struct Cluster {
     switch: Namespace,
     pub client: Namespace,
     pub nodes: [Node; 2],
-    /// The Pod on node 1 that is asked.
+    /// The server Pod, on node 1.
     pub web: Pod,
-    /// Another on the same node.
+    /// Another Pod on node 1.
     pub near: Pod,
-    /// One on node 2.
+    /// A Pod on node 2.
     pub far: Pod,
 }
 
 impl Cluster {
-    /// Makes the network of the nodes, with the client's routes to all Pods, and Pods without one.
+    /// Creates the network of the nodes, with the client's routes to all Pods; the Pods are not connected.
     pub fn new() -> Cluster {
         let switch = Namespace::new();
         switch.sysctl("net.bridge.bridge-nf-call-iptables", "0");
         switch.sysctl("net.bridge.bridge-nf-call-ip6tables", "0");
         switch.sysctl("net.ipv4.ip_forward", "1");
         switch.sysctl("net.ipv6.conf.all.forwarding", "1");
-        // Clients get an ICMP error for each address that does not exist, not for one a second.
+        // An ICMP error for each packet to an address without a host, instead of one a second.
         switch.sysctl("net.ipv4.icmp_ratelimit", "0");
         switch.sysctl("net.ipv6.icmp.ratelimit", "0");
         switch.batch("link add lan type bridge");
@@ -82,17 +80,16 @@ impl Cluster {
         }
     }
 
-    /// Its Pods.
     pub fn pods(&self) -> [&Pod; 3] {
         [&self.web, &self.near, &self.far]
     }
 
-    /// Another client outside, with an address that ends in this number.
+    /// Another client outside; `part` is the last octet or group of its addresses.
     pub fn outsider(&self, part: u8) -> Namespace {
         outsider(&self.switch, &self.nodes, part)
     }
 
-    /// Starts the program on both nodes, and waits until it intercepts.
+    /// Starts the program on both nodes, and waits until it captures.
     pub fn start(&self) -> [Daemon; 2] {
         let daemons = self.nodes.each_ref().map(|node| {
             let mut command = node.host.command(PROGRAM);
@@ -117,7 +114,7 @@ fn outsider(switch: &Namespace, nodes: &[Node; 2], part: u8) -> Namespace {
     client
 }
 
-/// Connects a namespace to the network of the nodes, with the address that ends in this number.
+/// Connects a namespace to the network of the nodes, with addresses that end in `part`.
 fn plug(switch: &Namespace, namespace: &Namespace, part: u8) {
     switch.batch(&format!(
         "link add port{part} type veth peer name eth0 netns {}
@@ -143,7 +140,7 @@ impl Node {
         ]
     }
 
-    /// The addresses in its blocks that end in this number.
+    /// The Pod addresses of this node that end in `part`.
     pub fn pod_addresses(&self, part: u8) -> [IpAddr; 2] {
         let number = self.number;
         [
@@ -152,7 +149,7 @@ impl Node {
         ]
     }
 
-    /// Routes to its blocks of Pod addresses, for the other hosts.
+    /// Routes to its Pods, for the other hosts.
     pub fn route_to_its_pods(&self) -> String {
         let (number, [v4, v6]) = (self.number, self.addresses());
         format!(
@@ -171,17 +168,16 @@ impl Node {
 }
 
 impl Pod {
-    /// Its addresses.
     pub fn addresses(&self) -> [IpAddr; 2] {
         self.node.pod_addresses(self.part)
     }
 
-    /// The node's device that leads to it, named as Calico does.
+    /// The node's interface to this Pod, named as in Calico.
     pub fn device(&self) -> String {
         format!("cali{}", self.part)
     }
 
-    /// Connects it to its node with a pair of devices, both up, without addresses.
+    /// Connects it to its node with a veth pair, both ends up, without addresses.
     pub fn plug(&self) {
         let (device, inside) = (self.device(), self.inside.path());
         self.node.host.batch(&format!(
@@ -195,7 +191,7 @@ impl Pod {
 }
 
 impl Namespace {
-    /// Feeds a program an input, which it has to accept.
+    /// Feeds an input to a program, which has to succeed.
     pub fn load(&self, loader: &str, input: &str) {
         let output = self.feed(loader, input);
         let complaint = String::from_utf8_lossy(&output.stderr);
@@ -217,7 +213,7 @@ impl Namespace {
         self.wait_for_multicast(device);
     }
 
-    /// Makes neighbours that do not answer fail after 0.3 s instead of 3 s.
+    /// Reduces neighbour discovery to 0.3 s, from 3 s.
     pub fn give_up_soon(&self, device: &str) {
         for table in ["arp_cache", "ndisc_cache"] {
             self.run(&format!(

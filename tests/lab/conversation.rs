@@ -6,22 +6,22 @@ use std::time::Duration;
 
 use super::{Lab, Namespace, PATIENCE, connect_from};
 
-/// A short request, after which the connection stays open.
+/// A short request that keeps the connection open.
 pub const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 
 /// A response, as received.
 #[derive(Debug)]
 pub struct Response {
-    /// Such as `200 OK`.
+    /// For example `200 OK`.
     pub status: String,
-    /// The field lines, in their order.
+    /// Field lines, in order.
     pub fields: Vec<String>,
-    /// The content, of the length in Content-Length.
+    /// Content, of the length in Content-Length.
     pub content: Vec<u8>,
 }
 
 impl Response {
-    /// A field's value.
+    /// Value of a field.
     pub fn field(&self, name: &str) -> &str {
         let prefix = format!("{name}: ");
         let mut values = self
@@ -35,17 +35,17 @@ impl Response {
         value
     }
 
-    /// Its Content-Length.
+    /// Value of Content-Length.
     pub fn length(&self) -> usize {
         self.field("Content-Length").parse().unwrap()
     }
 
-    /// Its content, as text.
+    /// The content as text.
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.content).unwrap()
     }
 
-    /// The field lines behind Date, Content-Type and Content-Length, with which each response starts.
+    /// Field lines after Date, Content-Type and Content-Length, which start each response.
     pub fn other_fields(&self) -> &[String] {
         let date = self.field("Date");
         assert!(date.len() == 29 && date.ends_with(" GMT"), "{self:?}");
@@ -81,7 +81,7 @@ impl Namespace {
 }
 
 impl Lab {
-    /// Opens connections of the client that have been answered once and stay open.
+    /// Opens `count` connections, each with one response received.
     pub fn open(&self, address: &str, count: usize) -> Vec<Conversation> {
         let talk = |_| {
             let mut conversation = self.client.talk(address);
@@ -93,12 +93,11 @@ impl Lab {
 }
 
 impl Conversation {
-    /// The client's address and port.
+    /// Address and port of the client.
     pub fn client(&self) -> String {
         self.0.get_ref().local_addr().unwrap().to_string()
     }
 
-    /// Sends bytes.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.0.get_mut().write_all(bytes.as_ref()).unwrap();
     }
@@ -122,7 +121,7 @@ impl Conversation {
         answer
     }
 
-    /// Reads the response to a HEAD request: it has no content, whatever its fields say.
+    /// Reads the response to a HEAD request, which has no content (RFC 9110, 9.3.2).
     pub fn answer_to_head(&mut self) -> Response {
         let first = self.line();
         let status = first

@@ -1,4 +1,4 @@
-//! The node's configuration that is not the program's, and traffic that its changes must not disturb.
+//! Configuration of the node by other programs, and traffic that must not be disturbed.
 
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, TcpListener};
@@ -9,8 +9,8 @@ use std::thread;
 use super::{Lab, Namespace, POD, POD6, wait_until};
 
 impl Namespace {
-    /// All firewall rules, routing rules and routes, without counters and without the program's own: its
-    /// tables go by their name, its rules and routes by its protocol number.
+    /// All firewall rules, routing rules and routes, without counters and without the program's own: tables by
+    /// name, rules and routes by protocol number.
     pub fn foreign_state(&self) -> String {
         let commands = [
             "nft -s list ruleset",
@@ -30,7 +30,7 @@ impl Namespace {
             for line in printed.lines() {
                 ours |= line.starts_with("table inet tproxy-pod {")
                     || line.starts_with("table bridge tproxy-pod {");
-                // iptables-save prints the time and counters.
+                // iptables-save prints times and counters.
                 let line = line.split(" [").next().unwrap();
                 if !ours && !line.starts_with('#') && !line.contains(" proto 84") {
                     all += &format!("{command}: {}\n", line.trim_end());
@@ -41,7 +41,7 @@ impl Namespace {
         all
     }
 
-    /// Answers every connection to a port of all addresses with the client's address.
+    /// Responds to each connection, on all addresses, with the client's address.
     pub fn serve_client_address(&self, port: u16) {
         let listener = self.enter(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
         thread::spawn(move || {
@@ -57,15 +57,15 @@ impl Namespace {
     }
 }
 
-/// A client that connects to captured addresses all the time, and has to be answered each time.
+/// A client that connects to captured addresses in a loop; each connection has to be answered.
 pub struct Traffic {
-    /// Whether it has to end, and the number of answers.
+    /// Whether to stop, and the number of responses.
     state: Arc<(AtomicBool, AtomicUsize)>,
     client: Option<thread::JoinHandle<()>>,
 }
 
 impl Traffic {
-    /// Starts it, over both families.
+    /// Starts the client, over both families.
     pub fn start(lab: &Lab) -> Traffic {
         let client = lab.client.clone();
         let state = Arc::new((AtomicBool::new(false), AtomicUsize::new(0)));
@@ -85,7 +85,7 @@ impl Traffic {
         traffic
     }
 
-    /// Waits for ten more answers.
+    /// Waits for ten more responses.
     pub fn goes_on(&mut self) {
         let before = self.state.1.load(Ordering::Relaxed);
         wait_until("more requests are answered", || {
@@ -100,7 +100,7 @@ impl Traffic {
         });
     }
 
-    /// Ends it, and fails if a request was not answered.
+    /// Stops the client, and fails if a request was not answered.
     pub fn end(&mut self) {
         self.state.0.store(true, Ordering::Relaxed);
         if let Some(Err(panic)) = self.client.take().map(thread::JoinHandle::join) {

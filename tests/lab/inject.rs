@@ -1,5 +1,5 @@
-//! Injects system calls into another process, with ptrace(2): one of its threads, which waits in a system call,
-//! is stopped and makes another call.
+//! Injects system calls into another process, with ptrace(2): a thread that waits in a system call is stopped,
+//! and makes another call.
 
 use libc::c_long;
 use nix::sys::ptrace::{self, Options};
@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 type Registers = libc::user_regs_struct;
 
-/// A system call. Arguments that are not given are 0.
+/// A system call; arguments that are not given are 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
     pub number: c_long,
@@ -20,25 +20,25 @@ pub fn call(number: c_long) -> Call {
     call_with(number, [])
 }
 
-/// A call with the first arguments.
+/// A call with its first arguments.
 pub fn call_with<const N: usize>(number: c_long, some: [u64; N]) -> Call {
     let mut arguments = [0; 6];
     arguments[..N].copy_from_slice(&some);
     Call { number, arguments }
 }
 
-/// Makes a thread call, and run on with the result in place of its own call's.
+/// Makes a thread call; it continues with the result as that of its own call.
 pub fn inject(thread: Pid, call: Call) {
     let registers = stop(thread);
     ptrace::setregs(thread, calling(registers, call)).unwrap();
     ptrace::detach(thread, None).unwrap();
 }
 
-/// Makes a thread call, and then repeat its own call; returns the result.
+/// Makes a thread call, and then restart its own call; returns the result.
 pub fn inject_once(thread: Pid, call: Call) -> i64 {
     let registers = stop(thread);
     ptrace::setregs(thread, calling(registers, call)).unwrap();
-    // To the entry of the call, and to its exit.
+    // Runs to the entry of the call, and to its exit.
     for _ in 0..2 {
         ptrace::syscall(thread, None).unwrap();
         wait_for_stop(thread);
@@ -67,14 +67,14 @@ fn wait_for_stop(thread: Pid) {
     );
 }
 
-/// The registers for a call. The stopped thread's `rip` is behind the `syscall` instruction, which has 2 bytes.
+/// Registers for a call. The stopped thread's `rip` is after the `syscall` instruction, which has 2 bytes.
 #[cfg(target_arch = "x86_64")]
 fn calling(stopped: Registers, call: Call) -> Registers {
     let [rdi, rsi, rdx, r10, r8, r9] = call.arguments;
     Registers {
         rip: stopped.rip - 2,
         rax: call.number as u64,
-        // Keeps the kernel from restarting the old call.
+        // The kernel does not restart the old call.
         orig_rax: u64::MAX,
         rdi,
         rsi,
@@ -101,7 +101,7 @@ fn result(registers: &Registers) -> i64 {
     registers.rax.cast_signed()
 }
 
-/// The registers for a call. The kernel has already set the program counter back to the `svc` instruction
+/// Registers for a call. The kernel has already set the program counter back to the `svc` instruction
 /// (`do_signal`, arch/arm64/kernel/signal.c).
 #[cfg(target_arch = "aarch64")]
 fn calling(stopped: Registers, call: Call) -> Registers {

@@ -1,27 +1,27 @@
-//! The features of the running kernel. Without one of them, tests assert the limit that docs/captured.md documents.
+//! Features of the running kernel. Without one, tests assert the limit that docs/captured.md documents.
 
 use std::fs;
 use std::path::Path;
 
 use super::Namespace;
 
-/// Whether a table can have an owner: `NFT_TABLE_F_OWNER`, since Linux 5.12. Only its owner can change such a
-/// table, and the table ends with it. Older kernels answer `EINVAL`.
+/// Whether a table can have an owner (`NFT_TABLE_F_OWNER`, Linux 5.12): only the owner can change it, and the
+/// kernel removes it with its owner. Older kernels return `EINVAL`.
 pub fn owns_tables() -> bool {
     release() >= (5, 12)
 }
 
-/// Whether there is IPv6. It may be compiled out, or disabled by the kernel parameter `ipv6.disable=1`.
+/// Whether IPv6 is available; `ipv6.disable=1` or the kernel's configuration disables it.
 pub fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
 }
 
-/// Whether the kernel has to have every feature: scripts/kernels.sh sets `HAS_ALL`.
+/// Whether the kernel is required to have every feature: scripts/kernels.sh sets `HAS_ALL`.
 pub fn has_all() -> bool {
     std::env::var_os("HAS_ALL").is_some()
 }
 
-/// Whether devices of a kind, such as `ipvlan`, can be made on another.
+/// Whether devices of a kind, such as `ipvlan`, can be created on another.
 pub fn has_device(kind: &str) -> bool {
     let namespace = Namespace::new();
     namespace.batch("link add eth0 type veth peer name peer");
@@ -32,7 +32,7 @@ pub fn has_device(kind: &str) -> bool {
     !unknown
 }
 
-/// Whether there is IPVS.
+/// Whether IPVS is available.
 pub fn has_ipvs() -> bool {
     let listed = Namespace::new().try_run("ipvsadm -L -n");
     let complaint = String::from_utf8_lossy(&listed.stderr);
@@ -41,7 +41,7 @@ pub fn has_ipvs() -> bool {
     listed.status.success()
 }
 
-/// The first two numbers of `uname -r`.
+/// Major and minor number of `uname -r`.
 fn release() -> (u32, u32) {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = text

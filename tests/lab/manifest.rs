@@ -1,4 +1,4 @@
-//! install.yaml, parsed, and Kubernetes' schemas.
+//! install.yaml, parsed, and the schemas of Kubernetes.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// The manifest's text.
+/// Text of the manifest.
 pub const MANIFEST: &str = include_str!("../../install.yaml");
 
-/// Where scripts/test.sh installs the schemas of Kubernetes, with their YAML parser.
+/// Python with Kubernetes' schemas and their YAML parser, which scripts/test.sh installs.
 const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/python/bin/python");
 
 /// Runs Python code with an input.
@@ -27,7 +27,7 @@ pub fn python(code: &str, input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// The objects of a manifest.
+/// Objects of a manifest.
 pub fn objects(manifest: &str) -> Vec<Value> {
     let code = "import json, sys, yaml; json.dump(list(yaml.safe_load_all(sys.stdin)), sys.stdout)";
     let output = python(code, manifest);
@@ -36,7 +36,7 @@ pub fn objects(manifest: &str) -> Vec<Value> {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The manifest with its optional YAML uncommented. Behind a `#`, prose has one blank or three, YAML none or an
+/// The manifest with its optional YAML uncommented. After `#`, prose has one blank or three, YAML none or an
 /// even number.
 pub fn uncommented() -> String {
     let uncomment = |line: &str| {
@@ -57,14 +57,14 @@ pub fn object(manifest: &str, kind: &str) -> Value {
     object.unwrap_or_else(|| panic!("no {kind}"))
 }
 
-/// The Pod of the manifest's DaemonSet.
+/// The Pod template of the manifest's DaemonSet.
 pub struct Pod {
     /// Its `spec`.
     pub spec: Value,
 }
 
 impl Pod {
-    /// Reads it.
+    /// Parses the manifest.
     pub fn read() -> Pod {
         let mut daemon_set = object(MANIFEST, "DaemonSet");
         Pod {
@@ -79,12 +79,12 @@ impl Pod {
         &containers[0]
     }
 
-    /// The program's arguments.
+    /// Arguments of the program.
     pub fn arguments(&self) -> Vec<&str> {
         strings(&self.container()["args"])
     }
 
-    /// Its capabilities, by the kernel's names.
+    /// Capabilities, by the kernel's names.
     pub fn capabilities(&self) -> Vec<String> {
         let capabilities = &self.container()["securityContext"]["capabilities"];
         assert_eq!(strings(&capabilities["drop"]), ["ALL"]);
@@ -92,12 +92,12 @@ impl Pod {
         added.iter().map(|name| format!("CAP_{name}")).collect()
     }
 
-    /// Its grace period.
+    /// Termination grace period.
     pub fn grace(&self) -> Duration {
         Duration::from_secs(self.spec["terminationGracePeriodSeconds"].as_u64().unwrap())
     }
 
-    /// Its limit of memory, in bytes.
+    /// Memory limit, in bytes.
     pub fn memory_limit(&self) -> u64 {
         let limit = self.container()["resources"]["limits"]["memory"]
             .as_str()
@@ -105,7 +105,7 @@ impl Pod {
         limit.strip_suffix("Mi").unwrap().parse::<u64>().unwrap() << 20
     }
 
-    /// A probe's address and path.
+    /// Address and path of a probe.
     pub fn probe(&self, name: &str) -> (String, &str) {
         let get = &self.container()[name]["httpGet"];
         let port = match &get["port"] {

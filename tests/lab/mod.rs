@@ -1,14 +1,13 @@
-//! A client, a node and a Pod, each in a network namespace of its own, and the program on the node.
+//! A client, a node and a Pod, each in its own network namespace, and the program on the node.
 //!
 //! ```text
 //!  client 192.0.2.2  ──── 192.0.2.1  node  10.244.0.1 ──── 10.244.0.5  pod
 //!    2001:db8:1::2   ──── …:1::1         fd00:10:244::1 ── …::5
 //! ```
 //!
-//! A namespace lives as long as a descriptor of it is open: nothing is left behind, however a test
-//! ends.
+//! An open descriptor keeps a namespace alive: nothing is left when a test ends, however it ends.
 
-// Each crate of tests uses a part of the lab.
+// Each test crate uses a part of the lab.
 #![allow(dead_code)]
 
 pub mod bridge;
@@ -50,28 +49,27 @@ use nix::unistd::Pid;
 use kernel::has_ipv6;
 use stopwatch::Stopwatch;
 
-/// The program under test: `PROGRAM` of the environment in which the tests are built, such as what
-/// scripts/build.sh built, or the one of the tests' own profile.
+/// The program under test: `PROGRAM` of the build's environment, such as a binary of scripts/build.sh, or the
+/// binary of the test profile.
 pub const PROGRAM: &str = match option_env!("PROGRAM") {
     Some(path) => path,
     None => env!("CARGO_BIN_EXE_tproxy-pod"),
 };
 
-/// The longest wait for something that has to happen: 10 s, or `PATIENCE` of the environment in seconds, for
-/// emulated machines.
+/// Longest wait for a condition: 10 s, or `PATIENCE` of the environment in seconds, for emulated machines.
 pub static PATIENCE: LazyLock<Duration> = LazyLock::new(|| {
     let seconds = std::env::var("PATIENCE").map(|it| it.parse().unwrap());
     Duration::from_secs(seconds.unwrap_or(10))
 });
 
-/// A Pod's address and the captured port.
+/// The Pod's IPv4 address, and the captured port.
 pub const POD: &str = "10.244.0.5:8180";
-/// The same Pod, over IPv6.
+/// The Pod's IPv6 address, and the captured port.
 pub const POD6: &str = "[fd00:10:244::5]:8180";
-/// The blocks that hold the Pod's addresses.
+/// Blocks that contain the Pod's addresses.
 pub const CIDRS: &str = "10.244.0.0/16,fd00:10:244::/56";
 
-/// The system call in which a thread waits for an idle connection: poll(2), as musl calls it.
+/// System call in which a thread waits for an idle connection: poll(2), as musl calls it.
 #[cfg(target_arch = "x86_64")]
 const POLL: libc::c_long = libc::SYS_poll;
 #[cfg(not(target_arch = "x86_64"))]
@@ -96,7 +94,7 @@ impl Namespace {
         namespace
     }
 
-    /// A path to it that other programs can open.
+    /// Its path, which other programs can open.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
@@ -148,8 +146,8 @@ impl Namespace {
         child.wait_with_output().unwrap()
     }
 
-    /// Runs lines of ip(8) in one process, which is fast on emulated machines too. Lines with an IPv6 address
-    /// are left out where the kernel has no IPv6.
+    /// Runs lines of ip(8) in one process, which saves time on emulated machines. Omits lines with an IPv6
+    /// address on a kernel without IPv6.
     pub fn ip(&self, lines: &str) {
         let is_known = |line: &&str| has_ipv6() || !line.contains("::");
         let lines: Vec<&str> = lines.lines().filter(is_known).collect();
@@ -180,8 +178,8 @@ impl Namespace {
         });
     }
 
-    /// The tables of nf_tables that have a chain, as in `table inet tproxy-pod`. (nft(8) before 1.0.8
-    /// crashes when it lists them in any other way, if there is a rule with `meta broute`.)
+    /// The tables of nf_tables with a chain, such as `table inet tproxy-pod`. (With a rule `meta broute`,
+    /// nft(8) before 1.0.8 crashes when it lists them in any other way.).
     pub fn tables(&self) -> Vec<String> {
         let chains = self.run("nft list chains");
         let tables = chains.lines().filter(|line| line.starts_with("table "));
@@ -190,8 +188,8 @@ impl Namespace {
             .collect()
     }
 
-    /// Waits until a device receives neighbour solicitations. The kernel notices a carrier up to a second
-    /// late, unless the device is queried (`linkwatch_sync_dev`, net/core/link_watch.c).
+    /// Waits until a device receives neighbour solicitations. The kernel detects a carrier up to a second late,
+    /// unless the device is queried (`linkwatch_sync_dev`, net/core/link_watch.c).
     pub fn wait_for_multicast(&self, device: &str) {
         wait_until("the device receives multicasts", || {
             let lines = format!("link show dev {device}\nroute show table local dev {device}");
@@ -209,7 +207,7 @@ impl Namespace {
         Ok(stream)
     }
 
-    /// Connects to an address with a small receive buffer: `room` bytes, which the kernel doubles (socket(7)).
+    /// Connects to an address with a receive buffer of `room` bytes, which the kernel doubles (socket(7)).
     pub fn connect_narrow(&self, address: &str, room: usize) -> TcpStream {
         let address: SocketAddrV4 = address.parse().unwrap();
         let stream = self.enter(|| {
@@ -224,7 +222,7 @@ impl Namespace {
         stream
     }
 
-    /// Sends bytes to an address; returns everything that arrives until the peer closes.
+    /// Sends bytes to an address; returns all that is received until the peer closes.
     pub fn send(&self, address: &str, bytes: impl AsRef<[u8]>) -> String {
         let mut stream = self
             .connect(address)
@@ -237,7 +235,7 @@ impl Namespace {
         String::from_utf8(answer).unwrap()
     }
 
-    /// Sends a GET request to an address, on a connection of its own.
+    /// Sends a GET request to an address, on a new connection.
     pub fn get(&self, address: &str, target: &str) -> String {
         self.send(
             address,
@@ -245,7 +243,7 @@ impl Namespace {
         )
     }
 
-    /// Serves `pod` to every connection to a port of all addresses, until the test ends.
+    /// Serves `pod` on a port of all addresses, until the test ends.
     pub fn serve(&self, port: u16) {
         let all: IpAddr = match has_ipv6() {
             true => Ipv6Addr::UNSPECIFIED.into(),
@@ -254,7 +252,7 @@ impl Namespace {
         self.serve_at((all, port).into());
     }
 
-    /// Serves `pod` to every connection to one address, until the test ends.
+    /// Serves `pod` on one address and port, until the test ends.
     pub fn serve_at(&self, address: SocketAddr) {
         let listener = self.enter(|| TcpListener::bind(address).unwrap());
         thread::spawn(move || {
@@ -265,7 +263,7 @@ impl Namespace {
         });
     }
 
-    /// Echoes every datagram to a port of all addresses, until the test ends.
+    /// Echoes datagrams on a port of all addresses, until the test ends.
     pub fn serve_udp(&self, port: u16) {
         let socket = self.enter(|| UdpSocket::bind(("::", port)).unwrap());
         thread::spawn(move || {
@@ -290,7 +288,7 @@ impl Namespace {
     }
 }
 
-/// A web server that says `pod` to every request on a connection.
+/// Responds `pod` to every request on a connection.
 fn answer_as_pod(mut stream: TcpStream) {
     let mut request = Vec::new();
     let mut piece = [0; 4096];
@@ -310,7 +308,7 @@ fn answer_as_pod(mut stream: TcpStream) {
     }
 }
 
-/// The three namespaces.
+/// A client, a node and a Pod.
 pub struct Lab {
     pub client: Namespace,
     pub node: Namespace,
@@ -318,7 +316,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Makes them, and the routes between them.
+    /// Creates the namespaces, and the routes between them.
     pub fn new() -> Lab {
         let lab = Lab {
             client: Namespace::new(),
@@ -378,7 +376,7 @@ impl Lab {
         lab
     }
 
-    /// Starts the program on the node, and waits until it intercepts.
+    /// Starts the program on the node, and waits until it captures.
     pub fn start(&self, arguments: &[&str]) -> Daemon {
         let daemon = self.spawn(arguments);
         daemon.wait_for("Created table");
@@ -392,7 +390,7 @@ impl Lab {
         Daemon::spawn(command)
     }
 
-    /// What the program could leave behind: routing rules, routes of table 100, tables of nf_tables.
+    /// Routing rules, routes of table 100 and tables of nf_tables on the node.
     pub fn remains(&self) -> Vec<String> {
         let commands = [
             "ip rule show",
@@ -416,7 +414,7 @@ impl Lab {
     }
 }
 
-/// The program, running.
+/// The running program.
 pub struct Daemon {
     child: Child,
     log: Arc<(Mutex<String>, Condvar)>,
@@ -446,23 +444,23 @@ impl Daemon {
         }
     }
 
-    /// The guard's process id: nsenter(1) becomes the program.
+    /// Process id of the guard: nsenter(1) executes the program.
     pub fn guard(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// The server's process id.
+    /// Process id of the server.
     pub fn server(&self) -> Pid {
         server_of(self.guard())
     }
 
-    /// The number of the server's threads.
+    /// Number of the server's threads.
     pub fn threads(&self) -> usize {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.server())).unwrap();
         tasks.count()
     }
 
-    /// The number of connections that are idle for long enough to be evicted: their threads are in [`POLL`]
+    /// Number of connections that are idle for long enough to be evicted: their threads are in [`POLL`]
     /// (proc_pid_syscall(5)).
     pub fn idle_connections(&self) -> usize {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.server())).unwrap();
@@ -477,7 +475,7 @@ impl Daemon {
         self.log.0.lock().unwrap().clone()
     }
 
-    /// Waits until a line with this text is logged, and returns the line.
+    /// Waits for a log line with this text, and returns the line.
     pub fn wait_for(&self, text: &str) -> String {
         let line = |log: &String| {
             log.lines()
@@ -516,7 +514,7 @@ impl Daemon {
         panic!("it does not end:\n{}", self.log());
     }
 
-    /// Stops it with SIGTERM; returns its exit code.
+    /// Stops the program with SIGTERM; returns its exit code.
     pub fn stop(&mut self) -> Option<i32> {
         self.signal(Signal::SIGTERM);
         self.wait().code()
@@ -538,18 +536,18 @@ impl Drop for Daemon {
     }
 }
 
-/// The server's process id: it is the guard's only child.
+/// Process id of the server, the guard's only child.
 pub fn server_of(guard: Pid) -> Pid {
     let children = std::fs::read_to_string(format!("/proc/{guard}/task/{guard}/children")).unwrap();
     Pid::from_raw(children.trim().parse().unwrap())
 }
 
-/// The peak of a process's resident memory, in bytes.
+/// Peak resident memory of a process, in bytes.
 pub fn peak_memory(process: Pid) -> u64 {
     memory(process, "VmHWM:")
 }
 
-/// A process's resident memory, in bytes.
+/// Resident memory of a process, in bytes.
 pub fn resident_memory(process: Pid) -> u64 {
     memory(process, "VmRSS:")
 }
@@ -580,9 +578,9 @@ pub fn connect_from(
     Ok(TcpStream::from(socket))
 }
 
-/// Whether a datagram from one address to another is echoed within a time. It is sent again every 100 ms: on a
-/// new network the first packets are lost where they wait for a neighbour for longer than the kernel keeps
-/// them (three solicitations, a second each: RFC 4861, 10).
+/// Whether a datagram from one address to another is echoed within a time. It is retransmitted every 100 ms: on
+/// a new network the kernel drops packets that wait for neighbour discovery longer than three solicitations (3
+/// s; RFC 4861, 10).
 pub fn is_echoed(from: SocketAddr, to: SocketAddr, patience: Duration) -> std::io::Result<bool> {
     let socket = UdpSocket::bind(from)?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
@@ -603,12 +601,12 @@ fn storage(address: SocketAddr) -> Box<dyn SockaddrLike> {
     }
 }
 
-/// Waits until a condition holds.
+/// Waits until a condition holds, within [`PATIENCE`].
 pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
     wait_within(*PATIENCE, what, condition);
 }
 
-/// Waits for a time until a condition holds.
+/// Waits until a condition holds, within a time.
 pub fn wait_within(time: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + time;
     while !condition() {
@@ -617,10 +615,10 @@ pub fn wait_within(time: Duration, what: &str, mut condition: impl FnMut() -> bo
     }
 }
 
-/// The time between two lines of the log, which is less than a day.
+/// Time between two log lines, less than a day.
 pub fn between(earlier: &str, later: &str) -> Duration {
     const DAY: u64 = 24 * 60 * 60 * 1000;
-    // As in 2026-11-23T14:02:33.183Z
+    // For example 2026-11-23T14:02:33.183Z.
     let time = |line: &str| -> u64 {
         let numbers: Vec<u64> = line[11..23]
             .split([':', '.'])

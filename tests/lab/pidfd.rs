@@ -1,4 +1,4 @@
-//! A duplicate of another process's descriptor, to act as that process would if it were taken over.
+//! Duplicates a descriptor of another process, to act as an attacker in that process.
 
 #![allow(unsafe_code)]
 
@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use nix::unistd::Pid;
 
-/// The server's end of the control socket: the only UNIX socket that it has.
+/// The server's end of the control socket, its only UNIX socket.
 pub fn control_socket(server: Pid) -> UnixStream {
     let sockets = fs::read_to_string(format!("/proc/{server}/net/unix")).unwrap();
     let inodes: Vec<&str> = sockets

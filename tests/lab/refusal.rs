@@ -1,20 +1,20 @@
-//! Refused requests: one response, one line of the log, and the end of the connection.
+//! Rejected requests: one response, one log line, and the connection is closed.
 
 use super::conversation::{Conversation, Response};
 use super::{CIDRS, Lab, POD, POD6};
 
-/// A request behind a refused one. It must never be read: the end of a refused request is not known.
+/// A request after a rejected one. It must never be read: the end of a rejected request is unknown.
 pub const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// Sends a request to be refused with [`SMUGGLED`] behind it, and reads the only response.
+/// Sends a request to be rejected, followed by [`SMUGGLED`], and reads the only response.
 pub fn refused(connection: &mut Conversation, request: impl AsRef<[u8]>) -> Response {
     let answer = connection.ask([request.as_ref(), SMUGGLED.as_bytes()].concat());
     connection.ends();
     answer
 }
 
-/// Sends requests to be refused, over both families, each with the expected beginning of the response's
-/// text; checks each response, and its line of the log.
+/// Sends requests to be rejected, over both families, each with the expected start of the response; checks each
+/// response and its log line.
 pub fn each_is_refused(requests: &[(Vec<u8>, &str)]) {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
@@ -41,8 +41,8 @@ pub fn each_is_refused(requests: &[(Vec<u8>, &str)]) {
     }
 }
 
-/// Sends a request to be refused, and checks the response; returns the beginning of its line of the log, and
-/// what that line has to contain.
+/// Sends a request to be rejected, and checks the response; returns the start of its log line, and a text that
+/// the line has to contain.
 fn is_refused(connection: &mut Conversation, request: &[u8], expected: &str) -> (String, String) {
     let (status, _) = expected.split_once(':').unwrap_or((expected, ""));
     let shown = request.escape_ascii().to_string();

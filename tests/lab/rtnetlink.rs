@@ -1,4 +1,4 @@
-//! Rules and routes of a namespace: notifications of their changes, and fast changes.
+//! Rules and routes of a namespace: notifications, and fast changes.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -19,7 +19,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Subscribes.
+    /// Subscribes to the multicast groups.
     pub fn new(namespace: &Namespace) -> Monitor {
         let socket = namespace.enter(|| Socket::open(libc::NETLINK_ROUTE).unwrap());
         for group in [
@@ -36,7 +36,7 @@ impl Monitor {
         }
     }
 
-    /// The time at which the next message of a kind arrives, such as `RTM_DELRULE`.
+    /// Time of arrival of the next message of a type, such as `RTM_DELRULE`.
     pub fn next(&mut self, kind: u16) -> Instant {
         let deadline = Instant::now() + *PATIENCE;
         loop {
@@ -57,16 +57,15 @@ impl Monitor {
     }
 }
 
-/// Some hundred IPv4 rules with priority 3, to be added and deleted as fast as the kernel does it.
+/// Some hundred IPv4 rules of priority 3, to be added and deleted as fast as possible.
 pub struct Rules(Socket);
 
 impl Rules {
-    /// No rules yet.
     pub fn new(namespace: &Namespace) -> Rules {
         Rules(namespace.enter(|| Socket::open(libc::NETLINK_ROUTE).unwrap()))
     }
 
-    /// Adds them (`RTM_NEWRULE`), or deletes them (`RTM_DELRULE`).
+    /// Adds the rules (`RTM_NEWRULE`), or deletes them (`RTM_DELRULE`).
     pub fn change(&mut self, kind: u16) {
         /// linux/fib_rules.h
         const FRA_PRIORITY: u16 = 6;
@@ -87,14 +86,14 @@ impl Rules {
     }
 }
 
-/// A running ip(8) that executes line after line, whether they succeed or not.
+/// A running ip(8) that executes lines, and ignores their errors.
 pub struct Batch {
     child: Child,
     lines: Option<ChildStdin>,
 }
 
 impl Batch {
-    /// Starts it in a namespace, for a family: `-4` or `-6`.
+    /// Starts ip(8) in a namespace, for a family: `-4` or `-6`.
     pub fn new(namespace: &Namespace, family: &str) -> Batch {
         let mut command = namespace.command("ip");
         command.args([family, "-force", "-batch", "-"]);

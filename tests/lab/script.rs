@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{CIDRS, Daemon, Lab, PROGRAM};
 
-/// A script without a rule: the program then has only its routes and listeners.
+/// A script without rules, for the program's routes and listeners only.
 pub const EMPTY: &str = "*mangle\nCOMMIT\n";
 
 /// A script for `--rules`, in an unlinked file.
@@ -18,7 +18,7 @@ pub struct ScriptFile {
 }
 
 impl ScriptFile {
-    /// Writes it.
+    /// Writes the file.
     pub fn new(text: &str) -> ScriptFile {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -36,17 +36,17 @@ impl ScriptFile {
     }
 }
 
-/// The loader of a script.
+/// A program that loads a script.
 #[derive(Clone, Copy, Debug)]
 pub enum Loader {
-    /// The program, into its own table.
+    /// tproxy-pod, into its own table.
     Ours,
     /// iptables-restore and ip6tables-restore, from the output of `--print-rules`.
     Iptables,
 }
 
 impl Loader {
-    /// Both; the reference comes first.
+    /// Both; the reference is first.
     pub const ALL: [Loader; 2] = [Loader::Iptables, Loader::Ours];
 
     /// Starts the program with `options`, its bundled script loaded for both families.
@@ -69,7 +69,7 @@ pub fn whole(body: &str) -> String {
     format!("*mangle\n{body}\nCOMMIT\n")
 }
 
-/// The output of `--print-rules` for a script.
+/// Output of `--print-rules` for a script.
 pub fn print_rules(lab: &Lab, script: &ScriptFile, family: &str) -> Output {
     let mut command = lab.node.command(PROGRAM);
     command.args([
@@ -83,7 +83,6 @@ pub fn print_rules(lab: &Lab, script: &ScriptFile, family: &str) -> Output {
     command.output().unwrap()
 }
 
-/// A command's stderr.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }

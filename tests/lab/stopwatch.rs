@@ -1,5 +1,5 @@
-//! Measures time, and the part of it in which this process did not run because it was stopped or the machine
-//! was busy. The program, or the test that observes it, may be late by as much.
+//! Measures time, and the lost part of it: when this process did not run, because it was stopped or the machine
+//! was busy. The program and its test may be late by as much.
 
 use std::sync::{LazyLock, Mutex, Once};
 use std::thread;
@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 
-/// The longest delay of a timed event beside the lost time: 3 s, or more on emulated machines.
+/// Longest delay of a timed event beyond the lost time: 3 s, or more on emulated machines.
 pub static TOLERANCE: LazyLock<Duration> = LazyLock::new(|| *PATIENCE * 3 / 10);
 
-/// The interval at which a thread wakes up to measure its delay: long beside the usual delays of a few
-/// milliseconds.
+/// Interval at which a thread measures its wake-up delay, usually a few milliseconds.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The time at which the thread last woke up, and the time lost by then.
+/// Time of the thread's last wake-up, and the time lost until then.
 static LAST: LazyLock<Mutex<(Instant, Duration)>> =
     LazyLock::new(|| Mutex::new((Instant::now(), Duration::ZERO)));
 
@@ -42,7 +41,6 @@ pub struct Stopwatch {
 }
 
 impl Stopwatch {
-    /// Starts it.
     pub fn start() -> Stopwatch {
         static TICKING: Once = Once::new();
         TICKING.call_once(|| {
@@ -55,28 +53,28 @@ impl Stopwatch {
         }
     }
 
-    /// The time since the start.
+    /// Time since the start.
     pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
 
-    /// The lost part of it.
+    /// Lost time since the start.
     pub fn lost(&self) -> Duration {
         lost().saturating_sub(self.lost)
     }
 
-    /// The rest of it.
+    /// Time since the start, without the lost time.
     pub fn used(&self) -> Duration {
         self.elapsed().saturating_sub(self.lost())
     }
 
-    /// Asserts that an event took its time: not less, and not much more.
+    /// Asserts that an event took as long as `limit`: not less, and not more than the tolerance above.
     pub fn check(&self, what: &str, took: Duration, limit: Duration) {
         assert!(took >= limit, "{what}: {took:?} instead of {limit:?}");
         self.check_longest(what, took, limit);
     }
 
-    /// Asserts that an event did not take much longer than its time.
+    /// Asserts that an event took `limit` and the tolerance at most.
     pub fn check_longest(&self, what: &str, took: Duration, limit: Duration) {
         let lost = self.lost();
         assert!(

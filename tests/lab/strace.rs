@@ -1,4 +1,4 @@
-//! Tampers with system calls of a process, with strace(1): they fail, take long, or stop it.
+//! Tampers with a process's system calls, by strace(1): fails or delays them, or stops the process.
 
 use std::process::{Child, Command, Stdio};
 
@@ -16,7 +16,7 @@ impl Strace {
         Strace::tampering(process, call, &format!("error={error}:syscall=gettid"))
     }
 
-    /// Calls return `delay` µs later.
+    /// Calls return `delay` µs late.
     pub fn slow(process: Pid, call: &str, delay: u32) -> Strace {
         Strace::tampering(process, call, &format!("delay_exit={delay}"))
     }
@@ -48,13 +48,13 @@ impl Drop for Strace {
     }
 }
 
-/// A command that runs the program on a node. Its guard gets SIGSTOP at the `count`th call of this name, which
-/// is logged.
+/// A command that runs the program on a node. Its guard gets SIGSTOP at the `count`th call of this name; strace
+/// logs that.
 pub fn stopped_at(call: &str, count: usize, node: &Namespace, arguments: &[&str]) -> Command {
     let trace = format!("trace={call}");
     let inject = format!("inject={call}:signal=SIGSTOP:when={count}");
     let mut command = node.command("strace");
-    // The tracer is a grandchild, so that the program keeps its process id; it does not follow forks.
+    // The tracer is a grandchild: the program keeps its process id. It does not follow forks.
     command.args(["-D", "-qq", "-e", &trace, "-e", &inject, PROGRAM]);
     command.args(arguments);
     command
