@@ -1,5 +1,5 @@
-//! What is not captured, and stays on the bridge, is as fast as without us. Alone in its file, because
-//! what runs beside it would be measured, too.
+//! Traffic on a bridge that is not captured is as fast as without the program. A crate of its own: tests that
+//! run at the same time would change the measurement.
 
 mod lab;
 
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use lab::bridge::Bridge;
 use lab::{CIDRS, Namespace};
 
-/// The ratio of throughput with us to that without us which is a blunder of ours.
+/// Ratio of throughput, with the program to without, that fails the test.
 const BLUNDER: f64 = 0.75;
 
-/// In the environment: how many rounds to measure. The more, the less is noise.
+/// Environment variable: number of rounds to measure; more rounds reduce noise.
 const ROUNDS: &str = "ROUNDS";
 
-/// A round differs from another by a fifth and more, so a few tell a blunder from noise, and no more:
-/// `ROUNDS=300 cargo test --test throughput -- --nocapture` shows what it costs.
+/// Rounds differ by a fifth and more: a few show only a gross error. `ROUNDS=300 cargo test --test throughput
+/// -- --nocapture` shows the cost.
 #[test]
 fn other_ports_keep_the_throughput_of_the_bridge() {
     let rounds = std::env::var(ROUNDS).map_or(15, |rounds| rounds.parse().unwrap());
@@ -24,7 +24,7 @@ fn other_ports_keep_the_throughput_of_the_bridge() {
         let bridge = Bridge::new(filter);
         bridge.serve_sink();
         let mut ratios: Vec<f64> = Vec::new();
-        // On a busy machine rounds differ more, so that it takes more of them.
+        // On a busy machine rounds differ more: measure more of them.
         while ratios.len() < 4 * rounds && quarter(&ratios, 2) <= BLUNDER {
             ratios.extend((0..rounds).map(|_| with_to_without(&bridge)));
             ratios.sort_by(f64::total_cmp);
@@ -38,7 +38,7 @@ fn other_ports_keep_the_throughput_of_the_bridge() {
     }
 }
 
-/// What so many quarters of the ratios are below; 0 if there are none.
+/// Quartile `part` of the ratios; 0 if there are none.
 fn quarter(ratios: &[f64], part: usize) -> f64 {
     ratios.get(ratios.len() * part / 4).copied().unwrap_or(0.0)
 }

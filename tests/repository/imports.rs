@@ -1,6 +1,6 @@
-//! Finds out which files of `src` import which. It reads tokens, not Rust: `use` declarations and
-//! paths that start with `crate`, `super`, `self` or a child module. Comments, strings and `mod x;` are
-//! no imports. What a macro puts together is not seen.
+//! Finds which files of `src` import which. It reads tokens: `use` declarations, and paths that start with
+//! `crate`, `super`, `self` or a child module. Comments, strings and `mod x;` are not imports. Paths that a
+//! macro builds are not found.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
@@ -8,12 +8,12 @@ use std::iter;
 /// Pairs of files: the first imports the second.
 pub type Imports = BTreeSet<(String, String)>;
 
-/// The name by which the binary reaches the library.
+/// The library's name in the binary.
 const LIBRARY: &str = "tproxy_pod";
-/// Stands in a module's path for a module that is written within its parent's file.
+/// Component of a module's path for an inline module.
 const INLINE: &str = "{}";
 
-/// The imports among files, given as paths relative to `src` and texts.
+/// Imports between files, given as paths relative to `src` and texts.
 pub fn imports(sources: &BTreeMap<String, String>) -> Imports {
     let modules: BTreeMap<_, _> = sources.keys().map(|file| (module(file), file)).collect();
     let mut imports = Imports::new();
@@ -30,7 +30,7 @@ pub fn imports(sources: &BTreeMap<String, String>) -> Imports {
     imports
 }
 
-/// The path of a file's module: `server/mod.rs` is `[server]`, `lib.rs` is `[]`, the binary `[main]`.
+/// Module path of a file: `server/mod.rs` is `[server]`, `lib.rs` is `[]`, the binary `[main]`.
 fn module(file: &str) -> Vec<&str> {
     let path = file.strip_suffix(".rs").unwrap();
     let path = path.strip_suffix("/mod").unwrap_or(path);
@@ -40,12 +40,12 @@ fn module(file: &str) -> Vec<&str> {
     }
 }
 
-/// The absolute paths that a file uses.
+/// Absolute paths that a file uses.
 fn paths<'s>(file: &'s str, text: &'s str) -> Vec<Vec<&'s str>> {
     let tokens = tokens(text);
     let children = children(&tokens);
     let mut current = module(file);
-    // At which depth of braces each inline module has begun.
+    // Depth of braces at which each inline module starts.
     let mut inline = Vec::new();
     let mut depth = 0;
     let mut paths = Vec::new();
@@ -85,7 +85,7 @@ fn paths<'s>(file: &'s str, text: &'s str) -> Vec<Vec<&'s str>> {
     paths
 }
 
-/// The child modules that have a file.
+/// Child modules with a file.
 fn children<'s>(tokens: &[&'s str]) -> BTreeSet<&'s str> {
     let declarations = tokens.windows(3);
     declarations
@@ -96,7 +96,7 @@ fn children<'s>(tokens: &[&'s str]) -> BTreeSet<&'s str> {
         .collect()
 }
 
-/// The path at the beginning of tokens: `a :: b :: c`.
+/// The path at the start of tokens: `a :: b :: c`.
 fn path<'s>(tokens: &[&'s str]) -> Vec<&'s str> {
     let rest = tokens[1..].chunks(2).take_while(|it| it[0] == "::");
     iter::once(tokens[0])
@@ -104,7 +104,7 @@ fn path<'s>(tokens: &[&'s str]) -> Vec<&'s str> {
         .collect()
 }
 
-/// The paths of a `use` declaration, without its groups: `a::{b, c::{d, e}}` is `a::b a::c::d a::c::e`.
+/// Paths of a `use` declaration, without groups: `a::{b, c::{d, e}}` is `a::b a::c::d a::c::e`.
 fn use_paths<'s>(declaration: &[&'s str]) -> Vec<Vec<&'s str>> {
     let mut paths = Vec::new();
     let mut path = Vec::new();
@@ -138,7 +138,7 @@ fn use_paths<'s>(declaration: &[&'s str]) -> Vec<Vec<&'s str>> {
     paths
 }
 
-/// The absolute form of a path, if it is one within the crate.
+/// Absolute form of a path, if it is within the crate.
 fn resolve<'s>(
     path: Vec<&'s str>,
     current: &[&'s str],
@@ -196,7 +196,7 @@ fn length(text: &str, belongs: impl Fn(char) -> bool) -> usize {
     text.find(|it| !belongs(it)).unwrap_or(text.len())
 }
 
-/// The length of a block comment, which may hold others.
+/// Length of a block comment, which may be nested.
 fn comment(text: &str) -> usize {
     let mut depth = 0;
     let mut at = 0;
@@ -212,7 +212,7 @@ fn comment(text: &str) -> usize {
     }
 }
 
-/// The length of a string in quotes.
+/// Length of a string literal.
 fn string(text: &str) -> usize {
     let mut is_escaped = false;
     let end = text[1..].find(|it| {
@@ -223,7 +223,7 @@ fn string(text: &str) -> usize {
     1 + end.expect("a string has an end") + 1
 }
 
-/// The length of a raw string, 0 if there is none.
+/// Length of a raw string literal, 0 if there is none.
 fn raw_string(text: &str) -> usize {
     let prefix = length(text, |it| "rbc".contains(it));
     let hashes = length(&text[prefix..], |it| it == '#');
@@ -235,7 +235,7 @@ fn raw_string(text: &str) -> usize {
     start + text[start..].find(&end).expect("a raw string has an end") + end.len()
 }
 
-/// The length of a character in quotes; of a lifetime only its quote.
+/// Length of a character literal; of a lifetime only its quote.
 fn character(text: &str) -> usize {
     let mut characters = text.char_indices().skip(1);
     let (_, first) = characters.next().unwrap();

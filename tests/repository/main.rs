@@ -1,4 +1,4 @@
-//! The texts and the sources of this repository.
+//! Texts and sources of this repository.
 
 mod imports;
 mod pages;

@@ -1,4 +1,4 @@
-//! README.md, docs/, CONTRIBUTING.md and SECURITY.md say what the program says, and name what there is.
+//! README.md, docs/, CONTRIBUTING.md and SECURITY.md agree with the program, and their links exist.
 
 use tproxy_pod::options::HELP;
 use tproxy_pod::rules::template::BUNDLED;
@@ -31,7 +31,7 @@ const PAGES: [(&str, &str); 10] = [
     ("docs/rules.md", RULES),
 ];
 
-/// The row that a line of the help text's options has; the last line has two, and no meanings.
+/// Rows of the options table for a line of the help text; the last line has two, without descriptions.
 fn rows(line: &str) -> Vec<String> {
     let cells = line.split("  ").map(str::trim).filter(|it| !it.is_empty());
     let row = |option: &str, meaning, default: &str| {
@@ -81,7 +81,7 @@ fn every_file_and_every_test_that_is_named_is_there() {
         .flat_map(|(page, text)| text.lines().map(move |line| (*page, line)));
     for (page, line) in lines {
         let mut file = String::new();
-        // What stands behind a link to a file, up to the next link, names tests of that file.
+        // The text after a link to a file, up to the next link, names tests of that file.
         for part in line.split("](").skip(1) {
             let (path, rest) = part.split_once(')').unwrap();
             let path = path.split('#').next().unwrap();

@@ -1,4 +1,4 @@
-//! The rooms of `src`: imports point down, no files import each other, and no file is long.
+//! The modules of `src`: imports point down, no files import each other, and no file is long.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::imports::{Imports, imports};
 
-/// The rooms from top to bottom. A room may import what stands below it or beside it.
+/// Modules from top to bottom. A module may import those below it or beside it.
 const LEVELS: [&[&str]; 7] = [
     &["main", "lib"],
     &["check", "options"],
@@ -17,10 +17,10 @@ const LEVELS: [&[&str]; 7] = [
     &["selectors", "error", "lock", "sys"],
 ];
 
-/// The longest file, in lines.
+/// Most lines of a file.
 const LONGEST: usize = 400;
 
-/// The files of `src`, by their path below it.
+/// Files of `src`, by their relative path.
 fn sources() -> BTreeMap<String, String> {
     let mut sources = BTreeMap::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -39,7 +39,7 @@ fn sources() -> BTreeMap<String, String> {
     sources
 }
 
-/// The room that a file is in: its folder, or the file itself.
+/// Module of a file: its directory, or the file itself.
 fn room(file: &str) -> &str {
     file.split(['/', '.']).next().unwrap()
 }
@@ -56,7 +56,7 @@ fn rooms(imports: &Imports) -> Imports {
     rooms.filter(|(from, to)| from != to).collect()
 }
 
-/// The shortest way from each to itself, written from its least member; each circle once.
+/// Shortest import cycle of each file, written from its least member; each cycle once.
 fn circles(imports: &Imports) -> BTreeSet<String> {
     let all: BTreeSet<_> = imports.iter().map(|(from, _)| from).collect();
     let circles = all.into_iter().filter_map(|start| circle(imports, start));
@@ -89,7 +89,7 @@ fn circle(imports: &Imports, start: &str) -> Option<String> {
     None
 }
 
-/// The imports that point up.
+/// Imports that point up.
 fn upward(imports: &Imports) -> Vec<String> {
     let upward = imports.iter().filter(|(from, to)| level(to) < level(from));
     upward.map(|(from, to)| format!("{from} → {to}")).collect()
