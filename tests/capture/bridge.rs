@@ -1,5 +1,4 @@
-//! Pods of one bridge: they talk to each other below IP, and are captured all the same; what is not
-//! captured stays on the bridge.
+//! Pods of one bridge: connections between them are captured, and all other frames stay on the bridge.
 
 use crate::lab::bridge::{Bridge, PEER, PEER6};
 use crate::lab::conversation::{Conversation, REQUEST};
@@ -7,12 +6,12 @@ use crate::lab::kernel::has_all;
 use crate::lab::script::ScriptFile;
 use crate::lab::{CIDRS, Namespace, PATIENCE, is_echoed, wait_until};
 
-/// Beyond the bridge, with the node as the gateway; no Pod has them.
+/// Addresses without a Pod beyond the bridge, where the node is the gateway.
 const BEYOND: [&str; 2] = ["10.244.7.9:8180", "[fd00:10:244:7::9]:8180"];
 
 /// Whether tproxy-pod has answered, and not a Pod.
 #[track_caller]
-fn is_captured(pod: &Namespace, address: &str) {
+fn assert_captured(pod: &Namespace, address: &str) {
     let answer = pod.get(address, "/");
     assert!(
         answer.contains("Request received from "),
@@ -21,7 +20,7 @@ fn is_captured(pod: &Namespace, address: &str) {
 }
 
 #[track_caller]
-fn is_the_pods(pod: &Namespace, address: &str) {
+fn assert_answered_by_pod(pod: &Namespace, address: &str) {
     let answer = pod.get(address, "/");
     assert!(answer.ends_with("\r\n\r\npod"), "{address}: {answer}");
 }
@@ -40,7 +39,7 @@ fn a_pod_of_the_same_bridge_and_an_address_beyond_it_are_captured() {
             let daemon = bridge.start(&["--cidr", CIDRS]);
             daemon.wait_for("Created table bridge tproxy-pod, owned");
             for address in [PEER, PEER6].into_iter().chain(BEYOND) {
-                is_captured(&bridge.pod, address);
+                assert_captured(&bridge.pod, address);
             }
         }
     }
@@ -60,7 +59,7 @@ fn the_echo_and_the_log_say_which_pod_asked() {
     }
 }
 
-/// With a bridge br_netfilter adds hooks of its own, which our chain has to be ahead of.
+/// br_netfilter adds hooks with the first bridge; the program's chain has to be ahead of them.
 #[test]
 fn bridges_and_pods_that_come_after_the_start_are_captured() {
     for filter in [false, true] {
@@ -90,16 +89,15 @@ fn a_bridge_is_followed_when_it_gets_its_address() {
     bridge.peer.serve(8180);
     bridge.node.run("ip address flush dev cni0 scope global");
     let _daemon = bridge.start(&["--cidr", CIDRS]);
-    is_the_pods(&bridge.pod, PEER);
+    assert_answered_by_pod(&bridge.pod, PEER);
     bridge.node.run("ip address add 10.244.0.1/24 dev cni0");
     wait_until("the address is known", || {
         bridge.try_get(PEER).contains("Request received from ")
     });
-    is_the_pods(&bridge.pod, PEER6);
+    assert_answered_by_pod(&bridge.pod, PEER6);
 }
 
-/// Neither the frames of a connection from before, nor those that are captured, are forwarded by the
-/// node.
+/// The node forwards neither frames of older connections, nor captured ones.
 #[test]
 fn a_node_that_forwards_nothing_disturbs_no_connection_on_its_bridge() {
     let bridge = Bridge::new(false);
@@ -117,20 +115,20 @@ fn a_node_that_forwards_nothing_disturbs_no_connection_on_its_bridge() {
     for _ in 0..3 {
         pod_answers("while it intercepts");
         for address in [PEER, PEER6] {
-            is_captured(&bridge.pod, address);
+            assert_captured(&bridge.pod, address);
         }
     }
     assert_eq!(daemon.stop(), Some(0));
     pod_answers("after the stop");
     for address in [PEER, PEER6] {
-        is_the_pods(&bridge.pod, address);
+        assert_answered_by_pod(&bridge.pod, address);
     }
     let forwarded = bridge.node.run("iptables -L FORWARD -v -x");
     assert!(forwarded.contains("policy DROP 0 packets"), "{forwarded}");
 }
 
-/// As kube-proxy drops it: what conntrack has not seen from its start. With bridge-nf the node's
-/// conntrack sees both ways of a bridged connection, without it none.
+/// kube-proxy drops packets in conntrack state INVALID. With bridge-nf, conntrack sees both directions of a
+/// bridged connection, without it none.
 #[test]
 fn connections_that_no_rule_takes_are_the_pods_also_where_invalid_packets_are_dropped() {
     for filter in [false, true] {
@@ -169,7 +167,7 @@ fn a_stop_finishes_what_came_over_the_bridge_and_leaves_the_rest_to_the_pod() {
     daemon.signal(nix::sys::signal::Signal::SIGTERM);
     daemon.wait_for("Stopping: new connections go to the Pods");
     for address in [PEER, PEER6] {
-        is_the_pods(&bridge.pod, address);
+        assert_answered_by_pod(&bridge.pod, address);
     }
     for connection in &mut open {
         assert_eq!(connection.ask(second).field("Connection"), "close");
@@ -189,7 +187,7 @@ fn sigkill_leaves_no_rule_on_the_bridge() {
         daemon.kill();
         assert_eq!(bridge.node.tables(), [""; 0]);
         for address in [PEER, PEER6] {
-            is_the_pods(&bridge.pod, address);
+            assert_answered_by_pod(&bridge.pod, address);
         }
     }
 }
@@ -202,13 +200,13 @@ fn a_second_start_finds_nothing_in_its_way_on_the_bridge() {
     bridge.node.run("nft add chain bridge tproxy-pod old");
     for _ in 0..2 {
         let _daemon = bridge.start(&["--cidr", CIDRS]);
-        is_captured(&bridge.pod, PEER);
+        assert_captured(&bridge.pod, PEER);
         let tables = bridge.node.run("nft list table bridge tproxy-pod");
         assert!(!tables.contains("chain old"), "{tables}");
     }
 }
 
-/// IP has no part in what is not captured: other ports, and the datagrams of the captured one.
+/// IP does not see other ports, nor datagrams to the captured port.
 #[test]
 fn what_is_not_captured_stays_on_the_bridge() {
     let bridge = Bridge::new(false);
@@ -229,11 +227,11 @@ fn what_is_not_captured_stays_on_the_bridge() {
     let echoed = bridge.pod.enter(|| is_echoed(from, to, *PATIENCE));
     assert!(echoed.unwrap());
     assert_eq!(seen_by_ip(), 0);
-    is_captured(&bridge.pod, PEER);
+    assert_captured(&bridge.pod, PEER);
     assert_ne!(seen_by_ip(), 0, "what is captured is counted");
 }
 
-/// They would be dropped, or not find the way back. What is sent to the bridge itself is for IP.
+/// IP would drop them, or has no route back. Frames to the bridge's own address go to IP.
 #[test]
 fn frames_that_ip_could_not_answer_stay_on_the_bridge() {
     let elsewhere = "ip address flush dev cni0 scope global\n\
@@ -250,11 +248,11 @@ fn frames_that_ip_could_not_answer_stay_on_the_bridge() {
             change.lines().for_each(|line| drop(bridge.node.run(line)));
             let _daemon = bridge.start(&["--cidr", CIDRS]);
             for address in [PEER, PEER6] {
-                is_the_pods(&bridge.pod, address);
+                assert_answered_by_pod(&bridge.pod, address);
             }
             if change == vlans {
                 for address in BEYOND {
-                    is_captured(&bridge.pod, address);
+                    assert_captured(&bridge.pod, address);
                 }
             }
         }
@@ -263,8 +261,8 @@ fn frames_that_ip_could_not_answer_stay_on_the_bridge() {
     bridge.peer.serve(8180);
     bridge.node.sysctl("net.ipv6.conf.cni0.disable_ipv6", "1");
     let _daemon = bridge.start(&["--cidr", CIDRS]);
-    is_captured(&bridge.pod, PEER);
-    is_the_pods(&bridge.pod, PEER6);
+    assert_captured(&bridge.pod, PEER);
+    assert_answered_by_pod(&bridge.pod, PEER6);
 }
 
 /// As from a port of the bridge that leads out of the node.
@@ -278,23 +276,23 @@ fn frames_to_the_bridge_itself_are_captured_from_every_client() {
             .run("ip route change default via 10.244.0.1 src 192.0.2.5");
         bridge.node.run("ip route add 192.0.2.5/32 via 10.244.0.5");
         let daemon = bridge.start(&["--cidr", CIDRS]);
-        is_captured(&bridge.pod, BEYOND[0]);
+        assert_captured(&bridge.pod, BEYOND[0]);
         daemon.wait_for("client=192.0.2.5:");
     }
 }
 
-/// Whether bridges can have VLANs; the stock kernels' can.
+/// Whether bridges can have VLANs, as on the stock kernels.
 fn has_vlans(node: &Namespace) -> bool {
-    let there_are = node.enter(|| std::fs::exists("/proc/net/vlan").unwrap())
+    let has_vlans = node.enter(|| std::fs::exists("/proc/net/vlan").unwrap())
         || node
             .try_run("ip link set cni0 type bridge vlan_filtering 0")
             .status
             .success();
-    assert!(there_are || !has_all(), "this kernel should have them");
-    there_are
+    assert!(has_vlans || !has_all(), "this kernel should have them");
+    has_vlans
 }
 
-/// Another Pod forges the peer's answer to a connection that is open.
+/// Another Pod forges the peer's SYN-ACK for an open connection.
 #[test]
 fn no_forged_frame_takes_an_open_connection_away() {
     let bridge = Bridge::new(false);
@@ -325,7 +323,7 @@ fn every_block_and_every_port_of_the_lists_is_captured_on_a_bridge() {
         "[fd00:99::7]",
     ] {
         for port in ["8180", "9000", "9010", "10000"] {
-            is_captured(&bridge.pod, &format!("{address}:{port}"));
+            assert_captured(&bridge.pod, &format!("{address}:{port}"));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What is captured on the networks of CNIs and behind kube-proxy: each client sends requests to each
-//! Pod and Service, on two nodes that both run the program. The tables of docs/captured.md are the outcomes.
+//! What is captured on the networks of CNIs and behind kube-proxy. Each client sends requests to each Pod and
+//! Service, on two nodes that both run the program. The tables of docs/captured.md show the outcomes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
@@ -7,23 +7,22 @@ use std::sync::LazyLock;
 use crate::lab::Namespace;
 use crate::lab::cluster::{Cluster, Node};
 use crate::lab::kernel::{has_all, has_device, has_ipvs, owns_tables};
-use crate::matrix::ask::Outcome::{self, Captured, Pod, Refused, TimeOut, Unreachable};
 use crate::matrix::networks::{CALICO, DOCKER, FLANNEL, IPVLAN, Network, PTP, VXLAN};
+use crate::matrix::request::Outcome::{self, Captured, Pod, Refused, TimeOut, Unreachable};
 use crate::matrix::services::{self, client_by, cluster_ip, node_port};
 use crate::matrix::table::{Row, block, table};
-use crate::matrix::{Outcomes, Question, ask_all, both};
+use crate::matrix::{Outcomes, Request, both, send_all};
 
-/// Captured on node 1, where the Pod that is asked has its place, and on node 2.
+/// Captured on node 1, where the server Pod is, and on node 2.
 const A: Outcome = Captured(1);
 const B: Outcome = Captured(2);
 
-/// The captured port.
 const PORT: u16 = 8180;
 
-/// A part of addresses that no Pod has.
+/// Last octet or group of addresses without a Pod.
 const ABSENT: u8 = 62;
 
-/// The clients of Pod addresses, in this order.
+/// Clients of Pod addresses, in the order of columns.
 const CLIENTS: [&str; 5] = [
     "client outside",
     "Pod on the same node",
@@ -32,7 +31,7 @@ const CLIENTS: [&str; 5] = [
     "another node",
 ];
 
-/// The clients of a Service, in this order.
+/// Clients of a Service, in the order of columns.
 const CLIENTS_OF_SERVICES: [&str; 6] = [
     "client outside, by the Pod's node",
     "client outside, by another node",
@@ -42,15 +41,14 @@ const CLIENTS_OF_SERVICES: [&str; 6] = [
     "another node",
 ];
 
-/// A way to reach Pods, and what has to come of asking a Pod, and of asking where there is none.
+/// A network of Pods, with the expected outcomes of requests to a Pod, and to an address without one.
 struct Topology {
     name: &'static str,
     network: Network,
     exists: fn() -> bool,
     pod: Outcomes,
     absent: Outcomes,
-    /// The same two where no frame of a bridge is redirected, because tables have no owner, if that makes
-    /// a difference.
+    /// Outcomes where tables have no owner, and so bridged frames are not redirected; if they differ.
     limited: Option<[Outcomes; 2]>,
 }
 
@@ -76,10 +74,10 @@ fn topologies() -> [Topology; 6] {
     ]
 }
 
-/// All but the node's own packets are captured on the first node.
+/// All are captured on the first node, except the node's own packets.
 const ALL: [Outcome; 5] = [A, A, B, Pod, A];
 
-/// A client on a bridge looks there for a neighbour, in vain.
+/// On a bridge, neighbour discovery of an address without a Pod fails.
 const NO_NEIGHBOUR: [Outcome; 5] = [A, Unreachable, B, Unreachable, A];
 
 /// Each packet of a Pod is routed by its node.
@@ -94,7 +92,7 @@ fn routed(name: &'static str, network: Network) -> Topology {
     }
 }
 
-/// The Pods of a node are neighbours.
+/// Pods of one node are neighbours on a bridge.
 fn bridged(name: &'static str, network: Network, limited: [Outcomes; 2]) -> Topology {
     Topology {
         name,
@@ -106,12 +104,12 @@ fn bridged(name: &'static str, network: Network, limited: [Outcomes; 2]) -> Topo
     }
 }
 
-/// What differs between the families.
+/// Outcomes that differ between the families.
 fn split(v4: &[Outcome], v6: &[Outcome]) -> Outcomes {
     v4.iter().zip(v6).map(|(&v4, &v6)| [v4, v6]).collect()
 }
 
-/// What leads a Service to the Pod, in rows for the ClusterIP and for the NodePort.
+/// A proxy mode of Services, with rows for the ClusterIP and the NodePort.
 struct Service {
     names: [&'static str; 2],
     proxy: fn(&Node),
@@ -136,11 +134,11 @@ const SERVICES: [Service; 3] = [
     },
 ];
 
-/// The rows for Pods, and those for addresses without one: measured once, for all tests.
+/// Rows for Pods, and for addresses without one; measured once for all tests.
 static TOPOLOGIES: LazyLock<(Vec<Row>, Vec<Row>)> =
     LazyLock::new(|| topologies().map(Topology::measure).into_iter().unzip());
 
-/// The rows for Services.
+/// Rows for Services.
 static SERVICE_ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
     SERVICES
         .map(Service::measure)
@@ -150,7 +148,7 @@ static SERVICE_ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
 });
 
 impl Topology {
-    /// The row for the Pod, and the one for an address that no Pod has.
+    /// Rows for the Pod, and for an address without one.
     fn measure(self) -> (Row, Row) {
         let whole = self.limited.is_none() || owns_tables();
         let [pod, absent] = self
@@ -163,9 +161,9 @@ impl Topology {
             cluster.web.inside.serve(PORT);
             let _daemons = cluster.start();
             let without_pod = cluster.nodes[0].pod_addresses(ABSENT);
-            let mut questions = all_ask(&cluster, cluster.web.addresses());
-            questions.extend(all_ask(&cluster, without_pod));
-            ask_all(&questions, &[&pod[..], &absent].concat())
+            let mut requests = requests_to(&cluster, cluster.web.addresses());
+            requests.extend(requests_to(&cluster, without_pod));
+            send_all(&requests, &[&pod[..], &absent].concat())
         });
         let of_absent = measured.as_mut().map(|it| it.split_off(pod.len()));
         let row = |measured, expected| Row {
@@ -178,12 +176,12 @@ impl Topology {
     }
 }
 
-/// All clients ask these addresses.
-fn all_ask(cluster: &Cluster, to: [IpAddr; 2]) -> Vec<Question<'_>> {
+/// Requests from all clients to these addresses.
+fn requests_to(cluster: &Cluster, to: [IpAddr; 2]) -> Vec<Request<'_>> {
     let [one, two] = &cluster.nodes;
     let (near, far) = (&cluster.near.inside, &cluster.far.inside);
     [&cluster.client, near, far, &one.host, &two.host]
-        .map(|client| Question {
+        .map(|client| Request {
             client,
             to: to.map(|it| (it, PORT).into()),
         })
@@ -203,9 +201,9 @@ impl Service {
                 .nodes
                 .each_ref()
                 .map(|node| client_by(&cluster, node));
-            let mut questions = all_ask_service(&cluster, &outside, cluster_ip);
-            questions.extend(all_ask_service(&cluster, &outside, node_port));
-            ask_all(&questions, &[&expected[..], &expected].concat())
+            let mut requests = requests_to_service(&cluster, &outside, cluster_ip);
+            requests.extend(requests_to_service(&cluster, &outside, node_port));
+            send_all(&requests, &[&expected[..], &expected].concat())
         });
         let of_node_port = measured.as_mut().map(|it| it.split_off(expected.len()));
         let row = |name, measured| Row {
@@ -219,12 +217,12 @@ impl Service {
     }
 }
 
-/// All clients ask the Service at the node that their packets meet first.
-fn all_ask_service<'a>(
+/// Requests from all clients to the Service, at the node that their packets reach first.
+fn requests_to_service<'a>(
     cluster: &'a Cluster,
     outside: &'a [Namespace; 2],
     address: fn(&Node) -> [SocketAddr; 2],
-) -> Vec<Question<'a>> {
+) -> Vec<Request<'a>> {
     let [one, two] = &cluster.nodes;
     [
         (&outside[0], one),
@@ -234,14 +232,14 @@ fn all_ask_service<'a>(
         (&one.host, one),
         (&two.host, two),
     ]
-    .map(|(client, node)| Question {
+    .map(|(client, node)| Request {
         client,
         to: address(node),
     })
     .into()
 }
 
-/// Asserts row by row that what was measured is what is expected, and names what this kernel cannot do.
+/// Asserts row by row that the outcomes are as expected; prints what this kernel lacks.
 fn all_are_as_expected(rows: &[Row]) {
     let mut differences = String::new();
     for row in rows {

@@ -1,4 +1,4 @@
-//! What is captured and what is not, on real packets.
+//! What is captured and what is not, with real packets.
 
 #[path = "../lab/mod.rs"]
 mod lab;

@@ -1,6 +1,6 @@
-//! Other programs with rules on the same node: kube-proxy, Calico, docker, firewalld. Their rules do
-//! not change, and work; captured connections are answered in whichever order the programs started, and
-//! while the others reload or flush their rules.
+//! Other programs with rules on the same node: kube-proxy, Calico, docker, firewalld. Their rules do not
+//! change, and work. Captured connections are answered regardless of the order of starts, and while the others
+//! reload or flush their rules.
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
@@ -11,13 +11,12 @@ use crate::lab::foreign::Traffic;
 use crate::lab::kernel::owns_tables;
 use crate::lab::{CIDRS, Lab, Namespace, POD, POD6};
 
-/// Another program with rules on the node.
 struct Neighbour {
     name: &'static str,
-    /// Replaces its rules.
+    /// Command that replaces its rules.
     loader: &'static str,
     rules: &'static str,
-    /// Asserts that its own work is done.
+    /// Asserts that its rules have their effect.
     works: fn(&Lab),
 }
 
@@ -26,7 +25,7 @@ const CALICO: &str = include_str!("neighbours/calico.iptables");
 const DOCKER: &str = include_str!("neighbours/docker.iptables");
 const FIREWALLD: &str = include_str!("neighbours/firewalld.nft");
 
-/// With what `firewall-cmd --add-port=8180/tcp` adds.
+/// With the rules of `firewall-cmd --add-port=8180/tcp`.
 const OPEN_FIREWALLD: &str = concat!(
     include_str!("neighbours/firewalld.nft"),
     "add rule inet firewalld filter_IN_public_allow tcp dport 8180 accept\n"
@@ -91,11 +90,11 @@ impl Neighbour {
 
 fn load(lab: &Lab, loader: &str, rules: &str) {
     let loaded = lab.node.feed(loader, rules);
-    let complaint = String::from_utf8_lossy(&loaded.stderr);
-    assert!(loaded.status.success(), "{loader}: {complaint}");
+    let stderr = String::from_utf8_lossy(&loaded.stderr);
+    assert!(loaded.status.success(), "{loader}: {stderr}");
 }
 
-/// A ClusterIP and a NodePort lead to the Pod, which sees the node in the client's place.
+/// A ClusterIP and a NodePort are translated to the Pod, and the client to the node.
 fn services_work(lab: &Lab) {
     for service in ["10.96.0.10:80", "192.0.2.1:30080"] {
         assert_eq!(lab.client.get(service, "/"), "asked by 10.244.0.1");
@@ -104,26 +103,26 @@ fn services_work(lab: &Lab) {
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }
 
-/// Pods are reached, and their own connections to the outside have the node's address.
+/// Pods are reachable, and their connections to the outside have the node's address.
 fn calico_works(lab: &Lab) {
     assert_eq!(lab.client.get("10.244.0.5:80", "/"), "asked by 192.0.2.2");
     assert_eq!(lab.pod.get("192.0.2.2:80", "/"), "asked by 192.0.2.1");
 }
 
-/// A published port leads to the container, which cannot be reached past it.
+/// A published port is translated to the container, whose address is not reachable directly.
 fn docker_works(lab: &Lab) {
     assert_eq!(lab.client.get("192.0.2.1:8080", "/"), "asked by 192.0.2.2");
     assert!(is_dropped(&lab.client, "172.17.0.2:80"));
 }
 
-/// Open ports of the node can be reached, and no others; Pods can.
+/// Open ports of the node are reachable, and no others; Pods are reachable.
 fn firewalld_works(lab: &Lab) {
     assert!(lab.client.connect("192.0.2.1:22").is_ok());
     assert!(is_rejected(lab, "192.0.2.1:80"));
     assert_eq!(lab.client.get("10.244.0.5:80", "/"), "asked by 192.0.2.2");
 }
 
-/// Whether a client's SYN, and the next, stays without an answer.
+/// Whether a client's SYN and its retransmission get no answer.
 fn is_dropped(client: &Namespace, address: &str) -> bool {
     let (address, patience) = (address.parse().unwrap(), Duration::from_millis(300));
     let connect = || TcpStream::connect_timeout(&address, patience).map(drop);
@@ -131,7 +130,7 @@ fn is_dropped(client: &Namespace, address: &str) -> bool {
     connected.is_err_and(|error| error.kind() == ErrorKind::TimedOut)
 }
 
-/// Whether a firewall says at once that the client may not connect.
+/// Whether a firewall rejects the client's SYN.
 fn is_rejected(lab: &Lab, address: &str) -> bool {
     let connected = lab.client.connect(address);
     connected.is_err_and(|error| {
@@ -142,7 +141,7 @@ fn is_rejected(lab: &Lab, address: &str) -> bool {
     })
 }
 
-/// A lab with a Pod that is a container too, and with servers on all sides.
+/// A lab whose Pod is also a container, with servers on all sides.
 fn lab() -> Lab {
     let lab = Lab::new();
     lab.node.run("ip route add default via 10.244.0.5");
@@ -159,7 +158,7 @@ fn lab() -> Lab {
     lab
 }
 
-fn is_captured(lab: &Lab, address: &str) {
+fn assert_captured(lab: &Lab, address: &str) {
     let answer = lab.client.get(address, "/");
     assert!(answer.contains("Request received from "), "{answer}");
 }
@@ -171,7 +170,7 @@ fn nothing_of_theirs_changes_by_a_start_while_it_runs_and_by_a_stop() {
         neighbour.load(&lab);
         let before = lab.node.foreign_state();
         let mut daemon = lab.start(&["--cidr", CIDRS]);
-        is_captured(&lab, POD);
+        assert_captured(&lab, POD);
         assert_eq!(lab.node.foreign_state(), before, "{name}, while it runs");
         assert_eq!(daemon.stop(), Some(0));
         assert_eq!(lab.node.foreign_state(), before, "{name}, after the stop");
@@ -201,7 +200,7 @@ fn captured_connections_are_answered_whichever_rules_came_first() {
         neighbour.load(&ours);
         for lab in [theirs, ours] {
             for address in [POD, POD6, "10.244.77.9:8180"] {
-                is_captured(&lab, address);
+                assert_captured(&lab, address);
             }
             (neighbour.works)(&lab);
         }
@@ -229,7 +228,7 @@ fn ask(connection: &mut Conversation) -> String {
     connection.ask("GET / HTTP/1.1\r\nHost: pod\r\n\r\n").status
 }
 
-/// Before Linux 5.12 one does: guard/lifecycle.rs asserts what follows.
+/// Before Linux 5.12 a flush of the ruleset does: see guard/lifecycle.rs.
 #[test]
 fn no_flush_disturbs_captured_connections() {
     let lab = lab();
@@ -277,8 +276,8 @@ fn rules_that_accept_packets_early_hide_none_of_them() {
         accept("mangle");
         let _daemon = lab.start(&["--cidr", CIDRS]);
         accept("raw");
-        is_captured(&lab, POD);
-        is_captured(&lab, POD6);
+        assert_captured(&lab, POD);
+        assert_captured(&lab, POD6);
     }
 }
 
@@ -292,7 +291,7 @@ fn firewalld_keeps_captured_connections_out_until_their_port_is_open() {
     }
     load(&lab, "nft -f -", OPEN_FIREWALLD);
     for address in [POD, POD6] {
-        is_captured(&lab, address);
+        assert_captured(&lab, address);
     }
 }
 
@@ -303,7 +302,7 @@ fn what_docker_drops_in_raw_is_not_captured() {
         docker.load(&lab);
         let _daemon = lab.start(&["--cidr", "172.17.0.0/16"]);
         assert!(is_dropped(&lab.client, "172.17.0.2:8180"));
-        is_captured(&lab, "172.17.0.3:8180");
+        assert_captured(&lab, "172.17.0.3:8180");
     }
 }
 
@@ -313,7 +312,7 @@ fn pods_are_clients_where_firewalld_tests_the_way_back_by_mark() {
     let _daemon = lab.start(&["--cidr", CIDRS]);
     load(&lab, "nft -f -", OPEN_FIREWALLD);
     for address in ["10.244.7.9:8180", "[fd00:10:244:7::9]:8180"] {
-        is_captured(&lab, address);
+        assert_captured(&lab, address);
         let answer = lab.pod.get(address, "/");
         assert!(answer.contains("Request received from "), "{answer}");
     }

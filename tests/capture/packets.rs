@@ -1,4 +1,4 @@
-//! What is captured, what is not, and what the echo and the log say about it: on real packets.
+//! What is captured and what is not, and the contents of echo and log, with real packets.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::lab::{CIDRS, Lab, PATIENCE, POD, POD6, is_echoed};
 
-/// Whether tproxy-pod has answered, and not the Pod.
+/// Whether the program has answered, and not the Pod.
 fn echoed(answer: &str) -> bool {
     answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("Request received from ")
 }
@@ -175,7 +175,7 @@ fn a_thousand_blocks_are_captured() {
     );
 }
 
-/// By our mark a client within the captured block would have a local address.
+/// With the program's mark, a client within the captured block would have a local source address.
 #[test]
 fn a_node_that_validates_sources_by_mark_captures_all_clients() {
     for reverse_path in ["0", "1", "2"] {

@@ -1,5 +1,5 @@
-//! A node on which others have marks, rules and routes: nothing of theirs changes, and ours work, or
-//! the start is refused with a reason.
+//! A node with marks, rules and routes of other processes: these do not change, and the program's take effect,
+//! or the start is refused with a reason.
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use crate::lab::{CIDRS, Lab, POD, POD6};
 
-fn is_captured(lab: &Lab, address: &str) {
+fn assert_captured(lab: &Lab, address: &str) {
     let answer = lab.client.get(address, "/");
     assert!(answer.contains("Request received from "), "{answer}");
 }
 
-/// Whether a client's SYN stays without an answer.
+/// Whether a client's SYN gets no answer.
 fn is_lost(lab: &Lab, address: &str) -> bool {
     let (address, patience) = (address.parse().unwrap(), Duration::from_millis(300));
     let connect = || TcpStream::connect_timeout(&address, patience).map(drop);
@@ -20,7 +20,7 @@ fn is_lost(lab: &Lab, address: &str) -> bool {
     connected.is_err_and(|error| error.kind() == ErrorKind::TimedOut)
 }
 
-/// All that a start adds where nothing is there.
+/// All that a start adds on a node without rules.
 const OURS: [&str; 6] = [
     "route local 10.244.0.0/16 dev lo table 100",
     "route local fd00:10:244::/56 dev lo table 100",
@@ -30,15 +30,15 @@ const OURS: [&str; 6] = [
     "IPv6 rule fwmark 0x1/0x1 lookup 100",
 ];
 
-/// Starts and stops beside what others have: that stays as it is, ours is added, and captured
+/// Starts and stops beside entries of other processes: these do not change, `ours` is added, and captured
 /// connections are answered.
-fn lives_beside(theirs: &[&str], ours: &[&str]) {
+fn assert_coexists(theirs: &[&str], ours: &[&str]) {
     let lab = Lab::new();
     theirs.iter().for_each(|line| drop(lab.node.run(line)));
     let before = (lab.node.foreign_state(), lab.remains());
     let mut daemon = lab.start(&["--cidr", CIDRS]);
-    is_captured(&lab, POD);
-    is_captured(&lab, POD6);
+    assert_captured(&lab, POD);
+    assert_captured(&lab, POD6);
     assert_eq!(lab.node.foreign_state(), before.0, "while it runs");
     assert_eq!(daemon.stop(), Some(0));
     assert_eq!(
@@ -52,8 +52,8 @@ fn lives_beside(theirs: &[&str], ours: &[&str]) {
     assert_eq!(added, ours);
 }
 
-/// A start that fails with this line, and changes nothing.
-fn is_refused(theirs: &[&str], reason: &str) {
+/// Checks that a start fails with this line, and changes nothing.
+fn assert_start_is_refused(theirs: &[&str], reason: &str) {
     let lab = Lab::new();
     theirs.iter().for_each(|line| drop(lab.node.run(line)));
     let before = (lab.node.foreign_state(), lab.remains());
@@ -75,7 +75,7 @@ fn routes_to_elsewhere_in_the_table_stay() {
         "ip -6 route add default via 2001:db8:1::2 table 100",
         "ip -6 route add unreachable fd00::/16 table 100",
     ];
-    lives_beside(&theirs, &OURS);
+    assert_coexists(&theirs, &OURS);
 }
 
 #[test]
@@ -85,17 +85,17 @@ fn local_routes_like_ours_serve_and_stay() {
         "ip route add local 10.244.0.5 dev lo table 100",
         "ip -6 route add local fd00:10:244::/56 dev lo table 100",
     ];
-    lives_beside(&theirs, &OURS[2..]);
+    assert_coexists(&theirs, &OURS[2..]);
 }
 
-/// Adds a route to the table, and checks that the start is refused, with the conflicting block named.
-fn is_refused_beside_route(route: &str, block: &str, conflict: &str) {
+/// Adds a route to the table, and checks that the start is refused and names the conflicting block.
+fn assert_refused_beside_route(route: &str, block: &str, conflict: &str) {
     let route = format!("ip route add {route} table 100");
     let reason = format!(
         "add route local {block} dev lo table 100: \
          File exists (the table has another route to {conflict}; see --table)"
     );
-    is_refused(&[&route], &reason);
+    assert_start_is_refused(&[&route], &reason);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn another_route_to_a_captured_block_refuses_the_start() {
             "fd00:10:244::/56",
         ),
     ] {
-        is_refused_beside_route(route, block, block);
+        assert_refused_beside_route(route, block, block);
     }
 }
 
@@ -130,7 +130,7 @@ fn a_route_to_a_part_of_a_captured_block_refuses_the_start() {
             "fd00:10:244::/56",
         ),
     ] {
-        is_refused_beside_route(route, block, part);
+        assert_refused_beside_route(route, block, part);
     }
 }
 
@@ -145,7 +145,7 @@ fn rules_with_other_marks_or_none_stay() {
         "ip rule add not fwmark 0xca6d lookup 51820 priority 32000",
         "ip route add blackhole default table 200",
     ];
-    lives_beside(&theirs, &OURS);
+    assert_coexists(&theirs, &OURS);
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn a_rule_like_ours_serves_and_stays() {
         "ip rule add fwmark 0x1/0x1 lookup 100 priority 5",
         "ip -6 rule add fwmark 0x1/0x1 lookup 100 priority 8",
     ];
-    lives_beside(&theirs, &[OURS[0], OURS[1], OURS[2], OURS[4]]);
+    assert_coexists(&theirs, &[OURS[0], OURS[1], OURS[2], OURS[4]]);
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn a_rule_like_ours_that_comes_later_or_asks_for_more_does_not_serve_but_stays()
         "ip rule add fwmark 0x1/0x1 lookup 100 priority 40000",
         "ip -6 rule add fwmark 0x1/0x1 lookup 100 priority 40000",
     ];
-    lives_beside(&theirs, &OURS);
+    assert_coexists(&theirs, &OURS);
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn a_rule_that_uses_our_mark_otherwise_refuses_the_start() {
             "add {family}rule fwmark 0x1/0x1 lookup 100: \
              File exists (the rule with priority {priority} uses the mark; see --mark)"
         );
-        is_refused(&[rule], &reason);
+        assert_start_is_refused(&[rule], &reason);
     }
 }
 
@@ -217,7 +217,7 @@ fn a_rule_that_takes_our_mark_or_table_does_not_keep_ours_from_being_restored() 
         let before = lab.node.foreign_state();
         lab.node.run(&format!("ip {loss}"));
         daemon.wait_for(&format!("Restored {back}, which another process removed"));
-        is_captured(&lab, POD);
+        assert_captured(&lab, POD);
         assert_eq!(lab.node.foreign_state(), before);
     }
 }
@@ -231,12 +231,12 @@ fn another_mark_and_table_live_beside_rules_and_routes_that_take_ours() {
         .run("ip route add blackhole 10.244.0.0/24 table 100");
     let before = lab.node.foreign_state();
     let mut daemon = lab.start(&["--mark", "0x100/0x100", "--table", "101"]);
-    is_captured(&lab, POD);
+    assert_captured(&lab, POD);
     assert_eq!(daemon.stop(), Some(0));
     assert_eq!(lab.node.foreign_state(), before);
 }
 
-/// The ways to mark every packet, before and after our own rules do.
+/// Rules that mark every packet, before and after the program's own.
 const MARK_ALL: [&str; 4] = [
     "iptables -t raw -I PREROUTING -j MARK --set-xmark 0x1/0x1",
     "iptables -t mangle -I PREROUTING -j MARK --set-xmark 0x1/0x1",
@@ -260,7 +260,7 @@ fn a_rule_that_sets_our_mark_harms_only_the_captured_blocks() {
                 "{mark_all}: {address}"
             );
         }
-        is_captured(&lab, POD);
+        assert_captured(&lab, POD);
         assert!(is_lost(&lab, "10.244.0.5:80"), "{mark_all}");
     }
 }
@@ -276,7 +276,7 @@ fn a_rule_that_sets_the_default_mark_harms_nothing_where_ours_is_another() {
             lab.client.get("10.244.0.5:80", "/").ends_with("pod"),
             "{mark_all}"
         );
-        is_captured(&lab, POD);
+        assert_captured(&lab, POD);
     }
 }
 
@@ -310,7 +310,7 @@ fn tables_of_our_name_in_other_families_stay() {
     }
     let before = lab.node.foreign_state();
     let mut daemon = lab.start(&[]);
-    is_captured(&lab, POD);
+    assert_captured(&lab, POD);
     assert_eq!(lab.node.foreign_state(), before);
     assert_eq!(daemon.stop(), Some(0));
     assert_eq!(lab.node.foreign_state(), before);
@@ -324,7 +324,7 @@ fn a_table_of_our_name_without_an_owner_is_what_an_earlier_start_left() {
         "nft add chain inet tproxy-pod left { type filter hook forward priority 0; policy drop; }",
     );
     let mut daemon = lab.start(&[]);
-    is_captured(&lab, POD);
+    assert_captured(&lab, POD);
     let table = lab.node.run("nft list table inet tproxy-pod");
     assert!(!table.contains("chain left"), "{table}");
     assert_eq!(daemon.stop(), Some(0));

@@ -194,8 +194,8 @@ impl Namespace {
     /// Feeds an input to a program, which has to succeed.
     pub fn load(&self, loader: &str, input: &str) {
         let output = self.feed(loader, input);
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{loader}: {complaint}\n{input}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{loader}: {stderr}\n{input}");
     }
 
     /// Runs commands of ip(8), one a line, which have to succeed.

@@ -26,18 +26,18 @@ pub fn has_device(kind: &str) -> bool {
     let namespace = Namespace::new();
     namespace.batch("link add eth0 type veth peer name peer");
     let added = namespace.try_run(&format!("ip link add link eth0 name tried type {kind}"));
-    let complaint = String::from_utf8_lossy(&added.stderr);
-    let unknown = complaint.contains("Unknown device type");
-    assert!(added.status.success() || unknown, "{complaint}");
+    let stderr = String::from_utf8_lossy(&added.stderr);
+    let unknown = stderr.contains("Unknown device type");
+    assert!(added.status.success() || unknown, "{stderr}");
     !unknown
 }
 
 /// Whether IPVS is available.
 pub fn has_ipvs() -> bool {
     let listed = Namespace::new().try_run("ipvsadm -L -n");
-    let complaint = String::from_utf8_lossy(&listed.stderr);
-    let missing = complaint.contains("Are you sure that IP Virtual Server is built in the kernel");
-    assert!(listed.status.success() || missing, "{complaint}");
+    let stderr = String::from_utf8_lossy(&listed.stderr);
+    let missing = stderr.contains("Are you sure that IP Virtual Server is built in the kernel");
+    assert!(listed.status.success() || missing, "{stderr}");
     listed.status.success()
 }
 

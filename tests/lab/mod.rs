@@ -153,8 +153,8 @@ impl Namespace {
         let lines: Vec<&str> = lines.lines().filter(is_known).collect();
         let lines = lines.join("\n");
         let output = self.feed("ip -batch -", &lines);
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{lines}: {complaint}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{lines}: {stderr}");
     }
 
     /// Runs code in it.

@@ -1,8 +1,8 @@
-//! Measures which requests are captured, for each network of Pods and each kind of Service, and writes
-//! the tables of docs/captured.md.
+//! Measures which requests are captured, for each network of Pods and each kind of Service, and formats the
+//! tables of docs/captured.md.
 
-pub mod ask;
 pub mod networks;
+pub mod request;
 pub mod services;
 pub mod table;
 
@@ -10,15 +10,15 @@ use std::net::SocketAddr;
 use std::thread;
 
 use crate::lab::Namespace;
-use ask::{Outcome, ask};
+use request::{Outcome, send_request};
 
-/// A client and the address that it sends a request to, over IPv4 and over IPv6.
-pub struct Question<'a> {
+/// A client and the addresses that it sends a request to, over IPv4 and IPv6.
+pub struct Request<'a> {
     pub client: &'a Namespace,
     pub to: [SocketAddr; 2],
 }
 
-/// The outcomes of a row, each over IPv4 and over IPv6.
+/// Outcomes of a row, each over IPv4 and IPv6.
 pub type Outcomes = Vec<[Outcome; 2]>;
 
 /// The same outcomes over both families.
@@ -26,17 +26,17 @@ pub fn both(outcomes: &[Outcome]) -> Outcomes {
     outcomes.iter().map(|&outcome| [outcome, outcome]).collect()
 }
 
-/// Asks all at once.
-pub fn ask_all(questions: &[Question], expected: &[[Outcome; 2]]) -> Outcomes {
-    assert_eq!(questions.len(), expected.len());
+/// Sends all requests at the same time.
+pub fn send_all(requests: &[Request], expected: &[[Outcome; 2]]) -> Outcomes {
+    assert_eq!(requests.len(), expected.len());
     thread::scope(|scope| {
-        let asked: Vec<_> = questions
+        let asked: Vec<_> = requests
             .iter()
             .zip(expected)
-            .map(|(question, expected)| {
+            .map(|(request, expected)| {
                 [0, 1].map(|family| {
-                    let (client, to) = (question.client, question.to[family]);
-                    scope.spawn(move || ask(client, to, expected[family]))
+                    let (client, to) = (request.client, request.to[family]);
+                    scope.spawn(move || send_request(client, to, expected[family]))
                 })
             })
             .collect();

@@ -1,15 +1,15 @@
-//! How CNIs connect Pods to their nodes, and nodes to each other.
+//! CNIs: how they connect Pods to their nodes, and nodes to each other.
 
 use crate::lab::cluster::{Cluster, Node, Pod};
 
-/// A CNI: what it does to a node, to a Pod, and between two nodes.
+/// A CNI: how it configures a node, a Pod, and the path between two nodes.
 pub struct Network {
     prepare: fn(&Node),
     attach: fn(&Pod),
     join: fn(&Node, &Node),
 }
 
-/// CNI's ptp plugin, as in kindnet: a Pod sends everything to the node, whose device to each Pod has the
+/// CNI's ptp plugin, as in kindnet: a Pod routes everything to the node, whose interface to each Pod has the
 /// gateway's address.
 pub const PTP: Network = Network {
     prepare: |_| (),
@@ -24,27 +24,27 @@ pub const CALICO: Network = Network {
     join: route,
 };
 
-/// Bridges with br_netfilter and hairpin, as flannel and k3s have, and routes between nodes.
+/// Bridges with br_netfilter and hairpin mode, as in flannel and k3s, and routes between nodes.
 pub const FLANNEL: Network = Network {
     prepare: |node| prepare_bridge(node, "1"),
     attach: |pod| attach_bridge(pod, "on"),
     join: route,
 };
 
-/// Bridges without br_netfilter and hairpin, as docker has.
+/// Bridges without br_netfilter and hairpin mode, as in docker.
 pub const DOCKER: Network = Network {
     prepare: |node| prepare_bridge(node, "0"),
     attach: |pod| attach_bridge(pod, "off"),
     join: route,
 };
 
-/// flannel's VXLAN between nodes, with static neighbours.
+/// flannel's VXLAN between nodes, with static neighbours
 pub const VXLAN: Network = Network {
     join: tunnel,
     ..FLANNEL
 };
 
-/// Pods on the node's own uplink, by ipvlan.
+/// Pods on the node's uplink, by ipvlan.
 pub const IPVLAN: Network = Network {
     prepare: |_| (),
     attach: attach_ipvlan,
@@ -119,7 +119,7 @@ fn attach_calico(pod: &Pod) {
     ] {
         host.sysctl(&format!("net.{}", name.replace("DEVICE", &device)), value);
     }
-    // This MAC gives the node's device the link-local address below.
+    // This MAC gives the node's interface the link-local address below.
     host.batch(&format!(
         "link set {device} down
          link set {device} address ee:ee:ee:ee:ee:ee

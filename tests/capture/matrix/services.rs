@@ -1,12 +1,12 @@
-//! kube-proxy's rules, which lead a Service to the asked Pod's captured port: those of ../neighbours for two
-//! nodes and both families, and IPVS.
+//! kube-proxy's rules, from a Service to the server Pod's captured port: those of ../neighbours, for two nodes
+//! and both families, and IPVS.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::lab::Namespace;
 use crate::lab::cluster::{Cluster, Node};
 
-/// The Service's addresses and ports.
+/// Addresses and ports of the Service.
 const CLUSTER_IP: [&str; 2] = ["10.96.0.10:80", "[fd00:10:96::10]:80"];
 const NODE_PORT: u16 = 30080;
 
@@ -20,7 +20,7 @@ pub fn node_port(node: &Node) -> [SocketAddr; 2] {
     node.addresses().map(|address| (address, NODE_PORT).into())
 }
 
-/// Another client outside, with a route to ClusterIPs by this node.
+/// A client outside that routes ClusterIPs by this node.
 pub fn client_by(cluster: &Cluster, node: &Node) -> Namespace {
     let client = cluster.outsider(20 + node.number);
     let [v4, v6] = node.addresses();
@@ -31,22 +31,22 @@ pub fn client_by(cluster: &Cluster, node: &Node) -> Namespace {
     client
 }
 
-/// kube-proxy in iptables mode.
+/// kube-proxy in iptables mode
 pub fn iptables(node: &Node) {
     let rules = for_two_nodes(include_str!("../neighbours/kube-proxy.iptables"), node);
     node.host.load("iptables-restore", &rules);
     node.host.load("ip6tables-restore", &for_ipv6(&rules, node));
 }
 
-/// kube-proxy in nftables mode.
+/// kube-proxy in nftables mode
 pub fn nftables(node: &Node) {
     let rules = for_two_nodes(include_str!("../neighbours/kube-proxy.nft"), node);
     node.host.load("nft -f -", &rules);
     node.host.load("nft -f -", &for_ipv6(&rules, node));
 }
 
-/// kube-proxy in IPVS mode: ClusterIPs are addresses of the node. Packets to be masqueraded are marked by rules
-/// where kube-proxy uses ipsets.
+/// kube-proxy in IPVS mode: ClusterIPs are addresses of the node. Rules mark the packets to be masqueraded, in
+/// place of kube-proxy's ipsets.
 pub fn ipvs(node: &Node) {
     node.host.batch(
         "link add kube-ipvs0 type dummy
@@ -77,7 +77,7 @@ fn for_two_nodes(shape: &str, node: &Node) -> String {
         .replace("192.0.2.1 ", &format!("{v4} "))
 }
 
-/// Rewrites the rules for IPv6.
+/// Rewrites rules for IPv6.
 fn for_ipv6(rules: &str, node: &Node) -> String {
     let [v4, v6]: [IpAddr; 2] = node.addresses();
     [

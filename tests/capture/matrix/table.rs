@@ -1,24 +1,24 @@
-//! Tables in Markdown, between two comments of docs/captured.md.
+//! Markdown tables between two comments of docs/captured.md.
 
 use super::Outcomes;
-use super::ask::Outcome;
+use super::request::Outcome;
 
 const PAGE: &str = include_str!("../../../docs/captured.md");
 const BEGIN: &str = "<!-- captured: begin -->\n";
 const END: &str = "<!-- captured: end -->\n";
 
-/// The measured and the expected outcomes for a network or a kind of Service.
+/// Measured and expected outcomes of a network or a kind of Service.
 pub struct Row {
     pub name: &'static str,
     pub measured: Option<Outcomes>,
-    /// On this kernel.
+    /// Expected outcomes on this kernel.
     pub expected: Outcomes,
-    /// Whether the kernel has all that the page's row takes for granted.
+    /// Whether the kernel has every feature that the page's row assumes.
     pub whole: bool,
 }
 
 impl Row {
-    /// The row in Markdown. Where the kernel lacks a feature it is copied from the page's table.
+    /// The row in Markdown. On a kernel without the feature it is copied from the page's table.
     fn line(&self, there: &str) -> String {
         let start = format!("| {} |", self.name);
         let Some(measured) = self.measured.as_ref().filter(|_| self.whole) else {

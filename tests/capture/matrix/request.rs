@@ -1,4 +1,4 @@
-//! One client sends a request to one address: what answers, or how it fails.
+//! Sends a request from one client to one address, and classifies the response or the error.
 
 use std::fmt;
 use std::io::{Error, ErrorKind, Read, Write};
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crate::lab::{Namespace, PATIENCE};
 
-/// The outcome of a request.
+/// Outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outcome {
-    /// tproxy-pod answers, on the node of this number.
+    /// Answered by tproxy-pod, on the node of this number.
     Captured(u8),
     Pod,
     Refused,
@@ -18,7 +18,7 @@ pub enum Outcome {
     Unreachable,
 }
 
-/// As in a cell of the tables of docs/captured.md.
+/// As in the cells of the tables in docs/captured.md.
 impl fmt::Display for Outcome {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         formatter.write_str(match self {
@@ -31,23 +31,23 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Longer than a SYN, its first retransmission, and neighbour discovery take.
-const SILENCE: Duration = Duration::from_millis(1500);
+/// Longer than a SYN, its first retransmission, and neighbour discovery.
+const TIME_OUT: Duration = Duration::from_millis(1500);
 
-/// Sends a request, and returns its outcome. An expected silence is waited for more briefly.
-pub fn ask(client: &Namespace, to: SocketAddr, expected: Outcome) -> Outcome {
+/// Sends a request, and returns its outcome. An expected time-out has a shorter limit.
+pub fn send_request(client: &Namespace, to: SocketAddr, expected: Outcome) -> Outcome {
     let patience = match expected {
-        Outcome::TimeOut => SILENCE,
+        Outcome::TimeOut => TIME_OUT,
         _ => *PATIENCE,
     };
-    let answer = client.enter(|| request(to, patience));
+    let answer = client.enter(|| exchange(to, patience));
     match answer {
-        Ok(answer) => outcome_of_answer(&answer),
+        Ok(answer) => outcome_of_response(&answer),
         Err(error) => outcome_of_error(&error),
     }
 }
 
-fn request(to: SocketAddr, patience: Duration) -> Result<String, Error> {
+fn exchange(to: SocketAddr, patience: Duration) -> Result<String, Error> {
     let mut stream = TcpStream::connect_timeout(&to, patience)?;
     stream.set_read_timeout(Some(patience))?;
     write!(
@@ -59,7 +59,7 @@ fn request(to: SocketAddr, patience: Duration) -> Result<String, Error> {
     Ok(answer)
 }
 
-fn outcome_of_answer(answer: &str) -> Outcome {
+fn outcome_of_response(answer: &str) -> Outcome {
     if answer.ends_with("\r\n\r\npod") {
         return Outcome::Pod;
     }
@@ -72,7 +72,7 @@ fn outcome_of_error(error: &Error) -> Outcome {
     match error.kind() {
         ErrorKind::ConnectionRefused => Outcome::Refused,
         ErrorKind::TimedOut | ErrorKind::WouldBlock => Outcome::TimeOut,
-        // The last is what connect(2) says of a blackhole route.
+        // connect(2) returns `EINVAL` for a blackhole route.
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::InvalidInput => {
             Outcome::Unreachable
         }
