@@ -1,19 +1,19 @@
-//! Rejected requests: one response, one log line, and the connection is closed.
+//! Refused requests: one response, one log line, and the connection is closed.
 
 use super::conversation::{Conversation, Response};
 use super::{CIDRS, Lab, POD, POD6};
 
-/// A request after a rejected one. It must never be read: the end of a rejected request is unknown.
+/// A request after a refused one. It must never be read: the end of a refused request is unknown.
 pub const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// Sends a request to be rejected, followed by [`SMUGGLED`], and reads the only response.
+/// Sends a request to be refused, followed by [`SMUGGLED`], and reads the only response.
 pub fn refused(connection: &mut Conversation, request: impl AsRef<[u8]>) -> Response {
     let answer = connection.ask([request.as_ref(), SMUGGLED.as_bytes()].concat());
     connection.ends();
     answer
 }
 
-/// Sends requests to be rejected, over both families, each with the expected start of the response; checks each
+/// Sends requests to be refused, over both families, each with the expected start of the response; checks each
 /// response and its log line.
 pub fn each_is_refused(requests: &[(Vec<u8>, &str)]) {
     let lab = Lab::new();
@@ -41,7 +41,7 @@ pub fn each_is_refused(requests: &[(Vec<u8>, &str)]) {
     }
 }
 
-/// Sends a request to be rejected, and checks the response; returns the start of its log line, and a text that
+/// Sends a request to be refused, and checks the response; returns the start of its log line, and a text that
 /// the line has to contain.
 fn is_refused(connection: &mut Conversation, request: &[u8], expected: &str) -> (String, String) {
     let (status, _) = expected.split_once(':').unwrap_or((expected, ""));

@@ -1,6 +1,6 @@
-//! The deadlines of a client: sending or reading a byte now and then does not extend them.
+//! Deadlines of a client: they are not extended by a byte sent or read now and then.
 //!
-//! They are the program's own, so all that takes long runs at the same time.
+//! The program's own deadlines are long, so the cases run at the same time.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
@@ -13,14 +13,14 @@ use crate::lab::stopwatch::Stopwatch;
 use crate::lab::{Daemon, Lab, PATIENCE, POD, between, wait_until};
 use nix::sys::signal::{Signal, kill};
 
-/// The interval at which a slow client sends a byte.
+/// Interval at which a slow client sends a byte.
 const DRIP: Duration = Duration::from_millis(250);
 
 /// Longer than every deadline.
 const LONG: Duration = Duration::from_secs(40);
 
-/// Asserts that something has ended after this many seconds.
-fn check(watch: &Stopwatch, what: &str, seconds: u64) {
+/// Asserts that an event took this many seconds.
+fn check_seconds(watch: &Stopwatch, what: &str, seconds: u64) {
     watch.check(what, watch.elapsed(), Duration::from_secs(seconds));
 }
 
@@ -45,13 +45,13 @@ fn drip(connection: &mut Conversation, byte: &str) {
     panic!("a client that drips is served for {LONG:?}");
 }
 
-/// A request that does not end in time is answered with 408, at its deadline.
-fn times_out(lab: &Lab, daemon: &Daemon, [begin, byte, part]: [&str; 3], seconds: u64) {
+/// A request that is not complete at its deadline is answered with 408.
+fn assert_times_out(lab: &Lab, daemon: &Daemon, [begin, byte, part]: [&str; 3], seconds: u64) {
     let mut connection = lab.client.talk(POD);
     let watch = Stopwatch::start();
     connection.send(begin);
     drip(&mut connection, byte);
-    check(&watch, begin, seconds);
+    check_seconds(&watch, begin, seconds);
     let answer = connection.answer();
     assert_eq!(answer.status, "408 Request Timeout", "{begin}");
     assert_eq!(answer.other_fields(), ["Connection: close"], "{begin}");
@@ -67,7 +67,7 @@ fn times_out(lab: &Lab, daemon: &Daemon, [begin, byte, part]: [&str; 3], seconds
 }
 
 /// A connection without a request is closed at its deadline, without a response.
-fn idles(lab: &Lab, daemon: &Daemon, requests: usize) {
+fn stays_idle(lab: &Lab, daemon: &Daemon, requests: usize) {
     let mut watch = Stopwatch::start();
     let mut connection = lab.client.talk(POD);
     for _ in 0..requests {
@@ -76,7 +76,7 @@ fn idles(lab: &Lab, daemon: &Daemon, requests: usize) {
     }
     connection.0.get_ref().set_read_timeout(Some(LONG)).unwrap();
     connection.ends();
-    check(&watch, "an idle connection", 15);
+    check_seconds(&watch, "an idle connection", 15);
     let line = daemon.wait_for(&format!("client={} ", connection.client()));
     assert_eq!(
         line.contains("Connection without a request : "),
@@ -85,8 +85,8 @@ fn idles(lab: &Lab, daemon: &Daemon, requests: usize) {
     );
 }
 
-/// A client that sends requests all the time, and reads few bytes of the answers in a second, is closed.
-fn takes_little(lab: &Lab, daemon: &Daemon, bytes: usize) {
+/// A client that sends requests all the time, and reads few bytes of the responses in a second, is closed.
+fn reads_slowly(lab: &Lab, daemon: &Daemon, bytes: usize) {
     let connection = lab.client.talk(POD);
     let mut stream = connection.0.get_ref();
     stream.set_write_timeout(Some(LONG)).unwrap();
@@ -96,11 +96,11 @@ fn takes_little(lab: &Lab, daemon: &Daemon, bytes: usize) {
         body.len()
     );
     let watch = Stopwatch::start();
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let error = thread::scope(|scope| {
         scope.spawn(|| {
             let mut taken = vec![0; bytes];
-            while !over.load(Ordering::Relaxed) && (&mut &*stream).read(&mut taken).is_ok() {
+            while !stop.load(Ordering::Relaxed) && (&mut &*stream).read(&mut taken).is_ok() {
                 thread::sleep(Duration::from_secs(1));
             }
         });
@@ -109,7 +109,7 @@ fn takes_little(lab: &Lab, daemon: &Daemon, bytes: usize) {
                 break error;
             }
         };
-        over.store(true, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         error
     });
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
@@ -117,7 +117,7 @@ fn takes_little(lab: &Lab, daemon: &Daemon, bytes: usize) {
     let lost = daemon.wait_for(&format!("Lost request : {client}"));
     let reason = "reason=\"the response could not be sent: the client was too slow\"";
     assert!(lost.contains(reason), "{lost}");
-    // The deadline is that of the answer, not of the first request.
+    // The deadline is that of the response, not of the first request.
     let log = daemon.log();
     let mut taken = log.lines().rev().filter(|line| line.contains(&client));
     let last = taken.find(|line| line.contains("Received request"));
@@ -125,8 +125,13 @@ fn takes_little(lab: &Lab, daemon: &Daemon, bytes: usize) {
     watch.check("an answer", took, Duration::from_secs(15));
 }
 
-/// An answer that fits into the kernel's buffer, but not into the client's.
-fn leave_answer(lab: &Lab, daemon: &Daemon, persistence: &str, room: usize) -> Conversation {
+/// A response that fits into the kernel's send buffer, but not into the client's receive buffer.
+fn leave_response_unread(
+    lab: &Lab,
+    daemon: &Daemon,
+    persistence: &str,
+    room: usize,
+) -> Conversation {
     let mut connection = Conversation(BufReader::new(lab.client.connect_narrow(POD, room)));
     let (client, body) = (connection.client(), "x".repeat(30_000));
     connection.send(format!(
@@ -137,12 +142,11 @@ fn leave_answer(lab: &Lab, daemon: &Daemon, persistence: &str, room: usize) -> C
     connection
 }
 
-/// A client that takes some of such an answer each two seconds, if it takes any: the kernel does not
-/// keep the rest for longer.
-fn takes_little_of_the_last(lab: &Lab, daemon: &Daemon, persistence: &str, takes: bool) {
+/// A client reads some of such a response every two seconds, or nothing: the kernel keeps the rest no longer.
+fn reads_last_response_slowly(lab: &Lab, daemon: &Daemon, persistence: &str, reads: bool) {
     let watch = Stopwatch::start();
-    let (room, bytes) = if takes { (8192, 1000) } else { (2048, 0) };
-    let mut connection = leave_answer(lab, daemon, persistence, room);
+    let (room, bytes) = if reads { (8192, 1000) } else { (2048, 0) };
+    let mut connection = leave_response_unread(lab, daemon, persistence, room);
     let client = connection.client();
     for round in 0.. {
         if !lab.node.run("ss -tanH").contains(&client) {
@@ -154,12 +158,12 @@ fn takes_little_of_the_last(lab: &Lab, daemon: &Daemon, persistence: &str, takes
         }
         thread::sleep(DRIP);
     }
-    check(&watch, "an answer in the kernel", 15);
+    check_seconds(&watch, "an answer in the kernel", 15);
 }
 
-/// A client that does not read an answer, and starts a body: it is within its deadline.
-fn begins_a_body(lab: &Lab, daemon: &Daemon) {
-    let mut connection = leave_answer(lab, daemon, "keep-alive", 2048);
+/// A client that does not read a response and starts a body is lost before the body's deadline.
+fn starts_a_body(lab: &Lab, daemon: &Daemon) {
+    let mut connection = leave_response_unread(lab, daemon, "keep-alive", 2048);
     connection.send("POST /begun HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhello");
     let client = connection.client();
     let watch = Stopwatch::start();
@@ -184,11 +188,11 @@ fn drips_an_empty_line(lab: &Lab) {
     }
     connection.0.get_ref().set_read_timeout(Some(LONG)).unwrap();
     connection.ends();
-    check(&watch, "an empty line", 15);
+    check_seconds(&watch, "an empty line", 15);
 }
 
-/// A refused client that keeps sending is read from for another second.
-fn sends_on(lab: &Lab) {
+/// The server reads from a refused client that keeps sending for one more second.
+fn sends_after_refusal(lab: &Lab) {
     let mut connection = lab.client.talk(POD);
     let watch = Stopwatch::start();
     connection.send("nonsense\r\n");
@@ -196,7 +200,7 @@ fn sends_on(lab: &Lab) {
     while connection.0.get_mut().write_all(&[b'x'; 4096]).is_ok() {
         assert!(watch.used() < LONG);
     }
-    check(&watch, "a client that sends on", 1);
+    check_seconds(&watch, "a client that sends on", 1);
 }
 
 #[test]
@@ -243,20 +247,20 @@ fn heads_bodies_answers_and_idle_connections_have_one_deadline_each() {
     ];
     thread::scope(|scope| {
         for (request, seconds) in slow {
-            scope.spawn(move || times_out(lab, daemon, request, seconds));
+            scope.spawn(move || assert_times_out(lab, daemon, request, seconds));
         }
-        scope.spawn(|| idles(lab, daemon, 0));
-        scope.spawn(|| idles(lab, daemon, 2));
-        scope.spawn(|| takes_little(lab, daemon, 0));
-        scope.spawn(|| takes_little(lab, daemon, 100));
+        scope.spawn(|| stays_idle(lab, daemon, 0));
+        scope.spawn(|| stays_idle(lab, daemon, 2));
+        scope.spawn(|| reads_slowly(lab, daemon, 0));
+        scope.spawn(|| reads_slowly(lab, daemon, 100));
         for persistence in ["close", "keep-alive"] {
-            for takes in [false, true] {
-                scope.spawn(move || takes_little_of_the_last(lab, daemon, persistence, takes));
+            for reads in [false, true] {
+                scope.spawn(move || reads_last_response_slowly(lab, daemon, persistence, reads));
             }
         }
-        scope.spawn(|| begins_a_body(lab, daemon));
+        scope.spawn(|| starts_a_body(lab, daemon));
         scope.spawn(|| drips_an_empty_line(lab));
-        scope.spawn(|| sends_on(lab));
+        scope.spawn(|| sends_after_refusal(lab));
     });
 }
 
@@ -266,11 +270,11 @@ fn a_deadline_holds_however_often_the_server_is_stopped() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
     let server = daemon.server();
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             let watch = Stopwatch::start();
-            while !over.load(Ordering::Relaxed) && watch.used() < LONG {
+            while !stop.load(Ordering::Relaxed) && watch.used() < LONG {
                 kill(server, Signal::SIGSTOP).unwrap();
                 let status = || fs::read_to_string(format!("/proc/{server}/status")).unwrap();
                 wait_until("it is stopped", || status().contains("State:\tT"));
@@ -284,16 +288,16 @@ fn a_deadline_holds_however_often_the_server_is_stopped() {
             silent.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status,
             "200 OK"
         );
-        let mut begun = lab.client.talk(POD);
-        begun.send("GET / HTTP/1.1\r\n");
-        for connection in [&begun, &silent] {
+        let mut started = lab.client.talk(POD);
+        started.send("GET / HTTP/1.1\r\n");
+        for connection in [&started, &silent] {
             let stream = connection.0.get_ref();
             stream.set_read_timeout(Some(LONG)).unwrap();
         }
-        assert_eq!(begun.answer().status, "408 Request Timeout");
-        check(&watch, "a head", 10);
+        assert_eq!(started.answer().status, "408 Request Timeout");
+        check_seconds(&watch, "a head", 10);
         silent.ends();
-        check(&watch, "an idle connection", 15);
-        over.store(true, Ordering::Relaxed);
+        check_seconds(&watch, "an idle connection", 15);
+        stop.store(true, Ordering::Relaxed);
     });
 }

@@ -1,5 +1,4 @@
-//! Clients that are slow, gone or hostile: each costs its deadline at most, and one line of the log, and
-//! leaves nothing behind.
+//! Slow, lost and hostile clients: each ends within its deadline, with one log line, and holds no resource.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::net::{SocketAddrV4, TcpStream};
@@ -24,14 +23,14 @@ const GET: &str = "GET /here HTTP/1.1\r\nHost: a\r\n\r\n";
 /// Longer than every deadline.
 const LONG: Duration = Duration::from_secs(40);
 
-/// A request whose echo has 64 KiB of content, and its head and first lines.
+/// A request whose echo contains 64 KiB of content, its head and its first lines.
 fn request_with_long_echo() -> Vec<u8> {
     let content = "x".repeat(64 * 1024);
     let length = content.len();
     format!("POST /long HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{content}").into()
 }
 
-/// Closes a connection with a reset, even with data in flight.
+/// Closes a connection with a RST, even with data in flight.
 fn reset(connection: Conversation) {
     let linger = libc::linger {
         l_onoff: 1,
@@ -40,15 +39,15 @@ fn reset(connection: Conversation) {
     setsockopt(connection.0.get_ref(), sockopt::Linger, &linger).unwrap();
 }
 
-/// Waits for the log line of a lost client, and returns the reason in it.
+/// Waits for the log line of a lost client, and returns its reason.
 fn lost(daemon: &Daemon, client: &str) -> String {
     let line = daemon.wait_for(&format!("Lost request : client={client} "));
     let (_, reason) = line.split_once(" reason=\"").unwrap();
     reason.split_once('"').unwrap().0.to_owned()
 }
 
-/// The numbers of the server's descriptors and threads.
-fn used(daemon: &Daemon) -> [usize; 2] {
+/// Numbers of the server's descriptors and threads.
+fn resources(daemon: &Daemon) -> [usize; 2] {
     let server = daemon.server();
     ["fd", "task"].map(|kind| {
         let entries = std::fs::read_dir(format!("/proc/{server}/{kind}")).unwrap();
@@ -57,16 +56,16 @@ fn used(daemon: &Daemon) -> [usize; 2] {
 }
 
 /// Waits until the server has no more descriptors and threads than before.
-fn wait_until_given_back(daemon: &Daemon, before: [usize; 2]) {
+fn wait_until_released(daemon: &Daemon, before: [usize; 2]) {
     wait_until("descriptors and threads are given back", || {
-        used(daemon)
+        resources(daemon)
             .iter()
             .zip(before)
             .all(|(now, before)| *now <= before)
     });
 }
 
-/// The places in a request at which clients leave.
+/// Incomplete requests, after which clients close.
 const UNFINISHED: &[(&str, &str)] = &[
     ("G", "head"),
     ("GET / HTTP/1.1\r\nHost: a\r\n", "head"),
@@ -88,16 +87,16 @@ const UNFINISHED: &[(&str, &str)] = &[
     ),
 ];
 
-/// Clients leave in the middle of their requests, by `leave`. Asserts that each is lost for `reason`, with one
-/// log line and no answer, and that nothing is left.
-fn is_lost(leave: fn(Conversation), reason: &str) {
+/// Clients end their connections in incomplete requests, by `leave`. Asserts that each is lost for `reason`,
+/// with one log line and no response, and that all resources are released.
+fn assert_lost(leave: fn(Conversation), reason: &str) {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
-    let before = used(&daemon);
+    let before = resources(&daemon);
     let mut clients = Vec::new();
     for (begin, part) in UNFINISHED {
         for (host, address) in [("192.0.2.2", POD), ("[2001:db8:1::2]", POD6)] {
-            // Ports of its own, by which the log tells it from the others: the kernel may give one twice.
+            // Distinct ports identify a client in the log; the kernel may assign one twice.
             let from = format!("{host}:{}", 20_000 + clients.len());
             let mut connection = lab.client.talk_from(&from, address);
             connection.send(GET);
@@ -111,7 +110,7 @@ fn is_lost(leave: fn(Conversation), reason: &str) {
             clients.push(client);
         }
     }
-    wait_until_given_back(&daemon, before);
+    wait_until_released(&daemon, before);
     daemon.stop();
     let log = daemon.log();
     for client in clients {
@@ -122,7 +121,7 @@ fn is_lost(leave: fn(Conversation), reason: &str) {
 
 #[test]
 fn a_reset_in_a_request_is_one_line_and_leaves_nothing() {
-    is_lost(reset, "Connection reset by peer");
+    assert_lost(reset, "Connection reset by peer");
 }
 
 #[test]
@@ -131,11 +130,11 @@ fn an_end_in_a_request_is_one_line_and_leaves_nothing() {
         connection.finish();
         connection.ends();
     };
-    is_lost(leave, "the client closed the connection");
+    assert_lost(leave, "the client closed the connection");
 }
 
-/// Sends requests until the server reads no more, because it waits in the middle of an answer.
-fn stuff(connection: &Conversation) {
+/// Sends requests until the server stops reading, because it waits in the middle of a response.
+fn send_until_blocked(connection: &Conversation) {
     let mut stream = connection.0.get_ref();
     let patience = stream.write_timeout().unwrap();
     stream
@@ -149,23 +148,23 @@ fn stuff(connection: &Conversation) {
 fn a_reset_in_an_answer_is_one_line_and_leaves_nothing() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
-    let before = used(&daemon);
+    let before = resources(&daemon);
     let connection = lab.client.talk(POD);
     let client = connection.client();
-    stuff(&connection);
+    send_until_blocked(&connection);
     reset(connection);
     let reason = lost(&daemon, &client);
     assert!(
         reason.starts_with("the response could not be sent: "),
         "{reason}"
     );
-    wait_until_given_back(&daemon, before);
+    wait_until_released(&daemon, before);
     daemon.stop();
     assert_eq!(daemon.log().matches("Lost request").count(), 1);
 }
 
-/// What is behind the last request is not read, but is no reason for a reset: old clients end a body
-/// with an empty line.
+/// Data after the last request is not read, but causes no RST: old clients send an empty line after a body (RFC
+/// 9112, 2.2).
 #[test]
 fn the_last_answer_is_whole_whatever_comes_behind_its_request() {
     let lab = Lab::new();
@@ -175,7 +174,7 @@ fn the_last_answer_is_whole_whatever_comes_behind_its_request() {
     for behind in ["", "\r\n", GET] {
         let mut connection = Conversation(BufReader::new(lab.client.connect_narrow(POD, 2048)));
         connection.send(&request);
-        // Neither the answer's end nor what is behind the request has come when the other does.
+        // The client has not received the whole response, nor the server the later data.
         connection.0.fill_buf().unwrap();
         connection.send(behind);
         let answer = connection.answer();
@@ -290,7 +289,7 @@ fn ends_that_cross_each_other_lose_no_answer() {
         let mut lines = sockets.lines();
         lines.any(|line| line.starts_with(state) && line.contains(&client))
     };
-    // The node's end does not arrive for a while.
+    // The server's FIN is delayed.
     let hold = "table inet hold { chain in { type filter hook input priority 0; \
                 tcp flags & fin == fin drop; }; }";
     assert!(lab.client.feed("nft -f -", hold).status.success());
@@ -307,7 +306,7 @@ fn ends_that_cross_each_other_lose_no_answer() {
 }
 
 /// Connects with a request in the SYN (TCP Fast Open, RFC 7413).
-fn ask_in_a_syn(lab: &Lab) -> Conversation {
+fn request_in_syn(lab: &Lab) -> Conversation {
     let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
     let stream = lab.client.enter(|| {
         let flag = SockFlag::SOCK_CLOEXEC;
@@ -323,7 +322,7 @@ fn ask_in_a_syn(lab: &Lab) -> Conversation {
 
 #[test]
 fn a_request_in_a_syn_is_answered_once() {
-    // Without cookies (ip-sysctl.rst); first where the node knows nothing of it.
+    // Without cookies (ip-sysctl.rst); first with TCP Fast Open disabled on the node.
     for (node, counter) in [
         ("0", "TCPFastOpenActiveFail"),
         ("0x603", "TCPFastOpenActive"),
@@ -332,7 +331,7 @@ fn a_request_in_a_syn_is_answered_once() {
         lab.client.sysctl("net.ipv4.tcp_fastopen", "5");
         lab.node.sysctl("net.ipv4.tcp_fastopen", node);
         let mut daemon = lab.start(&[]);
-        let mut connection = ask_in_a_syn(&lab);
+        let mut connection = request_in_syn(&lab);
         assert_eq!(connection.answer().status, "200 OK", "{counter}");
         connection.finish();
         connection.ends();
@@ -357,7 +356,7 @@ fn requests_whose_answers_are_not_read_take_no_memory() {
     let watch = Stopwatch::start();
     let sent = stream.write_all(request.repeat(10_000).as_bytes());
     assert_eq!(sent.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    // The client gets a reset, and needs no time-out.
+    // The client gets a RST, and waits for no time-out.
     let waited = watch.used();
     assert!(waited < DEADLINES.response * 3 / 2, "{waited:?}");
     let reason = lost(&daemon, &client);
@@ -375,10 +374,10 @@ fn requests_whose_answers_are_not_read_take_no_memory() {
         between(last, lost),
         DEADLINES.response,
     );
-    let grown = peak_memory(daemon.server()) - before;
-    // The kernel counts in batches, and the code itself is read in as it is used.
-    assert!(grown < 2 << 20, "{grown} bytes more");
-    println!("10,000 requests took {grown} bytes more");
+    let growth = peak_memory(daemon.server()) - before;
+    // The kernel counts in batches, and code pages are read on first use.
+    assert!(growth < 2 << 20, "{growth} bytes more");
+    println!("10,000 requests took {growth} bytes more");
     daemon.stop();
     assert_eq!(daemon.log().matches("Lost request").count(), 1);
 }
@@ -389,11 +388,11 @@ fn a_thousand_clients_that_drip_their_heads_hinder_no_other() {
     let daemon = lab.start(&[]);
     let mut slow: Vec<_> = (0..1000).map(|_| lab.client.talk(POD)).collect();
     let beginning = Instant::now();
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let longest = thread::scope(|scope| {
-        let asks = scope.spawn(|| {
+        let requests = scope.spawn(|| {
             let mut longest = Duration::ZERO;
-            while !over.load(Ordering::Relaxed) && beginning.elapsed() < LONG {
+            while !stop.load(Ordering::Relaxed) && beginning.elapsed() < LONG {
                 let watch = Stopwatch::start();
                 assert!(lab.client.get(POD, "/normal").contains("Request received"));
                 longest = longest.max(watch.used());
@@ -411,8 +410,8 @@ fn a_thousand_clients_that_drip_their_heads_hinder_no_other() {
             assert_eq!(connection.answer().status, "408 Request Timeout");
             connection.ends();
         }
-        over.store(true, Ordering::Relaxed);
-        asks.join().unwrap()
+        stop.store(true, Ordering::Relaxed);
+        requests.join().unwrap()
     });
     println!("beside them, an answer took {longest:?} at most");
     assert!(longest < *TOLERANCE, "{longest:?}");

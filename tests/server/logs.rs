@@ -1,5 +1,5 @@
-//! Log lines are written in batches: what happens to them, and to everything else, when their reader
-//! stalls or is gone, when the disk is full, and when the program ends.
+//! Log lines are written in batches. What happens to them and to requests if the reader stalls or is gone, if
+//! the disk is full, and at the end of the program.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, PipeReader, Read, Write, pipe};
@@ -20,16 +20,16 @@ use tproxy_pod::guard::LONGEST_STOP;
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 
-/// The time without an answer after which the log is full.
+/// Time without a response after which the log is full.
 const STALL: Duration = Duration::from_secs(1);
 
-/// Asserts that the log counts this many answered requests.
-fn received(log: &str) -> usize {
+/// Number of answered requests in a log.
+fn count_received(log: &str) -> usize {
     log.matches("INFO  Received request to ").count()
 }
 
-/// Sends requests until an answer does not arrive in time; returns the number of answers.
-fn ask_until_it_stalls(connection: &mut Conversation) -> usize {
+/// Sends requests until a response is late; returns the number of responses.
+fn fill_log(connection: &mut Conversation) -> usize {
     let field = |name: &str| format!("{name}: {}\r\n", "x".repeat(500));
     let request = format!(
         "GET /{} HTTP/1.1\r\n{}{}\r\n",
@@ -55,27 +55,27 @@ fn ask_until_it_stalls(connection: &mut Conversation) -> usize {
     answers.expect("requests wait when the log is full")
 }
 
-/// The program, with a log that is read only when a test wants to.
-struct Unheard {
+/// The program with a pipe as its log, which the test reads.
+struct UnreadLog {
     child: Child,
     log: Option<BufReader<PipeReader>>,
 }
 
-impl Unheard {
-    /// Starts it, and reads until it intercepts.
-    fn start(lab: &Lab) -> Unheard {
-        let mut unheard = Unheard::spawn(lab, pipe().unwrap().0, 0);
-        unheard.read_to("Created table");
-        unheard
+impl UnreadLog {
+    /// Starts the program, and reads until it captures.
+    fn start(lab: &Lab) -> UnreadLog {
+        let mut program = UnreadLog::spawn(lab, pipe().unwrap().0, 0);
+        program.read_to("Created table");
+        program
     }
 
-    /// Starts it, with flags for its end of the pipe.
-    fn spawn(lab: &Lab, reader: PipeReader, flags: i32) -> Unheard {
+    /// Starts the program, with flags for its end of the pipe.
+    fn spawn(lab: &Lab, reader: PipeReader, flags: i32) -> UnreadLog {
         let mut command = lab.node.command(PROGRAM);
         command.args(["--cidr", CIDRS]);
         let child = command.stderr(pipe_of(&reader, flags)).spawn().unwrap();
         let log = Some(BufReader::new(reader));
-        Unheard { child, log }
+        UnreadLog { child, log }
     }
 
     /// Reads up to a line with this text.
@@ -102,7 +102,7 @@ impl Unheard {
         })
     }
 
-    /// Stops it with SIGTERM, within the longest stop.
+    /// Stops the program with SIGTERM, within the longest stop.
     fn stop(&mut self) -> ExitStatus {
         kill(self.guard(), Signal::SIGTERM).unwrap();
         let watch = Stopwatch::start();
@@ -116,14 +116,14 @@ impl Unheard {
     }
 }
 
-impl Drop for Unheard {
+impl Drop for UnreadLog {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The end of a pipe that takes bytes, opened anew.
+/// The write end of a pipe, opened again.
 fn pipe_of(reader: &PipeReader, flags: i32) -> File {
     let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
     let mut options = OpenOptions::new();
@@ -131,15 +131,15 @@ fn pipe_of(reader: &PipeReader, flags: i32) -> File {
 }
 
 /// Fills a pipe, so that no line fits.
-fn fill(reader: &PipeReader) {
+fn fill_pipe(reader: &PipeReader) {
     let mut pipe = pipe_of(reader, O_NONBLOCK);
     for length in [4096, 1] {
         while pipe.write(&vec![b'\n'; length]).is_ok() {}
     }
 }
 
-/// Removed rules and routes come back, each time.
-fn reconciles(lab: &Lab) {
+/// Asserts that removed rules and routes are restored.
+fn assert_reconciles(lab: &Lab) {
     let before = lab.remains();
     for loss in [
         "ip rule del fwmark 0x1/0x1 lookup 100",
@@ -153,19 +153,19 @@ fn reconciles(lab: &Lab) {
 
 #[test]
 fn while_the_log_is_not_read_requests_wait_and_memory_does_not_grow() {
-    // Also where another process has made the pipe non-blocking.
+    // Also if another process has made the pipe non-blocking.
     for flags in [0, O_NONBLOCK] {
         let lab = Lab::new();
-        let mut unheard = Unheard::spawn(&lab, pipe().unwrap().0, flags);
-        unheard.read_to("Created table");
+        let mut program = UnreadLog::spawn(&lab, pipe().unwrap().0, flags);
+        program.read_to("Created table");
         let mut connection = lab.client.talk(POD);
-        let answered = ask_until_it_stalls(&mut connection);
+        let answered = fill_log(&mut connection);
         let healthy = lab.node.get("127.0.0.1:1", "/healthz");
-        let peak = peak_memory(crate::lab::server_of(unheard.guard()));
+        let peak = peak_memory(crate::lab::server_of(program.guard()));
 
-        let text = unheard.read();
+        let text = program.read();
         let late = connection.answer();
-        assert!(unheard.stop().success());
+        assert!(program.stop().success());
         let text = text.join().unwrap();
 
         assert!(answered > 100, "{answered} answers before the log is full");
@@ -175,7 +175,7 @@ fn while_the_log_is_not_read_requests_wait_and_memory_does_not_grow() {
         );
         assert!(peak < 4 << 20, "{peak} bytes");
         assert_eq!(late.status, "200 OK");
-        assert_eq!(received(&text), answered + 1);
+        assert_eq!(count_received(&text), answered + 1);
     }
 }
 
@@ -184,11 +184,11 @@ fn while_the_log_is_not_read_a_start_captures_nothing() {
     let lab = Lab::new();
     lab.pod.serve(8180);
     let (reader, _writer) = pipe().unwrap();
-    fill(&reader);
-    let mut unheard = Unheard::spawn(&lab, reader, 0);
+    fill_pipe(&reader);
+    let mut program = UnreadLog::spawn(&lab, reader, 0);
     wait_until("the table is claimed", || !lab.node.tables().is_empty());
     assert!(lab.client.get(POD, "/").ends_with("pod"));
-    unheard.read_to("Created table");
+    program.read_to("Created table");
     assert!(lab.client.get(POD, "/").contains("Request received"));
 }
 
@@ -205,18 +205,18 @@ fn while_the_log_is_not_read_no_server_outlives_a_stop() {
             .map(str::len)
             .sum::<usize>()
     };
-    // Room for the guard's lines, but not for the line that the server logs before it serves.
-    let mut room = pipe_of(&reader, 0);
+    // The guard's lines fit, but not the line that the server logs before it is ready.
+    let mut padding = pipe_of(&reader, 0);
     for page in 1..=16 {
         let length = if page < 16 { 4096 } else { 4096 - first_lines };
-        room.write_all(&vec![b'\n'; length]).unwrap();
+        padding.write_all(&vec![b'\n'; length]).unwrap();
     }
     let mut command = lab.node.command("prlimit");
     command.args(["--nofile=64", PROGRAM, "--cidr", CIDRS]);
     let child = command.stderr(pipe_of(&reader, 0)).spawn().unwrap();
     let log = Some(BufReader::new(reader));
-    let mut unheard = Unheard { child, log };
-    let guard = unheard.guard();
+    let mut program = UnreadLog { child, log };
+    let guard = program.guard();
     let children = || std::fs::read_to_string(format!("/proc/{guard}/task/{guard}/children"));
     wait_until("there is a server", || {
         children().is_ok_and(|it| !it.is_empty())
@@ -226,7 +226,7 @@ fn while_the_log_is_not_read_no_server_outlives_a_stop() {
         let stat = std::fs::read_to_string(format!("/proc/{server}/stat")).unwrap();
         stat.contains(") S ")
     });
-    assert!(unheard.stop().success());
+    assert!(program.stop().success());
     wait_until("the server is gone", || {
         let status = std::fs::read_to_string(format!("/proc/{server}/status"));
         status.map_or(true, |status| status.contains("State:\tZ"))
@@ -236,54 +236,54 @@ fn while_the_log_is_not_read_no_server_outlives_a_stop() {
 #[test]
 fn while_the_log_is_not_read_the_guard_reconciles() {
     let lab = Lab::new();
-    let unheard = Unheard::start(&lab);
-    fill(unheard.log.as_ref().unwrap().get_ref());
-    reconciles(&lab);
+    let program = UnreadLog::start(&lab);
+    fill_pipe(program.log.as_ref().unwrap().get_ref());
+    assert_reconciles(&lab);
     assert!(lab.client.get(POD, "/").contains("Request received"));
 }
 
 #[test]
 fn while_the_log_is_not_read_a_stop_ends_in_order_within_its_time() {
     let lab = Lab::new();
-    let mut unheard = Unheard::start(&lab);
-    ask_until_it_stalls(&mut lab.client.talk(POD));
-    assert_eq!(unheard.stop().code(), Some(0));
+    let mut program = UnreadLog::start(&lab);
+    fill_log(&mut lab.client.talk(POD));
+    assert_eq!(program.stop().code(), Some(0));
     assert_eq!(lab.remains(), [""; 0]);
 }
 
 #[test]
 fn with_a_slow_reader_a_stop_ends_in_order_within_its_time() {
     let lab = Lab::new();
-    let mut unheard = Unheard::start(&lab);
-    ask_until_it_stalls(&mut lab.client.talk(POD));
-    let mut log = unheard.log.take().unwrap();
+    let mut program = UnreadLog::start(&lab);
+    fill_log(&mut lab.client.talk(POD));
+    let mut log = program.log.take().unwrap();
     thread::spawn(move || {
         let mut piece = [0; 4096];
         while let Ok(1..) = log.read(&mut piece) {
             thread::sleep(Duration::from_millis(300));
         }
     });
-    assert_eq!(unheard.stop().code(), Some(0));
+    assert_eq!(program.stop().code(), Some(0));
     assert_eq!(lab.remains(), [""; 0]);
 }
 
 #[test]
 fn while_the_log_is_not_read_the_nodes_own_requests_are_answered_and_their_lines_counted() {
     let lab = Lab::new();
-    let mut unheard = Unheard::start(&lab);
+    let mut program = UnreadLog::start(&lab);
     let mut connection = lab.client.talk(POD);
-    ask_until_it_stalls(&mut connection);
+    fill_log(&mut connection);
     for _ in 0..8 {
         let answer = lab.node.get("127.0.0.1:1", "/nothing");
         assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
     }
     let healthy = lab.node.get("127.0.0.1:1", "/healthz");
     assert!(healthy.ends_with("ok\n"), "{healthy}");
-    let text = unheard.read();
+    let text = program.read();
     assert_eq!(connection.answer().status, "200 OK");
-    assert!(unheard.stop().success());
+    assert!(program.stop().success());
     let text = text.join().unwrap();
-    // The line of the last may come late, and find room.
+    // The last line may be late, and fit.
     let written = text.matches(" Received request to /nothing : ").count();
     let lost = text.lines().filter_map(|line| {
         let (_, rest) = line.split_once(" WARN  Lost ")?;
@@ -297,20 +297,20 @@ fn while_the_log_is_not_read_the_nodes_own_requests_are_answered_and_their_lines
 #[test]
 fn without_a_reader_lines_are_lost_and_all_else_goes_on() {
     let lab = Lab::new();
-    let mut unheard = Unheard::start(&lab);
-    drop(unheard.log.take());
+    let mut program = UnreadLog::start(&lab);
+    drop(program.log.take());
     for _ in 0..3 {
         assert!(lab.client.get(POD, "/").contains("Request received"));
-        reconciles(&lab);
+        assert_reconciles(&lab);
     }
-    assert_eq!(unheard.stop().code(), Some(0));
+    assert_eq!(program.stop().code(), Some(0));
     assert_eq!(lab.remains(), [""; 0]);
 }
 
 #[test]
 fn while_the_disk_is_full_lines_are_lost_and_all_else_goes_on() {
     let lab = Lab::new();
-    // The mount goes with the test's namespace, the directory is the build's.
+    // The mount ends with the test's namespace; the directory is in the build's target.
     let disk = concat!(env!("CARGO_TARGET_TMPDIR"), "/disk");
     std::fs::create_dir_all(disk).unwrap();
     let mount = |options| {
@@ -321,7 +321,7 @@ fn while_the_disk_is_full_lines_are_lost_and_all_else_goes_on() {
     let path = format!("{disk}/log");
     let mut command = lab.node.command(PROGRAM);
     command.args(["--cidr", CIDRS]);
-    let mut unheard = Unheard {
+    let mut program = UnreadLog {
         child: command
             .stderr(File::create(&path).unwrap())
             .spawn()
@@ -338,14 +338,14 @@ fn while_the_disk_is_full_lines_are_lost_and_all_else_goes_on() {
         log().len() == 64 * 1024
     });
     (0..100).for_each(|_| ask());
-    reconciles(&lab);
+    assert_reconciles(&lab);
 
     mount("remount,size=1m");
     wait_until("there are lines again", || {
         ask();
         log().len() > 64 * 1024
     });
-    assert_eq!(unheard.stop().code(), Some(0));
+    assert_eq!(program.stop().code(), Some(0));
     assert_eq!(lab.remains(), [""; 0]);
     let log = log();
     assert!(log.contains("Stopping") && log.contains("Removed table"));
@@ -373,7 +373,7 @@ fn a_stop_in_order_loses_no_line() {
         assert_eq!(daemon.stop(), Some(0));
     });
     let answered = answered.into_inner();
-    assert_eq!(received(&daemon.log()), answered);
+    assert_eq!(count_received(&daemon.log()), answered);
     let served = format!("Served {answered} requests on 4 connections");
     assert!(daemon.log().contains(&served), "{served}");
 }
@@ -389,13 +389,13 @@ fn a_line_is_written_within_a_moment_and_waits_for_no_other() {
         }
         let start = Instant::now();
         wait_until("the last line is written", || {
-            received(&daemon.log()) == 5 * round
+            count_received(&daemon.log()) == 5 * round
         });
         start.elapsed()
     });
     let mut took: Vec<Duration> = took.collect();
     took.sort();
-    // Long for the few milliseconds that lines are gathered, short for anything else. Where the machine is busy,
-    // some are later.
+    // Longer than the few milliseconds for which lines are gathered, shorter than any other delay; a median, as
+    // a busy machine delays some.
     assert!(took[10] < Duration::from_millis(100), "{took:?}");
 }
