@@ -1,4 +1,4 @@
-//! Many connections at once: how many are served, and what happens to the others.
+//! Many connections at the same time: how many are served, and what happens to the others.
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -17,7 +17,7 @@ fn the_nodes_probes_do_not_wait_long_for_silent_programs_of_the_node() {
     let lab = Lab::new();
     let _daemon = lab.start(&["--cidr", CIDRS]);
     for address in ["127.0.0.1:1", "[::1]:1"] {
-        // More than the threads that answer probes.
+        // More than the threads for probes.
         let silent: Vec<_> = (0..12)
             .map(|_| lab.node.connect(address).unwrap())
             .collect();
@@ -35,7 +35,7 @@ fn the_nodes_probes_do_not_wait_long_for_silent_programs_of_the_node() {
 #[test]
 fn where_nothing_can_be_bound_to_lo_probes_are_answered_among_clients() {
     let lab = Lab::new();
-    // Before Linux 5.7 the kernel refuses it; here there is no device of that name.
+    // As on Linux before 5.7, which refuses it: here no device has that name.
     lab.node.run("ip link set dev lo down");
     lab.node.run("ip link set dev lo name loopback");
     lab.node.run("ip link set dev loopback up");
@@ -52,8 +52,8 @@ fn threads_that_served_one_family_serve_the_other() {
     let at_first = daemon.threads();
     for address in [POD, POD6, POD] {
         let connections = lab.open(address, 8);
-        // One for each and one that waits. Idle threads may be about to end; if some waited at
-        // the other family, they would do so for a second.
+        // One for each connection, and one idle. Idle threads may be about to end; a thread that waits for the
+        // other family would stay a second.
         wait_within(Duration::from_millis(500), "threads are few", || {
             daemon.threads() <= at_first + 8
         });
@@ -101,7 +101,7 @@ fn threads_without_work_end() {
     lab.open(POD, 100);
 }
 
-/// The resident memory of both processes, in bytes.
+/// Resident memory of both processes, in bytes.
 fn memory(daemon: &Daemon) -> u64 {
     let processes = [daemon.guard(), daemon.server()];
     processes.map(resident_memory).into_iter().sum()
@@ -143,15 +143,14 @@ fn a_client_that_says_nothing_at_first_is_served_when_it_speaks() {
     daemon.wait_for(&format!("Connection without a request : client={silent} "));
 }
 
-/// The largest memory of a connection in the process, in KiB, as in docs/http.md: the used part of a stack, the
-/// bytes read, an answer.
+/// Largest memory of a connection in the process, in KiB, as in docs/http.md: used stack, bytes read, response.
 const IN_PROCESS: u64 = 24 + 32 + 128;
-/// The same in the kernel's buffers, received and sent.
+/// Largest memory of a connection in the kernel's buffers, in KiB: received and sent.
 const IN_BUFFERS: u64 = 128 + 128;
-/// The kernel's memory for a thread and a socket.
+/// Memory of the kernel for a thread and a socket, in KiB.
 const IN_KERNEL: u64 = 40;
-/// The memory of both processes without connections, in KiB.
-const BESIDE: u64 = 8 * 1024;
+/// Memory of both processes without connections, in KiB.
+const BASE: u64 = 8 * 1024;
 
 /// The longest request that is echoed whole: 16 KiB of head, 64 KiB of content.
 fn longest_request() -> Vec<u8> {
@@ -162,8 +161,8 @@ fn longest_request() -> Vec<u8> {
     format!("{head}{filler}\r\n\r\n{content}").into_bytes()
 }
 
-/// The numbers of these kinds that the kernel has for the memory of the node's TCP connections, in
-/// bytes (ss(8), `skmem`): `r` is received, `w` sent, `f` set aside, `rb` and `tb` bound them.
+/// Memory of the node's TCP connections by kind, in bytes (`skmem` of ss(8)): `r` is received, `w` sent, `f`
+/// allocated in advance, `rb` and `tb` are their limits.
 fn socket_memory(lab: &Lab, kinds: &[&str]) -> Vec<u64> {
     let sockets = lab.node.run("ss -tnmH");
     let numbers = sockets.split([',', '(', ')']).filter_map(|part| {
@@ -228,7 +227,7 @@ fn memory_stays_below_the_limit_of_the_manifest_whatever_clients_send_and_do_not
     assert!(used > 50 << 20, "clients send: {used}");
     assert!(processes > 100 << 20, "all are served: {processes}");
     assert!(used >> 10 <= 1024 * IN_BUFFERS, "{used}");
-    assert!(processes >> 10 <= 1024 * IN_PROCESS + BESIDE, "{processes}");
+    assert!(processes >> 10 <= 1024 * IN_PROCESS + BASE, "{processes}");
     let open = 1024 * (IN_PROCESS + IN_BUFFERS + IN_KERNEL);
-    assert!((open + BESIDE) << 10 < pod.memory_limit());
+    assert!((open + BASE) << 10 < pod.memory_limit());
 }

@@ -1,4 +1,4 @@
-//! Many clients at once. A crate of its own: the others would lose the time that its tests take.
+//! Many clients at the same time. A crate of its own: its load would delay other tests.
 
 #[path = "../lab/mod.rs"]
 mod lab;

@@ -1,4 +1,4 @@
-//! More than the program can take: of connections, open files and threads.
+//! Exhausted limits: connections, open files and threads.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use crate::lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
 use nix::sys::signal::Signal;
 use tproxy_pod::server::deadlines::IDLE_AFTER;
 
-/// A connection that is served, and waits for the client.
+/// A connection that is being served, and waits for the client.
 fn upload(lab: &Lab, address: &str) -> TcpStream {
     let mut stream = lab.client.connect(address).unwrap();
     let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
@@ -27,8 +27,8 @@ fn uploads(lab: &Lab, address: &str, count: usize) -> Vec<TcpStream> {
     (0..count).map(|_| upload(lab, address)).collect()
 }
 
-/// Clients that have sent a request, all at once.
-fn asking(lab: &Lab, address: &str, count: usize) -> Vec<Conversation> {
+/// Clients that have sent a request.
+fn requesting(lab: &Lab, address: &str, count: usize) -> Vec<Conversation> {
     let ask = |_| {
         let mut client = lab.client.talk(address);
         client.send("GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n");
@@ -37,8 +37,8 @@ fn asking(lab: &Lab, address: &str, count: usize) -> Vec<Conversation> {
     (0..count).map(ask).collect()
 }
 
-/// All read at once: for up to a second, the server waits for a client to close that has its last answer.
-fn are_answered(clients: impl IntoIterator<Item = Conversation>) {
+/// Reads all responses at the same time: after the last one, the server waits up to a second for a close.
+fn assert_answered(clients: impl IntoIterator<Item = Conversation>) {
     std::thread::scope(|scope| {
         for mut client in clients {
             scope.spawn(move || assert_eq!(client.answer().status, "200 OK"));
@@ -46,8 +46,8 @@ fn are_answered(clients: impl IntoIterator<Item = Conversation>) {
     });
 }
 
-/// Stops it, and counts the lines of its log with a text.
-fn lines_in_the_end(daemon: &mut Daemon, text: &str) -> usize {
+/// Stops the program, and counts the log lines with a text.
+fn stop_and_count_lines(daemon: &mut Daemon, text: &str) -> usize {
     assert_eq!(daemon.stop(), Some(0));
     let log = daemon.log();
     log.lines().filter(|line| line.contains(text)).count()
@@ -67,7 +67,7 @@ fn the_next_client_waits_for_a_connection_to_end() {
         assert_eq!(next.answer().status, "200 OK");
         drop((busy, next));
         let line = "WARN  The limit of 4 connections is reached: clients wait";
-        assert_eq!(lines_in_the_end(&mut daemon, line), 1);
+        assert_eq!(stop_and_count_lines(&mut daemon, line), 1);
     }
 }
 
@@ -80,7 +80,7 @@ fn the_nodes_probes_do_not_wait_for_clients() {
         let answer = lab.node.get(address, "/healthz");
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     }
-    // All this time, every connection was taken.
+    // All connections are still in use.
     let mut next = lab.client.talk(POD6);
     next.send(REQUEST);
     next.has_no_answer_yet();
@@ -89,16 +89,16 @@ fn the_nodes_probes_do_not_wait_for_clients() {
 #[test]
 fn busy_connections_do_not_give_way_to_the_next_client_and_an_idle_one_does() {
     for address in [POD, POD6] {
-        let shown = (0..10).any(|_| only_an_idle_connection_gives_way(address));
+        let is_shown = (0..10).any(|_| only_an_idle_connection_is_evicted(address));
         assert!(
-            shown,
+            is_shown,
             "the test paused for {IDLE_AFTER:?} in each of ten attempts"
         );
     }
 }
 
 /// Returns whether it is shown: if the test itself is paused, its busy connections become idle.
-fn only_an_idle_connection_gives_way(address: &str) -> bool {
+fn only_an_idle_connection_is_evicted(address: &str) -> bool {
     let lab = Lab::new();
     let daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "4"]);
     let mut asked = Instant::now();
@@ -116,7 +116,7 @@ fn only_an_idle_connection_gives_way(address: &str) -> bool {
     std::thread::scope(|scope| {
         let next = scope.spawn(|| lab.client.get(address, "/"));
         let mut next_waits = |busy: &mut [Conversation]| {
-            // Where the test paused, the next client may have been served in the place of one of them.
+            // If the test paused, a busy connection may have been evicted for the next client.
             let is_served = next.is_finished();
             let stay = all_stay(busy);
             assert!(!(stay && is_served), "all stay, and another is served");
@@ -131,7 +131,7 @@ fn only_an_idle_connection_gives_way(address: &str) -> bool {
                 return false;
             }
         }
-        // Each round is many times shorter than what an idle connection has.
+        // A round is many times shorter than the time until a connection is idle.
         if !(0..1000).all(|_| next_waits(&mut busy)) {
             return false;
         }
@@ -150,7 +150,7 @@ fn only_an_idle_connection_gives_way(address: &str) -> bool {
     })
 }
 
-/// Sends a request on a connection, which may have ended.
+/// Sends a request on a connection, which may be closed; returns whether it is answered.
 fn is_answered(connection: &mut Conversation) -> bool {
     let stream = &mut connection.0;
     if stream.get_mut().write_all(REQUEST.as_bytes()).is_err() {
@@ -195,7 +195,7 @@ fn one_idle_connection_gives_way_to_one_client() {
     assert_eq!(ends.len(), 1);
     assert!(!ended(&next[0]));
     drop((idle, next));
-    assert_eq!(lines_in_the_end(&mut daemon, "Received request"), 9);
+    assert_eq!(stop_and_count_lines(&mut daemon, "Received request"), 9);
 }
 
 #[test]
@@ -217,18 +217,18 @@ fn with_64_files_fewer_connections_are_served_at_once_and_probes_are_answered() 
     daemon.wait_for("WARN  At most 30 connections at once, not 1024: 64 files may be open");
     daemon.wait_for("Created table");
     let busy = uploads(&lab, POD, 30);
-    let clients = asking(&lab, POD, 200);
+    let clients = requesting(&lab, POD, 200);
     for _ in 0..20 {
         for address in ["127.0.0.1:1", "[::1]:1"] {
             assert!(lab.node.get(address, "/healthz").ends_with("ok\n"));
         }
     }
     drop(busy);
-    are_answered(clients);
-    assert_eq!(lines_in_the_end(&mut daemon, "Cannot accept"), 0);
+    assert_answered(clients);
+    assert_eq!(stop_and_count_lines(&mut daemon, "Cannot accept"), 0);
 }
 
-/// Sets the server's limit of open files.
+/// Sets the server's `RLIMIT_NOFILE`.
 fn allow_files(daemon: &Daemon, soft_limit: &str) {
     let limit = format!("--nofile={soft_limit}:");
     let server = daemon.server().to_string();
@@ -238,7 +238,7 @@ fn allow_files(daemon: &Daemon, soft_limit: &str) {
     assert!(status.unwrap().success());
 }
 
-/// Sets the server's limit to one file more than it has open.
+/// Sets the server's `RLIMIT_NOFILE` to allow one more file.
 fn allow_one_file(daemon: &Daemon) {
     let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.server())).unwrap();
     let open: Vec<u32> = open
@@ -253,7 +253,7 @@ fn allow_one_file(daemon: &Daemon) {
         })
         .collect();
     let next = (0..).find(|number| !open.contains(number)).unwrap();
-    // Below the limit are the numbers of the others, and the next that the kernel gives (open(2)).
+    // The limit is above the next descriptor, the lowest free one (open(2)).
     allow_files(daemon, &(next + 1).to_string());
 }
 
@@ -262,8 +262,8 @@ fn with_one_file_left_clients_of_both_families_are_served_one_after_the_other() 
     let lab = Lab::new();
     let daemon = lab.start(&["--cidr", CIDRS]);
     allow_one_file(&daemon);
-    let clients = [POD, POD6, POD, POD6].map(|address| asking(&lab, address, 20));
-    are_answered(clients.into_iter().flatten());
+    let clients = [POD, POD6, POD, POD6].map(|address| requesting(&lab, address, 20));
+    assert_answered(clients.into_iter().flatten());
 }
 
 #[test]
@@ -278,7 +278,7 @@ fn with_one_file_left_an_idle_connection_gives_way_to_the_next_client() {
     }
 }
 
-/// Connections that are evicted.
+/// Idle connections, which may be evicted.
 fn idle(lab: &Lab, daemon: &Daemon, count: usize) -> Vec<Conversation> {
     let connections = lab.open(POD, count);
     wait_until("all are idle", || daemon.idle_connections() == count);
@@ -290,9 +290,9 @@ fn a_file_that_is_free_again_costs_no_idle_connection() {
     let lab = Lab::new();
     let daemon = lab.start(&["--cidr", CIDRS]);
     let mut idle = idle(&lab, &daemon, 5);
-    // Once in each thread: then another connection has ended.
+    // Each thread fails once; after that, a descriptor is free.
     let full = Strace::failing(daemon.server(), "accept4", "EMFILE:when=1");
-    are_answered(asking(&lab, POD, 1));
+    assert_answered(requesting(&lab, POD, 1));
     daemon
         .wait_for("WARN  Cannot accept a connection, clients wait: No file descriptors available");
     drop(full);
@@ -306,24 +306,24 @@ fn a_shortage_that_no_eviction_ends_costs_no_idle_connection() {
         let daemon = lab.start(&["--cidr", CIDRS]);
         let mut idle = idle(&lab, &daemon, 5);
         let short = Strace::failing(daemon.server(), "accept4", &format!("{error}:when=1..20"));
-        are_answered(asking(&lab, POD, 1));
+        assert_answered(requesting(&lab, POD, 1));
         daemon.wait_for("WARN  Cannot accept a connection, clients wait: ");
         drop(short);
         assert!(idle.iter_mut().all(is_answered), "{error}");
     }
 }
 
-/// Linux reports errors of a connection that arose before it was accepted (accept(2)).
+/// accept4(2) returns the pending errors of a connection (accept(2)).
 #[test]
 fn a_connection_that_is_aborted_before_it_is_accepted_is_no_shortage_of_files() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     let aborted = Strace::failing(daemon.server(), "accept4", "ECONNABORTED:when=1..5");
     for address in [POD, POD6] {
-        are_answered(asking(&lab, address, 20));
+        assert_answered(requesting(&lab, address, 20));
     }
     drop(aborted);
-    assert_eq!(lines_in_the_end(&mut daemon, "Cannot accept"), 0);
+    assert_eq!(stop_and_count_lines(&mut daemon, "Cannot accept"), 0);
 }
 
 #[test]
@@ -332,20 +332,20 @@ fn a_stop_waits_for_clients_that_no_file_is_left_for() {
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     allow_one_file(&daemon);
     let busy = upload(&lab, POD);
-    let clients = [POD, POD6].map(|address| asking(&lab, address, 5));
+    let clients = [POD, POD6].map(|address| requesting(&lab, address, 5));
     daemon.wait_for("WARN  Cannot accept a connection, clients wait: ");
     daemon.signal(Signal::SIGTERM);
     daemon.wait_for("Stopping");
     drop(busy);
-    are_answered(clients.into_iter().flatten());
+    assert_answered(clients.into_iter().flatten());
     assert_eq!(daemon.wait().code(), Some(0));
     daemon.wait_for("Served 10 requests on 11 connections");
 }
 
-/// Clients that wait, because the server may not open another file.
-fn starve(lab: &Lab, daemon: &Daemon) -> Vec<Conversation> {
+/// Clients that wait because the server may not open another file.
+fn exhaust_files(lab: &Lab, daemon: &Daemon) -> Vec<Conversation> {
     allow_files(daemon, "16");
-    let clients = asking(lab, POD, 20);
+    let clients = requesting(lab, POD, 20);
     daemon
         .wait_for("WARN  Cannot accept a connection, clients wait: No file descriptors available");
     clients
@@ -356,11 +356,11 @@ fn without_files_clients_wait_until_connections_end() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     let busy = uploads(&lab, POD, 20);
-    let clients = starve(&lab, &daemon);
+    let clients = exhaust_files(&lab, &daemon);
     drop(busy);
-    are_answered(clients);
-    are_answered(asking(&lab, POD, 20));
-    assert_eq!(lines_in_the_end(&mut daemon, "Cannot accept"), 1);
+    assert_answered(clients);
+    assert_answered(requesting(&lab, POD, 20));
+    assert_eq!(stop_and_count_lines(&mut daemon, "Cannot accept"), 1);
 }
 
 #[test]
@@ -368,15 +368,14 @@ fn without_files_clients_wait_until_more_are_allowed() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     let busy = uploads(&lab, POD, 20);
-    let clients = starve(&lab, &daemon);
+    let clients = exhaust_files(&lab, &daemon);
     allow_files(&daemon, "1000");
-    are_answered(clients);
+    assert_answered(clients);
     drop((busy, uploads(&lab, POD, 20)));
-    assert_eq!(lines_in_the_end(&mut daemon, "Cannot accept"), 1);
+    assert_eq!(stop_and_count_lines(&mut daemon, "Cannot accept"), 1);
 }
 
-/// The kernel does not keep for closed connections what it keeps for open ones only up to the limit,
-/// whatever the last answer is.
+/// The kernel keeps unread responses for open connections only, up to the limit, whatever the last response is.
 #[test]
 fn answers_that_are_not_read_count_as_connections() {
     let body = "x".repeat(30_000);
@@ -393,19 +392,19 @@ fn answers_that_are_not_read_count_as_connections() {
                 stream
             })
             .collect();
-        let untaken = || lab.node.run("ss -Htn state fin-wait-1").lines().count();
+        let unacknowledged = || lab.node.run("ss -Htn state fin-wait-1").lines().count();
         let most = 32;
         wait_until("the server has answered as many as it may", || {
-            untaken() >= most
+            unacknowledged() >= most
         });
         let end = Instant::now() + Duration::from_secs(1);
         while Instant::now() < end {
-            assert_eq!(untaken(), most);
+            assert_eq!(unacknowledged(), most);
         }
     }
 }
 
-/// A close(2) with unread data, or data that arrives after one, is a reset (RFC 9112, 9.6).
+/// close(2) with unread data, or data that arrives after it, causes a RST (RFC 9112, 9.6).
 #[test]
 fn a_client_that_sends_more_while_it_takes_its_last_response_gets_all_of_it() {
     let lab = Lab::new();
@@ -422,7 +421,7 @@ fn a_client_that_sends_more_while_it_takes_its_last_response_gets_all_of_it() {
     assert!(client.answer().text().ends_with(&body));
 }
 
-/// Its end is not waited for: the client may keep the connection.
+/// The server does not wait for the client's close.
 #[test]
 fn a_connection_gives_its_place_back_once_its_last_response_is_acknowledged() {
     let lab = Lab::new();
@@ -443,8 +442,8 @@ fn a_connection_gives_its_place_back_once_its_last_response_is_acknowledged() {
     drop(client);
 }
 
-/// Keeps the server from starting threads until dropped.
-fn forbid_threads(daemon: &Daemon) -> Strace {
+/// Makes clone(2) fail in the server until dropped.
+fn fail_clone(daemon: &Daemon) -> Strace {
     Strace::failing(daemon.server(), "clone", "EAGAIN")
 }
 
@@ -452,31 +451,34 @@ fn forbid_threads(daemon: &Daemon) -> Strace {
 fn without_new_threads_clients_wait_for_those_there_are_until_some_can_be_started() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
-    let without_threads = forbid_threads(&daemon);
+    let failing = fail_clone(&daemon);
     let busy = upload(&lab, POD);
     daemon.wait_for("WARN  Cannot start a thread, clients wait: Resource temporarily unavailable");
-    let mut clients = asking(&lab, POD, 50);
+    let mut clients = requesting(&lab, POD, 50);
     clients[0].has_no_answer_yet();
     drop(busy);
-    are_answered(clients);
-    drop(without_threads);
+    assert_answered(clients);
+    drop(failing);
     let busy = [uploads(&lab, POD, 5), uploads(&lab, POD6, 5)];
     drop(busy);
-    assert_eq!(lines_in_the_end(&mut daemon, "Cannot start a thread"), 1);
+    assert_eq!(
+        stop_and_count_lines(&mut daemon, "Cannot start a thread"),
+        1
+    );
 }
 
 #[test]
 fn a_stop_starts_the_thread_that_clients_wait_for_once_it_can() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
-    let without_threads = forbid_threads(&daemon);
+    let failing = fail_clone(&daemon);
     let busy = upload(&lab, POD);
     daemon.wait_for("WARN  Cannot start a thread, clients wait: ");
-    let clients = [POD, POD6].map(|address| asking(&lab, address, 3));
+    let clients = [POD, POD6].map(|address| requesting(&lab, address, 3));
     daemon.signal(Signal::SIGTERM);
     daemon.wait_for("Stopping");
-    drop(without_threads);
-    are_answered(clients.into_iter().flatten());
+    drop(failing);
+    assert_answered(clients.into_iter().flatten());
     drop(busy);
     assert_eq!(daemon.wait().code(), Some(0));
     daemon.wait_for("Served 6 requests on 7 connections");
@@ -487,7 +489,7 @@ fn without_new_threads_an_idle_connection_gives_way_to_the_next_client() {
     for (first, next) in [(POD, POD), (POD, POD6), (POD6, POD), (POD6, POD6)] {
         let lab = Lab::new();
         let daemon = lab.start(&["--cidr", CIDRS]);
-        let _without_threads = forbid_threads(&daemon);
+        let _without_threads = fail_clone(&daemon);
         let mut idle = lab.open(first, 1);
         assert!(lab.client.get(next, "/").contains("Request received"));
         idle[0].ends();
