@@ -1,4 +1,4 @@
-//! HTTP/1 on the wire: requests, responses, refusals.
+//! HTTP/1: requests, responses, refusals.
 
 #[path = "../lab/mod.rs"]
 mod lab;

@@ -1,4 +1,4 @@
-//! How bytes are read as requests: the same however they are cut, and limited exactly.
+//! Requests are read alike wherever the stream is cut, and exactly up to their limits.
 
 use crate::stream::{Outcome, read};
 use tproxy_pod::http::body::{Decoder, Framing, MAX_CHUNK_LINE, MAX_CONTENT, MAX_TRAILERS};
@@ -6,7 +6,7 @@ use tproxy_pod::http::head::{Head, HeadScanner, MAX_FIELDS, MAX_HEAD};
 use tproxy_pod::http::request_line::MAX_REQUEST_LINE;
 use tproxy_pod::http::status::{Rejection, Status};
 
-/// An outcome in a word: the content of a request, the status of a refusal.
+/// An outcome in one word: the content of a request, or the status of a refusal.
 fn word(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Request { content, .. } => format!("{:?}", String::from_utf8_lossy(content)),
@@ -15,7 +15,7 @@ fn word(outcome: &Outcome) -> String {
     }
 }
 
-/// Streams, and what they are read as.
+/// Streams, and the outcomes of their requests.
 const STREAMS: &[(&[u8], &[&str])] = &[
     (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", &[r#""""#]),
     (b"GET / HTTP/1.0\r\n\r\n", &[r#""""#]),
@@ -141,7 +141,7 @@ fn a_stream_is_read_alike_wherever_it_is_cut_twice() {
     }
 }
 
-/// The one outcome of a stream, whole, cut before its last byte, and byte by byte.
+/// The outcome of a stream: whole, cut before its last byte, and byte by byte.
 fn outcome(stream: &[u8]) -> String {
     let [whole, cut, bytes] = [
         read([stream]),
@@ -154,7 +154,7 @@ fn outcome(stream: &[u8]) -> String {
     word(&whole[0])
 }
 
-/// A head whose request line, without its CRLF, has this length.
+/// A head whose request line has this length, without its CRLF.
 fn head_with_line(length: usize) -> Vec<u8> {
     let target = "a".repeat(length - "GET / HTTP/1.1".len());
     format!("GET /{target} HTTP/1.1\r\nHost: a\r\n\r\n").into_bytes()
@@ -245,7 +245,7 @@ fn content_may_have_1_gib() {
     );
 }
 
-/// Decodes a chunked body, whole and byte by byte: how long its content is so far, or the status.
+/// Decodes a chunked body, whole and byte by byte: content length and completeness, or the status.
 fn decode(body: &[u8]) -> Result<(u64, bool), &'static str> {
     let decode = |size: usize| {
         let mut decoder = Decoder::new(Framing::Chunked);

@@ -1,9 +1,9 @@
-//! What is refused, with which status; and that a refusal is the last word on its connection.
+//! Refused requests, with their status; a connection is closed after a refusal.
 
-use crate::lab::refusal::{SMUGGLED, each_is_refused, refused};
+use crate::lab::refusal::{SMUGGLED, assert_each_is_refused, refused};
 use crate::lab::{Lab, POD};
 
-/// Requests, each with the status that refuses it.
+/// Malformed requests, each with its status.
 const MALFORMED: &[(&str, &str)] = &[
     // The request line (RFC 9112, 3).
     ("GET\r\nHost: a\r\n\r\n", "400 Bad Request"),
@@ -230,7 +230,7 @@ fn malformed_requests_are_refused() {
         .iter()
         .map(|(request, status)| (request.as_bytes().to_vec(), *status))
         .collect();
-    each_is_refused(&requests);
+    assert_each_is_refused(&requests);
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn what_is_too_long_is_refused() {
     let body = |bytes: &str| [head("POST /", chunked), bytes.as_bytes().to_vec()].concat();
     let long = "a".repeat(20_000);
     let too_large = "431 Request Header Fields Too Large";
-    each_is_refused(&[
+    assert_each_is_refused(&[
         (
             head(&format!("GET /{}", &long[..8179]), ""),
             "414 URI Too Long",
@@ -260,7 +260,7 @@ fn what_is_too_long_is_refused() {
 
 #[test]
 fn a_client_that_speaks_something_else_is_told_so() {
-    // The beginning of a ClientHello; most have a line feed somewhere among their random bytes.
+    // The start of a ClientHello; most have a line feed among their random bytes.
     let hello = |random: u8| {
         let random = [random; 32];
         [
@@ -273,7 +273,7 @@ fn a_client_that_speaks_something_else_is_told_so() {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
     let http_2 = "505 HTTP Version Not Supported: the client speaks HTTP/2, not HTTP/1.1\n";
     let other = b"\0\x01\x02\n\n".to_vec();
-    each_is_refused(&[
+    assert_each_is_refused(&[
         (hello(0xa5), tls),
         (hello(b'\n'), tls),
         (preface, http_2),
@@ -350,7 +350,7 @@ fn a_body_that_is_refused_late_does_not_hide_its_answer() {
     let mut connection = lab.client.talk(POD);
     connection.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n");
     assert_eq!(connection.answer().status, "400 Bad Request");
-    // What the client still sends is thrown away, not answered with a reset.
+    // The server discards what the client still sends, and sends no RST.
     connection.send("a".repeat(100_000));
     connection.finish();
     connection.ends();

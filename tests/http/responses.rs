@@ -1,5 +1,4 @@
-//! HTTP/1 as an origin server has to speak it: what is answered, in which framing, and when the
-//! connection ends.
+//! HTTP/1 of an origin server: responses, their framing, and the persistence of connections.
 
 use std::fmt::Write as _;
 
@@ -8,7 +7,7 @@ use tproxy_pod::server::deadlines::IDLE_AFTER;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// The content that an echo ends with: what lies behind the empty line of the request's head.
+/// Content that an echo ends with, after the empty line of the request's head.
 fn echoed_body(echo: &str) -> &str {
     let (_, request) = echo.split_once("\n\n").unwrap();
     request.split_once("\r\n\r\n").unwrap().1
@@ -269,7 +268,7 @@ fn a_body_is_echoed_up_to_64_kib() {
     let daemon = lab.start(&[]);
     let mut connection = lab.client.talk(POD);
     let limit = 64 * 1024;
-    // No part of it is like another.
+    // No part of it repeats.
     let numbers: String = (0..40_000).map(|number| format!("{number},")).collect();
     for (length, word) in [
         (limit - 1, ""),
@@ -404,7 +403,7 @@ fn a_line_end_behind_a_body_may_come_in_two_pieces_with_time_between() {
     let _daemon = lab.start(&[]);
     let mut connection = lab.client.talk(POD);
     connection.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi\r");
-    // Longer than a thread waits as if a request came at once.
+    // Longer than a connection is busy without a request.
     std::thread::sleep(IDLE_AFTER + IDLE_AFTER / 2);
     let answer = connection.ask("\nGET /next HTTP/1.1\r\nHost: a\r\n\r\n");
     assert!(answer.text().contains(" destination /next : GET /next "));
@@ -491,7 +490,7 @@ fn an_upload_of_100_mib_takes_no_memory() {
     let word = "x\n[104792064 more bytes of 104857600 are not echoed]\n";
     assert!(answer.text().ends_with(word), "{}", answer.length());
     let grown = peak_memory(daemon.server()) - before;
-    // The kernel counts in batches, and the code itself is read in as it is used.
+    // The kernel counts in batches, and code pages are read on first use.
     assert!(grown < 4 << 20, "{grown} bytes more");
     assert!(
         daemon

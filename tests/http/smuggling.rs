@@ -1,8 +1,7 @@
-//! Requests that two readers could take for different ones: each is refused, or read as the only one
-//! that it can be. What is known from attacks on other servers is here by name: CL.TE, TE.CL, TE.TE,
-//! TERM.EXT.
+//! Ambiguous requests (RFC 9112, 11.2): each is refused, or has only one meaning. The known attacks on other
+//! servers are here by name: CL.TE, TE.CL, TE.TE, TERM.EXT.
 
-use crate::lab::refusal::{SMUGGLED, each_is_refused};
+use crate::lab::refusal::{SMUGGLED, assert_each_is_refused};
 use crate::lab::{Lab, POD};
 use tproxy_pod::http::body::Framing;
 use tproxy_pod::http::head::{Head, HeadScanner};
@@ -14,16 +13,16 @@ const LARGE: &str = "413 Content Too Large";
 const UNKNOWN: &str = "501 Not Implemented";
 const VERSION: &str = "505 HTTP Version Not Supported";
 
-/// Sends whatever `whole` makes of the middle of a request.
-fn are_refused(middles: &[(&str, &'static str)], whole: impl Fn(&str) -> String) {
+/// Sends the requests that `whole` builds from their middle parts; each must be refused.
+fn assert_refused(middles: &[(&str, &'static str)], whole: impl Fn(&str) -> String) {
     let requests: Vec<_> = middles
         .iter()
         .map(|(middle, status)| (whole(middle).into_bytes(), *status))
         .collect();
-    each_is_refused(&requests);
+    assert_each_is_refused(&requests);
 }
 
-/// A length that is not one number of digits, said once.
+/// Content-Length that is not exactly one number of digits.
 const LENGTHS: &[(&str, &str)] = &[
     ("Content-Length: +5", BAD),
     ("Content-Length: -0", BAD),
@@ -68,12 +67,12 @@ const LENGTHS: &[(&str, &str)] = &[
 
 #[test]
 fn a_length_that_can_be_read_in_two_ways_is_refused() {
-    are_refused(LENGTHS, |field| {
+    assert_refused(LENGTHS, |field| {
         format!("POST / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\nhello")
     });
 }
 
-/// Transfer codings that are not `chunked`, said once, and without a length.
+/// A Transfer-Encoding that is not exactly one `chunked`, or that comes with a length.
 const CODINGS: &[(&str, &str)] = &[
     ("Transfer-Encoding: ,chunked", BAD),
     ("Transfer-Encoding: chunked,", BAD),
@@ -124,16 +123,16 @@ const CODINGS: &[(&str, &str)] = &[
 
 #[test]
 fn a_coding_that_can_be_read_in_two_ways_is_refused() {
-    are_refused(CODINGS, |field| {
+    assert_refused(CODINGS, |field| {
         format!("POST / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n0\r\n\r\n")
     });
-    are_refused(&[("close", BAD), ("keep-alive", BAD)], |connection| {
+    assert_refused(&[("close", BAD), ("keep-alive", BAD)], |connection| {
         let fields = format!("Connection: {connection}\r\nTransfer-Encoding: chunked\r\n");
         format!("POST / HTTP/1.0\r\nHost: a\r\n{fields}\r\n0\r\n\r\n")
     });
 }
 
-/// Chunks that end elsewhere for a reader that is lenient.
+/// Chunks that end elsewhere for a lenient parser.
 const CHUNKS: &[(&str, &str)] = &[
     ("+1\r\nx\r\n0\r\n\r\n", BAD),
     ("-1\r\nx\r\n0\r\n\r\n", BAD),
@@ -147,7 +146,7 @@ const CHUNKS: &[(&str, &str)] = &[
     ("10000000000000001\r\nx\r\n0\r\n\r\n", LARGE),
     ("ffffffffffffffff\r\n", LARGE),
     ("7fffffffffffffff\r\n", LARGE),
-    // TERM.EXT, EXT.TERM: a line feed in an extension ends the line for some.
+    // TERM.EXT, EXT.TERM: for some parsers a line feed in an extension ends the line.
     ("1;\nx\r\n0\r\n\r\n", BAD),
     ("1;a\nx\r\n0\r\n\r\n", BAD),
     ("1;a=\"\n\"\r\nx\r\n0\r\n\r\n", BAD),
@@ -155,7 +154,7 @@ const CHUNKS: &[(&str, &str)] = &[
     ("0;\n\r\n\r\n", BAD),
     ("1\nx\r\n0\r\n\r\n", BAD),
     ("1\r\rx\r\n0\r\n\r\n", BAD),
-    // TERM.SPILL: what follows the chunk is not two bytes of whatever.
+    // TERM.SPILL: not CRLF but two other bytes follow the chunk.
     ("1\r\nx\n0\r\n\r\n", BAD),
     ("1\r\nx\n\n0\r\n\r\n", BAD),
     ("1\r\nx\r\r0\r\n\r\n", BAD),
@@ -174,12 +173,14 @@ const CHUNKS: &[(&str, &str)] = &[
 #[test]
 fn chunks_that_can_be_read_in_two_ways_are_refused() {
     let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
-    are_refused(CHUNKS, |chunks| format!("{head}{chunks}"));
+    assert_refused(CHUNKS, |chunks| format!("{head}{chunks}"));
     let long = [
         (format!("1;{}\r\nx\r\n0\r\n\r\n", "a".repeat(1 << 20)), BAD),
         (format!("{}1\r\nx\r\n0\r\n\r\n", "0".repeat(5000)), BAD),
     ];
-    each_is_refused(&long.map(|(body, status)| (format!("{head}{body}").into_bytes(), status)));
+    assert_each_is_refused(
+        &long.map(|(body, status)| (format!("{head}{body}").into_bytes(), status)),
+    );
 }
 
 #[test]
@@ -187,19 +188,19 @@ fn what_a_client_asks_for_instead_of_an_answer_is_refused() {
     let expect = |value: &str| {
         format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: {value}\r\n\r\n")
     };
-    are_refused(
+    assert_refused(
         &[
             ("", EXPECTATION),
             ("y 100-continue", EXPECTATION),
             ("100-continue;x", EXPECTATION),
             ("100-continue\r\nExpect: x", EXPECTATION),
-            // Nothing is to be continued after an error: no interim answer comes first.
+            // No interim response precedes an error.
             ("100-continue\r\nTransfer-Encoding: chunked", BAD),
             ("100-continue\r\nContent-Length: 6", BAD),
         ],
         expect,
     );
-    are_refused(
+    assert_refused(
         &[
             ("GET /\r\n", BAD),
             ("GET / HTTP/1.1\r\n\r\n", BAD),
@@ -223,7 +224,7 @@ fn what_a_client_asks_for_instead_of_an_answer_is_refused() {
 fn ten_thousand_fields_are_refused() {
     let fields = "X: y\r\n".repeat(10_000);
     let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
-    each_is_refused(&[(request.into(), "431 Request Header Fields Too Large")]);
+    assert_each_is_refused(&[(request.into(), "431 Request Header Fields Too Large")]);
 }
 
 #[test]
@@ -256,7 +257,7 @@ fn what_looks_like_a_request_in_a_body_is_content() {
     assert!(!daemon.log().contains("/smuggled"), "{}", daemon.log());
 }
 
-/// How the body of a request with these fields is framed; nothing if it is refused.
+/// Framing of the body of a request with these fields; none if it is refused.
 fn framing(fields: &[u8]) -> Option<Framing> {
     let head = [b"POST / HTTP/1.1\r\nHost: a\r\n", fields, b"\r\n\r\n"].concat();
     let span = HeadScanner::default().scan(&head).ok()??;
@@ -265,10 +266,9 @@ fn framing(fields: &[u8]) -> Option<Framing> {
     Some(framing)
 }
 
-/// How a field with one byte more is framed, wherever it stands: `value` says so where it stands in
-/// what follows the colon. Where it stands in the name, the field is another, which says nothing of a
-/// body, or malformed.
-fn with_each_byte(field: &str, value: impl Fn(usize, u8) -> Option<Framing>) {
+/// Checks the framing for a field with one byte inserted at each position. `value` is the expected framing for
+/// a position after the colon. A byte in the name makes another field, without framing, or a malformed one.
+fn assert_framing_with_each_byte(field: &str, value: impl Fn(usize, u8) -> Option<Framing>) {
     let name = field.find(':').unwrap();
     for at in 0..=field.len() {
         for byte in 0..=u8::MAX {
@@ -287,7 +287,7 @@ fn with_each_byte(field: &str, value: impl Fn(usize, u8) -> Option<Framing>) {
 
 #[test]
 fn a_byte_more_in_a_length_is_a_digit_or_a_blank_or_refused() {
-    with_each_byte("Content-Length: 5", |at, byte| match (at, byte) {
+    assert_framing_with_each_byte("Content-Length: 5", |at, byte| match (at, byte) {
         (_, b'\t' | b' ') => Some(Framing::Length(5)),
         (1, b'0'..=b'9') => Some(Framing::Length(u64::from(byte - b'0') * 10 + 5)),
         (2, b'0'..=b'9') => Some(Framing::Length(50 + u64::from(byte - b'0'))),
@@ -298,7 +298,7 @@ fn a_byte_more_in_a_length_is_a_digit_or_a_blank_or_refused() {
 #[test]
 fn a_byte_more_in_a_coding_is_a_blank_or_refused() {
     let end = " chunked".len();
-    with_each_byte("Transfer-Encoding: chunked", |at, byte| match byte {
+    assert_framing_with_each_byte("Transfer-Encoding: chunked", |at, byte| match byte {
         b'\t' | b' ' if at < 2 || at == end => Some(Framing::Chunked),
         _ => None,
     });

@@ -1,24 +1,24 @@
-//! Reads a stream of requests as a connection does, without a socket: for tests and the fuzzer.
+//! Reads a stream of requests as a connection does, without a socket; the fuzz targets use it, too.
 
 use tproxy_pod::http::body::Decoder;
 use tproxy_pod::http::head::{Head, HeadScanner};
 use tproxy_pod::http::status::Rejection;
 
-/// What one request of a stream turns out to be.
+/// Outcome of a request in a stream.
 #[derive(Debug, PartialEq)]
 pub enum Outcome {
-    /// A request that is accepted.
+    /// An accepted request.
     Request {
-        /// All that its head says.
+        /// Fields of its head.
         head: String,
-        /// What its body holds.
+        /// Content of its body.
         content: Vec<u8>,
-        /// How many bytes it was, an empty line in front of it included.
+        /// Its length in bytes, with a preceding empty line.
         length: usize,
     },
-    /// A request that is refused.
+    /// A refused request.
     Refused(Rejection),
-    /// The stream ends in it.
+    /// The stream ends within the request.
     Unfinished,
 }
 
@@ -39,7 +39,7 @@ pub fn read<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> Vec<Outcome> {
     }
 }
 
-/// Reads a request, and leaves in `input` what came behind it.
+/// Reads a request, and leaves later bytes in `input`.
 fn read_one<'p>(
     input: &mut Vec<u8>,
     pieces: &mut impl Iterator<Item = &'p [u8]>,
@@ -78,7 +78,7 @@ fn read_one<'p>(
     }
 }
 
-/// All that a head says.
+/// All fields of a head.
 fn describe(head: &Head<'_>) -> String {
     let texts = [
         head.bytes,

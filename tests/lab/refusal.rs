@@ -15,14 +15,14 @@ pub fn refused(connection: &mut Conversation, request: impl AsRef<[u8]>) -> Resp
 
 /// Sends requests to be refused, over both families, each with the expected start of the response; checks each
 /// response and its log line.
-pub fn each_is_refused(requests: &[(Vec<u8>, &str)]) {
+pub fn assert_each_is_refused(requests: &[(Vec<u8>, &str)]) {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     let mut lines = Vec::new();
     for address in [POD, POD6] {
         for (request, expected) in requests {
             let mut connection = lab.client.talk(address);
-            lines.push(is_refused(&mut connection, request, expected));
+            lines.push(request_refusal(&mut connection, request, expected));
         }
     }
     daemon.stop();
@@ -43,7 +43,11 @@ pub fn each_is_refused(requests: &[(Vec<u8>, &str)]) {
 
 /// Sends a request to be refused, and checks the response; returns the start of its log line, and a text that
 /// the line has to contain.
-fn is_refused(connection: &mut Conversation, request: &[u8], expected: &str) -> (String, String) {
+fn request_refusal(
+    connection: &mut Conversation,
+    request: &[u8],
+    expected: &str,
+) -> (String, String) {
     let (status, _) = expected.split_once(':').unwrap_or((expected, ""));
     let shown = request.escape_ascii().to_string();
     let shown = &shown[..shown.len().min(200)];
