@@ -1,4 +1,4 @@
-//! The iptables-restore script: its syntax, its meaning, its refusals.
+//! The iptables-restore script: syntax, semantics, refusals.
 
 #[path = "../lab/mod.rs"]
 mod lab;

@@ -1,5 +1,4 @@
-//! The meaning of the script: what happens to packets is what the real iptables does with them,
-//! apart from TPROXY without a listener.
+//! Semantics of the script: packets have the same fate as with iptables, except with TPROXY without a listener.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -11,8 +10,8 @@ use std::time::Duration;
 use crate::lab::script::{EMPTY, Loader, ScriptFile, restore};
 use crate::lab::{Lab, Namespace, PATIENCE, connect_from, is_echoed};
 
-/// How long a packet that has to be lost is waited for.
-const LOSS: Duration = Duration::from_millis(300);
+/// Time-out of a probe that is expected to be lost.
+const LOSS_TIME_OUT: Duration = Duration::from_millis(300);
 
 const V4: Family = Family {
     name: "v4",
@@ -48,7 +47,7 @@ const V6: Family = Family {
     ],
 };
 
-/// One of the two address families, and the names that the tables use for its addresses.
+/// An address family, and the names of its addresses in the tables.
 struct Family {
     name: &'static str,
     restore: &'static str,
@@ -57,22 +56,22 @@ struct Family {
 }
 
 impl Family {
-    fn fill_in(&self, text: &str) -> String {
-        let fill = |text: String, (name, address): &(&str, &str)| text.replace(name, address);
-        self.names.iter().fold(text.to_owned(), fill)
+    fn substitute(&self, text: &str) -> String {
+        let replace = |text: String, (name, address): &(&str, &str)| text.replace(name, address);
+        self.names.iter().fold(text.to_owned(), replace)
     }
 
     fn address(&self, name: &str, port: u16) -> SocketAddr {
-        SocketAddr::new(self.fill_in(name).parse().unwrap(), port)
+        SocketAddr::new(self.substitute(name).parse().unwrap(), port)
     }
 }
 
-/// A packet and what follows it: where it starts, where it goes.
+/// A connection or a datagram: source, destination and port.
 struct Probe {
     name: &'static str,
     tcp: bool,
     from: &'static str,
-    /// From a port from 4000 to 4999, instead of any above 32767.
+    /// Source port from 4000 to 4999, not above 32767.
     low: bool,
     to: &'static str,
     port: u16,
@@ -107,9 +106,9 @@ const PROBES: &[Probe] = &[
         low: true,
         ..tcp("udp", "{client}", "{pod}", 80)
     },
-    // from the Pod, in by the other interface
+    // from the Pod, received on the other interface
     tcp("back", "{pod}", "{client}", 80),
-    // to the node: a listener that is bound to any address, one that is bound to this one
+    // to the node: a listener at any address, a listener at this address
     tcp("any", "{client}", "{node}", 80),
     tcp("bound", "{client}", "{node}", 81),
 ];
@@ -216,7 +215,7 @@ const CAPTURES: &[(&str, &str)] = &[
 ];
 
 impl Probe {
-    /// What answers: the Pod (`pod`), the program (`captured`), or nothing within the time (`lost`).
+    /// What answers: the Pod (`pod`), the program (`captured`), or nothing in time (`lost`).
     fn send(
         &self,
         lab: &Lab,
@@ -232,14 +231,18 @@ impl Probe {
         let source = family.address(self.from, if self.low { source_port } else { 0 });
         let to = family.address(self.to, self.port);
         from.enter(|| match self.tcp {
-            true => ask(source, to, patience),
-            false => ping(source, to, patience),
+            true => send_request(source, to, patience),
+            false => send_datagram(source, to, patience),
         })
         .unwrap_or("lost")
     }
 }
 
-fn ask(from: SocketAddr, to: SocketAddr, patience: Duration) -> std::io::Result<&'static str> {
+fn send_request(
+    from: SocketAddr,
+    to: SocketAddr,
+    patience: Duration,
+) -> std::io::Result<&'static str> {
     let mut stream = connect_from(from, to, patience)?;
     stream.set_read_timeout(Some(patience))?;
     write!(
@@ -264,16 +267,20 @@ fn ask(from: SocketAddr, to: SocketAddr, patience: Duration) -> std::io::Result<
     Ok("lost")
 }
 
-fn ping(from: SocketAddr, to: SocketAddr, patience: Duration) -> std::io::Result<&'static str> {
+fn send_datagram(
+    from: SocketAddr,
+    to: SocketAddr,
+    patience: Duration,
+) -> std::io::Result<&'static str> {
     is_echoed(from, to, patience).map(|echoed| if echoed { "pod" } else { "lost" })
 }
 
-/// A lab with everything that the probes talk to.
+/// A lab with the servers of all probes.
 fn lab(family: &Family) -> Lab {
     let lab = Lab::new();
     let add = |namespace: &Namespace, name: &str| {
         let address = family.address(name, 0).ip();
-        // An address is tentative until the kernel gets to it, and cannot be bound to.
+        // Without nodad an address is tentative at first, and cannot be bound to.
         let (length, flag) = if address.is_ipv4() {
             (24, "")
         } else {
@@ -297,8 +304,8 @@ fn lab(family: &Family) -> Lab {
     lab
 }
 
-/// What becomes of the probes where `loader` has loaded the script; only a probe that is
-/// meant to be lost is given up soon.
+/// Outcomes of the probes with the script loaded by `loader`; a probe that is expected to be lost has a short
+/// time-out.
 fn outcome(
     loader: Loader,
     family: &Family,
@@ -307,7 +314,7 @@ fn outcome(
     expected: &Outcome,
 ) -> Result<Outcome, String> {
     static SOURCE_PORT: AtomicU16 = AtomicU16::new(0);
-    let text = format!("*mangle\n{}\nCOMMIT\n", family.fill_in(script));
+    let text = format!("*mangle\n{}\nCOMMIT\n", family.substitute(script));
     let file = ScriptFile::new(&text);
     let options = ["--cidr", family.cidr, "--rules", file.path()];
     let mut daemon = None;
@@ -327,7 +334,7 @@ fn outcome(
             .iter()
             .map(|probe| {
                 let patience = match expected.get(probe.name) {
-                    Some(&"lost") => LOSS,
+                    Some(&"lost") => LOSS_TIME_OUT,
                     _ => *PATIENCE,
                 };
                 scope.spawn(move || (probe.name, probe.send(lab, family, source_port, patience)))
@@ -344,10 +351,10 @@ fn outcome(
     Ok(outcome)
 }
 
-/// Who answered which probe.
+/// Outcome of each probe.
 type Outcome = BTreeMap<&'static str, &'static str>;
 
-/// Every probe is answered by the Pod's side, but for some.
+/// Every probe is answered by the destination, except the named ones.
 fn all_but(names: &str, verdict: &'static str) -> Outcome {
     let is_named = |probe: &Probe| names.split_whitespace().any(|name| name == probe.name);
     PROBES
@@ -356,11 +363,11 @@ fn all_but(names: &str, verdict: &'static str) -> Outcome {
         .collect()
 }
 
-/// How many labs share a table.
+/// Number of labs that share a table.
 const LABS: usize = 8;
 
-/// What a loader makes of a table, where that is not what the table says.
-fn surprises(
+/// Differences between a loader's outcomes and the table.
+fn differences(
     loader: Loader,
     family: &Family,
     table: &[(&str, &str)],
@@ -373,7 +380,7 @@ fn surprises(
             Loader::Ours => None,
             Loader::Iptables => Some(lab.start(&["--cidr", family.cidr, "--rules", empty.path()])),
         };
-        let surprise = |(script, names): &(&str, &str)| {
+        let difference = |(script, names): &(&str, &str)| {
             let expected = all_but(names, verdict);
             match outcome(loader, family, &lab, script, &expected) {
                 Ok(outcome) if outcome == expected => None,
@@ -384,7 +391,7 @@ fn surprises(
                 Err(error) => Some(format!("{loader:?}: {script}: {error}")),
             }
         };
-        some.iter().filter_map(surprise).collect()
+        some.iter().filter_map(difference).collect()
     };
     thread::scope(|scope| {
         let shares: Vec<_> = table
@@ -398,38 +405,38 @@ fn surprises(
     })
 }
 
-/// Both loaders do what the table says, so they do the same.
-fn agree(family: &Family, table: &[(&str, &str)], verdict: &'static str) {
-    let mut all = surprises(Loader::Iptables, family, table, verdict);
-    all.extend(surprises(Loader::Ours, family, table, verdict));
+/// Asserts that both loaders have the outcomes of the table.
+fn assert_agree(family: &Family, table: &[(&str, &str)], verdict: &'static str) {
+    let mut all = differences(Loader::Iptables, family, table, verdict);
+    all.extend(differences(Loader::Ours, family, table, verdict));
     assert_eq!(all, [""; 0]);
 }
 
 #[test]
 fn over_ipv4_both_loaders_lose_the_same_packets() {
-    agree(&V4, LOSSES, "lost");
+    assert_agree(&V4, LOSSES, "lost");
 }
 
 #[test]
 fn over_ipv6_both_loaders_lose_the_same_packets() {
-    agree(&V6, LOSSES, "lost");
+    assert_agree(&V6, LOSSES, "lost");
 }
 
 #[test]
 fn over_ipv4_both_loaders_capture_the_same_packets() {
-    agree(&V4, CAPTURES, "captured");
+    assert_agree(&V4, CAPTURES, "captured");
 }
 
 #[test]
 fn over_ipv6_both_loaders_capture_the_same_packets() {
-    agree(&V6, CAPTURES, "captured");
+    assert_agree(&V6, CAPTURES, "captured");
 }
 
 #[test]
 fn a_rule_is_tried_once_for_every_block_of_its_list() {
     let toggle = "-A PREROUTING -p tcp --syn -s {clients},{others} -j MARK --set-xmark 0x10/0x0\n\
                   -A PREROUTING -m mark --mark 0x10 -j DROP";
-    agree(&V4, &[(toggle, "web alt twin low any bound")], "lost");
+    assert_agree(&V4, &[(toggle, "web alt twin low any bound")], "lost");
 }
 
 const NO_LISTENER: &str = "-A PREROUTING -d {twin} -p tcp --syn -j TPROXY --on-ip ${ON_IP} --on-port 9 --tproxy-mark ${MARK}";
@@ -438,7 +445,7 @@ const NO_LISTENER: &str = "-A PREROUTING -d {twin} -p tcp --syn -j TPROXY --on-i
 fn without_a_listener_our_loader_lets_a_connection_pass_on_to_the_pod() {
     for family in [&V4, &V6] {
         assert_eq!(
-            surprises(Loader::Ours, family, &[(NO_LISTENER, "")], "lost"),
+            differences(Loader::Ours, family, &[(NO_LISTENER, "")], "lost"),
             [""; 0]
         );
     }
@@ -448,7 +455,7 @@ fn without_a_listener_our_loader_lets_a_connection_pass_on_to_the_pod() {
 fn without_a_listener_iptables_loses_a_connection() {
     for family in [&V4, &V6] {
         assert_eq!(
-            surprises(Loader::Iptables, family, &[(NO_LISTENER, "twin")], "lost"),
+            differences(Loader::Iptables, family, &[(NO_LISTENER, "twin")], "lost"),
             [""; 0]
         );
     }

@@ -1,12 +1,12 @@
-//! Scripts that are refused: the message names the line and the word, nothing is loaded, and
-//! iptables-restore refuses them too.
+//! Refused scripts: the message names the line and the word, nothing is loaded, and iptables-restore refuses
+//! them, too.
 
 use std::process::Output;
 
 use crate::lab::script::{ScriptFile, print_rules, stderr, whole};
 use crate::lab::{Daemon, Lab, Namespace};
 
-/// Refused for IPv4: the text, the line of the fault, the word at fault.
+/// Refused for IPv4: script, line, word.
 #[rustfmt::skip]
 const REFUSED: &[(&str, usize, &str)] = &[
     // chains
@@ -132,12 +132,12 @@ fn a_refusal_names_the_line_and_the_word() {
     let lab = Lab::new();
     for (body, line, word) in REFUSED {
         let script = ScriptFile::new(&whole(body));
-        refuses(print_rules(&lab, &script, "v4"), &script, *line, word);
+        assert_refusal(print_rules(&lab, &script, "v4"), &script, *line, word);
     }
 }
 
-/// What is refused says where, in one line.
-fn refuses(output: Output, script: &ScriptFile, line: usize, word: &str) {
+/// Asserts that one line on stderr names the script, the line and the word.
+fn assert_refusal(output: Output, script: &ScriptFile, line: usize, word: &str) {
     let message = stderr(&output);
     let word = match word {
         "" => "expected ".to_owned(),
@@ -175,7 +175,7 @@ fn a_script_that_does_not_begin_or_end_as_it_should_is_refused_by_name() {
         ("*mangle\r\nCOMMIT\r\n", 1, "*mangle\\r"),
     ] {
         let script = ScriptFile::new(text);
-        refuses(print_rules(&lab, &script, "v4"), &script, line, word);
+        assert_refusal(print_rules(&lab, &script, "v4"), &script, line, word);
     }
 }
 
@@ -207,7 +207,7 @@ fn what_iptables_restore_would_read_in_a_way_of_its_own_is_refused() {
         ("-A PREROUTING -i eth0\0 -j DROP", 2, "eth0\\x00"),
     ] {
         let script = ScriptFile::new(&whole(body));
-        refuses(print_rules(&lab, &script, "v4"), &script, line, word);
+        assert_refusal(print_rules(&lab, &script, "v4"), &script, line, word);
     }
 }
 
@@ -280,7 +280,7 @@ fn a_refused_script_changes_nothing_at_all() {
     );
 }
 
-/// Adds tables until the monitor reports one: it is listening then, and has reported what was before.
+/// Adds tables until the monitor reports one: then it has reported all earlier events.
 fn wait_for_tables(node: &Namespace, monitor: &Daemon, name: &str) {
     crate::lab::wait_until("the monitor listens", || {
         node.run(&format!("nft add table ip {name}"));

@@ -1,5 +1,5 @@
-//! The bundled script, as `--print-rules` has it, fed to the real iptables-restore: with the
-//! program's routes and listener alone it captures what the program's own loader captures.
+//! The bundled script, from `--print-rules` to iptables-restore: with the program's routes and listener it
+//! captures what the program's own loader captures.
 
 use std::io::{Read, Write};
 

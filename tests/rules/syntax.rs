@@ -1,10 +1,10 @@
-//! The syntax of the script: what the parser accepts, iptables-restore and the kernel accept too.
+//! Syntax of the script: iptables-restore and the kernel accept what the parser accepts.
 
 use crate::lab::Lab;
 use crate::lab::script::{ScriptFile, print_rules, stderr, whole};
 use crate::lab::{CIDRS, PROGRAM};
 
-/// Accepted for both families. Every line stands between `*mangle` and `COMMIT`.
+/// Accepted for both families; each body is between `*mangle` and `COMMIT`.
 const ACCEPTED: &[&str] = &[
     "",
     // chains
@@ -79,7 +79,7 @@ const ACCEPTED: &[&str] = &[
     "-A PREROUTING -p tcp -j TPROXY --on-port 0",
     "-A PREROUTING -p udp -j TPROXY --on-port 1 --tproxy-mark 1",
     "-A PREROUTING -j TPROXY --tproxy-mark 0xffffffff/0xffffffff --on-port 65535 -p tcp",
-    // what is filled in
+    // variables
     "-A PREROUTING -d ${CIDRS} -p tcp -m multiport --dports ${DPORTS} -j DROP",
     "-A PREROUTING -p tcp -j TPROXY --on-ip ${ON_IP} --on-port ${ON_PORT} --tproxy-mark ${MARK}",
 ];
@@ -106,10 +106,10 @@ const ACCEPTED_V6: &[&str] = &[
     "-A PREROUTING -p tcp -j TPROXY --on-ip ::1 --on-port 1 --tproxy-mark 0x1/0x1",
 ];
 
-/// How many labs share the work where every script is tried.
+/// Number of labs that share the scripts.
 const LABS: usize = 6;
 
-/// What both are asked about: every script that is accepted, with its family.
+/// Every accepted script, with its family.
 fn accepted() -> impl Iterator<Item = (&'static str, &'static str)> {
     let both = ACCEPTED
         .iter()
@@ -119,28 +119,28 @@ fn accepted() -> impl Iterator<Item = (&'static str, &'static str)> {
         .chain(ACCEPTED_V6.iter().map(|body| ("v6", *body)))
 }
 
-fn restore(family: &str) -> &'static str {
+fn restore_command(family: &str) -> &'static str {
     match family {
         "v4" => "iptables-restore",
         _ => "ip6tables-restore",
     }
 }
 
-/// Asks about every script that is accepted, in several labs at once; returns the complaints.
-fn complaints(ask: impl Fn(&Lab, &str, &str) -> Result<(), String> + Sync) -> Vec<String> {
+/// Tries every accepted script, in several labs at the same time; returns the errors.
+fn errors(load: impl Fn(&Lab, &str, &str) -> Result<(), String> + Sync) -> Vec<String> {
     let scripts: Vec<_> = accepted().collect();
-    let ask_some = |some: &[(&str, &str)]| -> Vec<String> {
+    let try_some = |some: &[(&str, &str)]| -> Vec<String> {
         let lab = Lab::new();
-        let complain = |(family, body): &(&str, &str)| {
-            let complaint = ask(&lab, family, body).err()?;
-            Some(format!("{family} {body}: {complaint}"))
+        let try_one = |(family, body): &(&str, &str)| {
+            let error = load(&lab, family, body).err()?;
+            Some(format!("{family} {body}: {error}"))
         };
-        some.iter().filter_map(complain).collect()
+        some.iter().filter_map(try_one).collect()
     };
     std::thread::scope(|scope| {
         let shares: Vec<_> = scripts
             .chunks(scripts.len().div_ceil(LABS))
-            .map(|share| scope.spawn(|| ask_some(share)))
+            .map(|share| scope.spawn(|| try_some(share)))
             .collect();
         shares
             .into_iter()
@@ -151,7 +151,7 @@ fn complaints(ask: impl Fn(&Lab, &str, &str) -> Result<(), String> + Sync) -> Ve
 
 #[test]
 fn iptables_restore_accepts_what_the_parser_accepts() {
-    let complaints = complaints(|lab, family, body| {
+    let errors = errors(|lab, family, body| {
         let ours = print_rules(lab, &ScriptFile::new(&whole(body)), family);
         if ours.status.code() != Some(0) {
             return Err(stderr(&ours));
@@ -159,19 +159,19 @@ fn iptables_restore_accepts_what_the_parser_accepts() {
         let printed = String::from_utf8(ours.stdout).unwrap();
         let theirs = lab
             .node
-            .feed(&format!("{} --test", restore(family)), &printed);
+            .feed(&format!("{} --test", restore_command(family)), &printed);
         theirs
             .status
             .success()
             .then_some(())
             .ok_or_else(|| stderr(&theirs))
     });
-    assert_eq!(complaints, [""; 0]);
+    assert_eq!(errors, [""; 0]);
 }
 
 #[test]
 fn the_kernel_accepts_what_the_parser_accepts() {
-    let complaints = complaints(|lab, family, body| {
+    let errors = errors(|lab, family, body| {
         let script = ScriptFile::new(&whole(body));
         let cidr = match family {
             "v4" => "10.244.0.0/16",
@@ -188,7 +188,7 @@ fn the_kernel_accepts_what_the_parser_accepts() {
             .find(|line| line.contains(" ERROR "))
             .map_or(Ok(()), |line| Err(line.to_owned()))
     });
-    assert_eq!(complaints, [""; 0]);
+    assert_eq!(errors, [""; 0]);
 }
 
 #[test]
