@@ -1,11 +1,11 @@
-//! The arm64 binary, under qemu's user emulation: its output is that of this machine's binary.
-//! scripts/test.sh runs the unit tests and tests/http/reading.rs there, too.
+//! The arm64 binary, under qemu's user-mode emulation: its output equals that of the native binary.
+//! scripts/test.sh also runs the unit tests and tests/http/reading.rs there.
 
 use std::process::{Command, Output};
 
 use crate::lab::built::binary;
 
-/// What the emulated program and the native one do with these arguments.
+/// Outputs of the emulated and the native program for these arguments.
 fn both(arguments: &[&str]) -> [Output; 2] {
     let mut emulated = Command::new("qemu-aarch64-static");
     emulated.arg(binary("arm64"));
@@ -16,8 +16,8 @@ fn both(arguments: &[&str]) -> [Output; 2] {
     })
 }
 
-/// Both have to say the same, on stdout or stderr, and end with this status.
-fn agree(arguments: &[&str], status: i32) -> String {
+/// Asserts equal output, on stdout or stderr, and this exit status.
+fn assert_equal(arguments: &[&str], status: i32) -> String {
     let [emulated, native] = both(arguments);
     assert_eq!(
         emulated.status.code(),
@@ -43,8 +43,8 @@ fn it_is_a_static_arm64_program() {
 #[test]
 fn it_says_its_version_and_its_options() {
     let version = format!("tproxy-pod {}\n", env!("CARGO_PKG_VERSION"));
-    assert_eq!(agree(&["--version"], 0), version);
-    assert_eq!(agree(&["--help"], 0), tproxy_pod::options::HELP);
+    assert_eq!(assert_equal(&["--version"], 0), version);
+    assert_eq!(assert_equal(&["--help"], 0), tproxy_pod::options::HELP);
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn it_prints_the_rules_of_both_families() {
     let cidrs = "10.244.0.0/16,fd00:10:244::/56";
     for (family, on_ip) in [("v4", "--on-ip 127.0.0.1"), ("v6", "--on-ip ::1")] {
         let ports = "80,8000:8999";
-        let rules = agree(
+        let rules = assert_equal(
             &["--cidr", cidrs, "--dport", ports, "--print-rules", family],
             0,
         );
@@ -75,7 +75,7 @@ fn it_refuses_wrong_options_and_scripts() {
             "/dev/null",
         ),
     ] {
-        let words = agree(arguments, 2);
+        let words = assert_equal(arguments, 2);
         assert_eq!(words.lines().count(), 1, "{words}");
         assert!(words.contains(word), "{words}");
     }

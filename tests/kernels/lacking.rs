@@ -1,5 +1,5 @@
-//! Features that a kernel may lack, and what the start logs about them. scripts/kernels.sh boots a
-//! kernel for each test.
+//! Features that a kernel may lack, and how a start logs their absence. scripts/kernels.sh boots a kernel for
+//! each test.
 
 use std::fs;
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::lab::bridge::{Bridge, PEER, PEER6};
 use crate::lab::{CIDRS, Daemon, Lab, Namespace, PROGRAM, wait_until};
 
-/// Each module that is needed, in the order in which they are missed, and how the start's one line ends.
+/// Required modules, in the order in which they are loaded, and the end of the log line without each.
 const NEEDED: [(&str, &str); 4] = [
     (
         "nfnetlink",
@@ -27,10 +27,10 @@ const NEEDED: [(&str, &str); 4] = [
     ),
 ];
 
-/// How the start's one line ends if an IPv6 block is to be captured on a kernel without IPv6.
+/// End of the log line for an IPv6 block on a kernel without IPv6.
 const NO_IPV6: &str = "bind [::1]:1: Address family not supported by protocol";
 
-/// What the kernel runs to load a module.
+/// Program by which the kernel loads a module.
 const LOADER: &str = "/proc/sys/kernel/modprobe";
 
 #[test]
@@ -94,7 +94,7 @@ fn an_ipv6_block_is_refused_where_there_is_no_ipv6() {
     assert_eq!(lab.remains(), [""; 0]);
 }
 
-/// SIGKILL would leave rules that redirect frames, and no server for them.
+/// After SIGKILL the rules would redirect frames without a server.
 #[test]
 #[ignore = "needs a kernel before Linux 5.12: scripts/kernels.sh boots it"]
 fn without_an_owner_no_frame_of_a_bridge_is_redirected() {
