@@ -1,5 +1,5 @@
-//! Parsing arbitrary bytes as netlink messages terminates and stays within the bytes; the request about
-//! a parsed rule or route parses as the same one. A written message parses as what was put into it.
+//! Parsing arbitrary bytes as netlink messages terminates and stays within the bytes. The request for a parsed
+//! rule or route parses as the same entry. A written message parses as what was written.
 
 #![no_main]
 
@@ -38,11 +38,11 @@ fuzz_target!(|input: &[u8]| {
         read(message);
     }
     if let Ok(puts) = <Vec<Put>>::arbitrary(&mut Unstructured::new(input)) {
-        reads_back(&puts);
+        assert_reads_back(&puts);
     }
 });
 
-/// The end of `part`, which lies in `whole` behind its first `end` bytes and a header.
+/// The end of `part`, a slice of `whole` after its first `end` bytes and a header.
 fn behind(whole: &[u8], part: &[u8], end: usize) -> usize {
     let Range { start, end: last } = whole.as_ptr_range();
     let bounds = part.as_ptr_range();
@@ -77,18 +77,18 @@ fn read(message: ReceivedMessage<'_>) {
     }
     let _ = affects_devices(message);
     if let Some(found) = read_rule(message.payload) {
-        is_found_again(found);
+        assert_request_parses_as(found);
     }
     if let Some(found) = read_route(TABLE, message.payload) {
-        is_found_again(found);
+        assert_request_parses_as(found);
     }
     for family in Family::ALL {
         socket(family, message.payload);
     }
 }
 
-/// The request that deletes an exact entry parses as that entry, with the protocol of tproxy-pod.
-fn is_found_again(found: InstalledEntry) {
+/// Asserts that the request that deletes an entry parses as that entry, with the program's protocol number.
+fn assert_request_parses_as(found: InstalledEntry) {
     if !found.is_exact {
         assert!(!found.is_own, "own entries are exact");
         return;
@@ -108,7 +108,7 @@ fn is_found_again(found: InstalledEntry) {
     assert_eq!(again, Some(own));
 }
 
-/// Only orphaned sockets with a captured address and port are parsed.
+/// Asserts that only orphaned sockets with a captured address and port are parsed.
 fn socket(family: Family, payload: &[u8]) {
     let port = PortRange {
         low: 8180,
@@ -124,7 +124,7 @@ fn socket(family: Family, payload: &[u8]) {
     }
 }
 
-/// What can be put into a message.
+/// An element of a message.
 #[derive(Debug)]
 enum Put {
     Bytes(u16, Vec<u8>),
@@ -147,7 +147,7 @@ impl<'a> Arbitrary<'a> for Put {
     }
 }
 
-fn reads_back(puts: &[Put]) {
+fn assert_reads_back(puts: &[Put]) {
     let mut message = Message::new(7, libc::NLM_F_CREATE, &[1, 2, 3]);
     puts.iter().for_each(|put| write(&mut message, put));
     message.request_ack();

@@ -1,5 +1,5 @@
-//! A command line that is accepted means the same when it is spelled out again, in either form; and
-//! the bundled script captures what it names, and nothing beside it.
+//! An accepted command line means the same when it is formatted again, in either form. The bundled script
+//! captures exactly what the options name.
 
 #![no_main]
 
@@ -28,7 +28,7 @@ fuzz_target!(|input: &[u8]| {
         Command::Help | Command::Version => return,
     };
     for short in [true, false] {
-        let mut words = spelled(options, print, short);
+        let mut words = formatted(options, print, short);
         if let Command::Check(_) = command {
             words.push("--check".into());
         }
@@ -37,13 +37,12 @@ fuzz_target!(|input: &[u8]| {
     assert!((1..=65_535).contains(&options.max_connections) && options.port > 0);
     assert!(options.mark.value != 0 && options.mark.value & !options.mark.mask == 0);
     for family in options.families() {
-        captures(options, family);
+        assert_captures(options, family);
     }
 });
 
-/// The command line with every option: in their short forms, each with its value behind it; or in
-/// their long forms, with `=`.
-fn spelled(options: &Options, print: Option<Family>, short: bool) -> Vec<OsString> {
+/// The command line with every option: in short form, followed by its value, or in long form, with `=`.
+fn formatted(options: &Options, print: Option<Family>, short: bool) -> Vec<OsString> {
     let family = print.map(|family| match family {
         Family::V4 => "v4",
         Family::V6 => "v6",
@@ -77,8 +76,8 @@ fn spelled(options: &Options, print: Option<Family>, short: bool) -> Vec<OsStrin
     words
 }
 
-/// The script of a family hands to the listener what the options name: tried at the edges.
-fn captures(options: &Options, family: Family) {
+/// Asserts, at the edges of ranges, that the script of a family captures exactly what the options name.
+fn assert_captures(options: &Options, family: Family) {
     let values = Values {
         cidrs: options.cidrs_of(family).collect(),
         dports: options.dports.clone(),

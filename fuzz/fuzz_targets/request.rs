@@ -1,6 +1,6 @@
-//! A stream of requests is parsed the same way, however it is split: into the same requests, with the
-//! same lengths and content, and the same refusal behind them. Each request ends where RFC 9112 says.
-//! Responses are well-formed, and log lines are printable, whatever the client sends.
+//! A stream of requests is parsed alike, however it is split: the same requests, lengths and content, and the
+//! same refusal after them. Each request ends where RFC 9112 defines. Responses are well-formed, and log lines
+//! printable, for any input.
 
 #![no_main]
 
@@ -21,12 +21,12 @@ use tproxy_pod::http::status::{Rejection, Status};
 use tproxy_pod::log::buffer::Buffer;
 use tproxy_pod_fuzz::framing;
 
-/// The number of bytes at the end of an input that are lengths of pieces.
+/// Number of bytes at the end of an input that are the lengths of pieces.
 const CUTS: usize = 4;
 
 fuzz_target!(|input: &[u8]| {
     let (input, cuts) = input.split_at(input.len().saturating_sub(CUTS));
-    let stream = unfold(input);
+    let stream = expand(input);
     let outcomes = read([stream.as_slice()]);
     assert_eq!(read(stream.chunks(1)), outcomes, "byte by byte");
     assert_eq!(read(pieces(&stream, cuts)), outcomes, "split by {cuts:?}");
@@ -36,18 +36,18 @@ fuzz_target!(|input: &[u8]| {
             Outcome::Request {
                 content, length, ..
             } => {
-                accepted(rest, content, *length);
+                check_accepted(rest, content, *length);
                 rest = &rest[*length..];
             }
-            Outcome::Refused(rejection) => refused(rest, *rejection),
-            Outcome::Unfinished => lost(rest),
+            Outcome::Refused(rejection) => check_refused(rest, *rejection),
+            Outcome::Unfinished => check_lost(rest),
         }
     }
 });
 
-/// Expands an input, because limits are large: 0xff and a number repeat the previous byte, 0xfe and a
-/// number repeat the previous line.
-fn unfold(input: &[u8]) -> Vec<u8> {
+/// Expands an input, as limits are large: 0xff and a number repeat the previous byte, 0xfe and a number the
+/// previous line.
+fn expand(input: &[u8]) -> Vec<u8> {
     let mut stream = Vec::new();
     let mut bytes = input.iter();
     while let Some(byte) = bytes.next() {
@@ -74,7 +74,7 @@ fn last_line(stream: &[u8]) -> &[u8] {
     &stream[start.map_or(0, |at| at + 1)..]
 }
 
-/// Splits a stream into pieces of these lengths, in turn. 0 stands for 5000.
+/// Splits a stream into pieces of these lengths, in turn; 0 is 5000.
 fn pieces<'s>(mut stream: &'s [u8], cuts: &[u8]) -> Vec<&'s [u8]> {
     let lengths = cuts.iter().map(|cut| match *cut {
         0 => 5000,
@@ -97,7 +97,7 @@ fn endpoints() -> Endpoints {
     Endpoints::new(address, address)
 }
 
-fn accepted(stream: &[u8], content: &[u8], length: usize) {
+fn check_accepted(stream: &[u8], content: &[u8], length: usize) {
     let reference = framing::first(stream).expect("an accepted request is complete");
     assert_eq!(reference.length, length);
     assert_eq!(reference.content, content);
@@ -109,7 +109,7 @@ fn accepted(stream: &[u8], content: &[u8], length: usize) {
     if let Framing::Length(length) = head.framing {
         assert_eq!(length, content.len() as u64);
     }
-    echoed(&head, content);
+    check_echo(&head, content);
     let mut line = Buffer::EMPTY;
     let served = Served {
         head: &head,
@@ -122,8 +122,8 @@ fn accepted(stream: &[u8], content: &[u8], length: usize) {
     assert!(!line.is_empty());
 }
 
-/// The echo is the content of one response, and contains the head as received.
-fn echoed(head: &Head<'_>, content: &[u8]) {
+/// Asserts that the echo is the content of one response, and contains the head as received.
+fn check_echo(head: &Head<'_>, content: &[u8]) {
     let mut response = Response::default();
     response.clear();
     let before = response.content().len();
@@ -132,18 +132,18 @@ fn echoed(head: &Head<'_>, content: &[u8]) {
         .content()
         .push(&content[..content.len().min(echo::MAX_ECHO)]);
     echo::end(response.content(), content.len() as u64);
-    let echoed = response.content().bytes()[before..].to_vec();
+    let echo = response.content().bytes()[before..].to_vec();
     assert!(
-        echoed
+        echo
             .windows(head.bytes.len())
             .any(|part| part == head.bytes)
     );
     let to_head = head.method == b"HEAD";
     let bytes = response.finish(Status::OK, head.persistence, to_head);
-    assert_is_response(bytes, &echoed, to_head);
+    assert_is_response(bytes, &echo, to_head);
 }
 
-fn refused(stream: &[u8], rejection: Rejection) {
+fn check_refused(stream: &[u8], rejection: Rejection) {
     let plain = framing::first(stream).is_some_and(|request| request.is_plain());
     assert!(!plain, "refused without a reason: {rejection:?}");
     let mut response = Response::default();
@@ -156,14 +156,14 @@ fn refused(stream: &[u8], rejection: Rejection) {
     assert_is_safe(&echo::refused_line(&endpoints(), rejection, stream));
 }
 
-fn lost(stream: &[u8]) {
+fn check_lost(stream: &[u8]) {
     let plain = framing::first(stream).is_some_and(|request| request.is_plain());
     assert!(!plain, "a plain request is complete");
     let reason = "the head is not complete";
     assert_is_safe(&echo::lost_line(&endpoints(), reason, stream));
 }
 
-/// A status line, fields, and content of the length that Content-Length says.
+/// Asserts a status line, fields, and content of the length in Content-Length.
 fn assert_is_response(response: &[u8], content: &[u8], to_head: bool) {
     let end = response.windows(4).position(|four| four == b"\r\n\r\n");
     let (head, sent) = response.split_at(end.unwrap() + 4);
@@ -174,7 +174,7 @@ fn assert_is_response(response: &[u8], content: &[u8], to_head: bool) {
     assert_eq!(sent, if to_head { b"" } else { content });
 }
 
-/// One line of printable ASCII, which is within `PIPE_BUF` with its time and level.
+/// Asserts one line of printable ASCII, within `PIPE_BUF` with its time and level.
 fn assert_is_safe(line: &str) {
     assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
     assert!((1..libc::PIPE_BUF - 32).contains(&line.len()), "{line}");

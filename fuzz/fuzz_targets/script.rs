@@ -1,5 +1,5 @@
-//! A script that is accepted means the same when it is printed and read again, when it is written
-//! anew from the rules that were read, and when it is compiled.
+//! An accepted script means the same when it is printed and read again, when it is written anew from its parsed
+//! rules, and when it is compiled.
 
 #![no_main]
 
@@ -30,9 +30,9 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     assert_eq!(script::parse(&printed, family), Ok(script.clone()));
-    means_the_same_compiled(&script);
-    means_the_same_compiled(&script.draining());
-    means_the_same_joined(&script);
+    assert_same_when_compiled(&script);
+    assert_same_when_compiled(&script.draining());
+    assert_same_when_joined(&script);
     if let Some(lines) = spelling::lines(&script) {
         let again = script::parse(&lines, family).unwrap_or_else(|error| {
             panic!("{error} in\n{}", text(&lines));
@@ -77,8 +77,8 @@ fn values(family: Family, choice: u8) -> Values {
     }
 }
 
-/// Rules that stand twice, with their lists taken apart, and what is joined of them.
-fn means_the_same_joined(script: &Script) {
+/// Joins rules that occur twice, with their lists split; asserts the same meaning.
+fn assert_same_when_joined(script: &Script) {
     let (mut twice, mut joined) = (script.clone(), script.clone());
     for (twice, joined) in twice.chains.iter_mut().zip(&mut joined.chains) {
         let rules = twice.rules.drain(..).flat_map(split_lists);
@@ -93,7 +93,7 @@ fn means_the_same_joined(script: &Script) {
     }
 }
 
-fn means_the_same_compiled(script: &Script) {
+fn assert_same_when_compiled(script: &Script) {
     let ruleset = compile(std::slice::from_ref(script));
     let machine = Machine::new(&ruleset);
     for packet in packet::at_the_edges(script) {

@@ -1,14 +1,14 @@
-//! A reference for where a request ends, to the letter of RFC 9112. It has the whole stream, reads it
-//! line by line, and refuses little: what the program accepts it must accept, with the same end.
+//! A reference for the end of a request, to the letter of RFC 9112. It has the whole stream, reads it line by
+//! line, and refuses little: it must accept what the program accepts, with the same end.
 
 /// A complete request.
 #[derive(Debug, PartialEq)]
 pub struct Request<'a> {
-    /// Its lines up to the empty one, without their CRLF.
+    /// Lines up to the empty one, without CRLF.
     pub lines: Vec<&'a [u8]>,
-    /// The content.
+    /// Content.
     pub content: Vec<u8>,
-    /// Its length in bytes, an empty line in front of it included.
+    /// Length in bytes, with a preceding empty line.
     pub length: usize,
 }
 
@@ -46,7 +46,7 @@ fn take_line<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     (!line.contains(&b'\r') && !line.contains(&b'\n')).then_some(line)
 }
 
-/// The values of the fields of that name, without the whitespace around them.
+/// Values of the fields of a name, without surrounding whitespace.
 fn values<'a>(lines: &[&'a [u8]], name: &[u8]) -> Vec<&'a [u8]> {
     let field = |line: &&'a [u8]| {
         let colon = line.iter().position(|byte| *byte == b':')?;
@@ -58,13 +58,13 @@ fn values<'a>(lines: &[&'a [u8]], name: &[u8]) -> Vec<&'a [u8]> {
 }
 
 /// Whether the list of codings is `chunked` alone. This is stricter than RFC 9110, 5.6.1.2, by which a
-/// recipient ignores empty members: if one parser takes `,chunked` for chunked and another does not, a
-/// request ends in two places.
+/// recipient ignores empty members: if one parser takes `,chunked` for chunked and another does not, a request
+/// ends in two places.
 fn is_chunked(codings: &[u8]) -> bool {
     codings.eq_ignore_ascii_case(b"chunked")
 }
 
-/// Takes a body of that length (RFC 9112, 6.2).
+/// Takes a body of this length (RFC 9112, 6.2).
 fn take_content(rest: &mut &[u8], length: &[u8]) -> Option<Vec<u8>> {
     let all_digits = !length.is_empty() && length.iter().all(u8::is_ascii_digit);
     let length: usize = str::from_utf8(length).ok()?.parse().ok()?;
@@ -124,7 +124,7 @@ fn is_text(byte: &u8) -> bool {
 }
 
 impl Request<'_> {
-    /// Whether the request is so simple and small that no server may refuse it.
+    /// Whether the request is so simple and small that a server has to accept it.
     pub fn is_plain(&self) -> bool {
         let plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
         let is_field = |line: &&[u8]| {

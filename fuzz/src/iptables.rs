@@ -1,5 +1,5 @@
-//! What the rules of a script do with a packet, by the words of iptables(8) and
-//! iptables-extensions(8); but TPROXY without a listener lets it go on.
+//! Evaluates the rules of a script for a packet, as iptables(8) and iptables-extensions(8) define; except that
+//! TPROXY without a listener lets it continue.
 
 use tproxy_pod::rules::rule::{AddressOf, PortOf, Protocol, Ranges, Rule, Target, Test};
 use tproxy_pod::rules::script::{PREROUTING, Script};
@@ -7,7 +7,7 @@ use tproxy_pod::selectors::Mark;
 
 use crate::packet::{BUDGET, Fate, Packet};
 
-/// The fate of a packet; `None` if too many rules would have to be tried.
+/// Verdict for a packet; `None` if too many rules would have to be tried.
 pub fn fate(script: &Script, packet: &Packet) -> Option<Fate> {
     let mut run = Run {
         script,
@@ -31,7 +31,7 @@ struct Run<'s> {
 }
 
 impl Run<'_> {
-    /// Whether a packet is accepted or dropped in a chain; inside, `None` if it comes out of it.
+    /// Whether a chain accepts or drops the packet; inside, `None` if the packet returns from it.
     fn chain(&mut self, name: &str) -> Option<Option<bool>> {
         let chain = self.script.chains.iter().find(|chain| chain.name == name);
         for rule in &chain.expect("jumps lead to chains").rules {

@@ -1,5 +1,5 @@
-//! What the fuzz targets measure the program by: each module says a second time, slowly and in
-//! other words, what a part of it is for. Nothing here is shared with that part.
+//! References for the fuzz targets: each module implements a part of the program a second time, slowly and
+//! simply, and shares no code with it.
 
 pub mod framing;
 pub mod iptables;

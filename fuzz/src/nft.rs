@@ -1,4 +1,4 @@
-//! What compiled rules do with a packet, step by step as the kernel does them (net/netfilter/nft_*.c).
+//! Evaluates compiled rules for a packet, step by step as the kernel does (net/netfilter/nft_*.c).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,20 +18,20 @@ pub struct Machine<'r> {
     chains: HashMap<&'r str, Vec<&'r CompiledRule>>,
 }
 
-/// What a step leads to.
+/// Control flow after a step.
 enum Flow {
-    /// The next step.
+    /// Next step.
     On,
-    /// The next rule (`NFT_BREAK`).
+    /// Next rule (`NFT_BREAK`).
     NextRule,
-    /// What called the chain.
+    /// Return to the calling chain.
     Return,
-    /// The end, with the packet accepted or dropped.
+    /// End of the evaluation: the packet is accepted or dropped.
     End(bool),
 }
 
 impl<'r> Machine<'r> {
-    /// Sorts the rules by their chains, each of which has to be there once.
+    /// Sorts the rules by chain; each chain has to be there once.
     pub fn new(ruleset: &'r Ruleset) -> Machine<'r> {
         let mut chains: HashMap<&str, Vec<&CompiledRule>> = HashMap::new();
         for chain in ruleset.chains.iter().map(|chain| chain.name.as_str()) {
@@ -51,7 +51,7 @@ impl<'r> Machine<'r> {
         Machine { chains }
     }
 
-    /// The fate of a packet; `None` if too many rules would have to be tried.
+    /// Verdict for a packet; `None` if too many rules would have to be tried.
     pub fn fate(&self, packet: &Packet) -> Option<Fate> {
         let mut run = Run {
             machine: self,
@@ -126,7 +126,7 @@ impl Run<'_, '_> {
         Some(if holds { Flow::On } else { Flow::NextRule })
     }
 
-    /// The steps that change something; false if they end the rule.
+    /// Executes a step that changes a register or the packet; false if it ends the rule.
     fn load(&mut self, step: &Expression) -> bool {
         match step {
             Expression::Meta(key) => self.register = self.meta(*key),

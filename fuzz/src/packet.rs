@@ -1,4 +1,4 @@
-//! Packets for trying rules on, and what becomes of them.
+//! Packets for the evaluation of rules, and their verdicts.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -10,23 +10,23 @@ use tproxy_pod::selectors::Family;
 /// A packet, and what the node knows about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// The family.
+    /// Address family.
     pub family: Family,
-    /// TCP, or UDP.
+    /// TCP or UDP.
     pub protocol: Protocol,
-    /// The source and the destination address, as numbers.
+    /// Source and destination address, as numbers.
     pub addresses: [u128; 2],
-    /// The source and the destination port.
+    /// Source and destination port.
     pub ports: [u16; 2],
     /// Byte 13 of the TCP header.
     pub flags: u8,
-    /// The mark.
+    /// fwmark
     pub mark: u32,
-    /// The device that it came in by.
+    /// Input interface.
     pub interface: String,
-    /// The socket that owns it.
+    /// Socket to which it belongs.
     pub socket: Option<Owner>,
-    /// Whether a listener is where TPROXY wants one.
+    /// Whether TPROXY finds a listener.
     pub has_listener: bool,
 }
 
@@ -41,24 +41,24 @@ pub struct Owner {
     pub full: bool,
 }
 
-/// What becomes of a packet.
+/// Verdict for a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fate {
-    /// Whether it goes on.
+    /// Whether it is accepted.
     pub accepted: bool,
-    /// The mark that it has in the end.
+    /// fwmark at the end
     pub mark: u32,
-    /// The address and port of the listener that it is handed to.
+    /// Address and port of the listener to which it is assigned.
     pub listener: Option<(Option<IpAddr>, u16)>,
 }
 
-/// How many rules may be tried for one packet: rules can be written that never come to their end.
+/// Most rules tried for one packet: the evaluation of some scripts would not end in useful time.
 pub const BUDGET: usize = 2000;
 
-/// How many packets are made at most.
+/// Most packets for one script.
 const PACKETS: usize = 200;
 
-/// Packets at the edges of what the rules of a script ask for: one rule at a time, and all together.
+/// Packets at the edges of the ranges in a script: for one rule at a time, and for all together.
 pub fn at_the_edges(script: &Script) -> Vec<Packet> {
     let plain = Packet {
         family: script.family,
@@ -91,7 +91,7 @@ pub fn at_the_edges(script: &Script) -> Vec<Packet> {
     packets
 }
 
-/// Where a value stands in a range, or beside it.
+/// Position of a value in a range, or beside it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Edge {
     First,
@@ -131,7 +131,7 @@ const fn owner(transparent: bool, wildcard: bool, full: bool) -> Option<Owner> {
 }
 
 impl Packet {
-    /// Makes the packet what a test asks for, or what is next to it.
+    /// Makes the packet match a test, or miss it closely.
     fn meet(&mut self, test: &Test, edge: Edge, nth: usize) {
         match test {
             Test::Protocol(protocol) => self.protocol = *protocol,
@@ -161,7 +161,7 @@ impl Packet {
     }
 }
 
-/// An address that is a number.
+/// The address of a number.
 pub fn address(family: Family, number: u128) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::from_bits(number as u32).into(),
@@ -169,7 +169,7 @@ pub fn address(family: Family, number: u128) -> IpAddr {
     }
 }
 
-/// The number that is an address.
+/// The number of an address.
 pub fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => address.to_bits().into(),

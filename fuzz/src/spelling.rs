@@ -1,4 +1,4 @@
-//! Rules as a script that iptables-restore reads: the way back from what was read.
+//! Formats parsed rules as a script for iptables-restore.
 
 use std::ops::RangeInclusive;
 
@@ -9,10 +9,10 @@ use tproxy_pod::selectors::{Cidr, Family};
 
 use crate::packet::address;
 
-/// More lines than this are not written: lists of both addresses multiply.
+/// Most lines of a script: lists of both addresses multiply.
 const LINES: usize = 3000;
 
-/// The lines of a script; `None` if they are too many.
+/// Lines of a script; `None` if they are too many.
 pub fn lines(script: &Script) -> Option<Vec<Line>> {
     let users = script
         .chains
@@ -33,13 +33,13 @@ pub fn lines(script: &Script) -> Option<Vec<Line>> {
     Some((1..).zip(texts).map(number).collect())
 }
 
-/// The lines that are one rule: longer lists need several.
+/// Lines of one rule: long lists need several.
 fn rule_lines(chain: &str, rule: &Rule, family: Family) -> Vec<String> {
     let mut parts: Vec<(usize, Vec<String>)> = Vec::new();
     for (at, it) in rule.matches.iter().enumerate() {
         parts.push(spellings(it, is_short_form(&rule.matches, at), family));
     }
-    // The protocol first, and single ports in front of -m multiport.
+    // The protocol comes first, and single ports before -m multiport.
     parts.sort_by_key(|(order, _)| *order);
     let mut lines = vec![format!("-A {chain}")];
     for (_, spellings) in parts {
@@ -53,8 +53,8 @@ fn rule_lines(chain: &str, rule: &Rule, family: Family) -> Vec<String> {
     lines.iter().map(|line| format!("{line}{target}")).collect()
 }
 
-/// Whether the ports have to stand as `--sport` or `--dport`, because another list of the same is
-/// there: of the two, the one that can be taken apart.
+/// Whether the ports have to be `--sport` or `--dport`, because there is another list of the same: of the two,
+/// the one that can be split.
 fn is_short_form(matches: &[Match], at: usize) -> bool {
     let Test::Ports(of, ranges) = &matches[at].test else {
         return false;
@@ -75,7 +75,7 @@ fn is_short_form(matches: &[Match], at: usize) -> bool {
     }
 }
 
-/// How a test is written, in one of several lines each, and where it stands in them.
+/// How a test is written, in one of several lines each, and its position in them.
 fn spellings(it: &Match, short_form: bool, family: Family) -> (usize, Vec<String>) {
     let (order, module, options) = match &it.test {
         Test::Protocol(Protocol::Tcp) => (0, "", vec!["-p tcp".to_owned()]),
@@ -117,7 +117,7 @@ fn addresses(of: AddressOf, ranges: &Ranges, family: Family) -> Vec<String> {
         AddressOf::Destination => "-d",
     };
     let blocks: Vec<String> = ranges.iter().flat_map(|it| blocks(it, family)).collect();
-    // 23 IPv6 blocks of 43 letters, with their commas, are a word of 1011 letters.
+    // 23 IPv6 blocks of 43 characters, with commas, are a word of 1011 characters.
     let lists = blocks.chunks(23);
     lists
         .map(|some| format!("{name} {}", some.join(",")))
@@ -140,7 +140,7 @@ fn multiport(of: PortOf, ranges: &Ranges, negated: bool) -> Vec<String> {
         PortOf::Either => "--ports",
     };
     let all: Vec<String> = ranges.iter().map(ports).collect();
-    // A list that may not be taken apart came from one with 15 places.
+    // A list that may not be split came from one with 15 places.
     let is_one = of == PortOf::Either || negated;
     let lists = all.chunks(if is_one { 15 } else { 7 });
     lists
