@@ -1,6 +1,5 @@
-//! `scripts/demo.sh` against stand-ins for the commands that it calls: what its modes `kind` and
-//! `cluster` do is what docs/kubernetes.md says, and what fails is reported. No cluster is there. `netns` is
-//! played for real by `scripts/test.sh`.
+//! `scripts/demo.sh` with stand-ins for the commands that it calls, without a cluster: its modes `kind` and
+//! `cluster` do what docs/kubernetes.md documents, and report failures. `scripts/test.sh` runs `netns`.
 
 use std::thread;
 
@@ -14,9 +13,9 @@ const KUBERNETES: &str = include_str!("../../docs/kubernetes.md");
 const MANIFEST: &str = include_str!("../../install.yaml");
 const CONTAINERFILE: &str = include_str!("../../Containerfile");
 
-// --- what docs/kubernetes.md says ---
+// --- docs/kubernetes.md ---
 
-/// The lines of the block with prompts in a section.
+/// Lines of the block with prompts in a section.
 fn block(section: &str) -> Vec<&'static str> {
     let start = KUBERNETES.find(&format!("\n### {section}\n")).unwrap();
     let lines = KUBERNETES[start..]
@@ -25,23 +24,23 @@ fn block(section: &str) -> Vec<&'static str> {
     lines.map_while(|line| line.strip_prefix("    ")).collect()
 }
 
-/// The commands of the block.
+/// Commands of the block.
 fn commands(section: &str) -> Vec<&'static str> {
     let lines = block(section).into_iter();
     lines.filter_map(|line| line.strip_prefix("$ ")).collect()
 }
 
-/// The calls that the block's commands make.
-fn calls_of_reader(stage: &Stage, section: &str) -> Vec<String> {
+/// Calls made by the block's commands.
+fn calls_of_block(stage: &Stage, section: &str) -> Vec<String> {
     let typed = commands(section).into_iter().flat_map(|line| {
-        let run = stage.types(line);
+        let run = stage.run_line(line);
         assert_eq!(run.status, Some(0), "{line}: {}", run.stderr);
         run.calls
     });
     typed.collect()
 }
 
-/// Each line of the block is there, in order; `…` stands for anything.
+/// Asserts that the output contains each line of the block, in order; `…` matches anything.
 fn assert_shows_block(run: &Run, section: &str) {
     let mut shown = run.stdout.lines();
     for line in block(section) {
@@ -66,7 +65,7 @@ fn kind_shows_the_block_of_the_readme() {
 
 #[test]
 fn kind_makes_the_calls_of_the_readme() {
-    let typed = calls_of_reader(&kind_stage("kind-typed"), "On kind");
+    let typed = calls_of_block(&kind_stage("kind-typed"), "On kind");
     let run = kind_stage("kind-played").demo(&["kind"]);
     assert_eq!(run.steps(), typed);
 }
@@ -85,7 +84,7 @@ fn cluster_shows_the_block_of_the_readme() {
 #[test]
 fn cluster_makes_the_calls_of_the_readme() {
     let section = "On the cluster that kubectl talks to";
-    let typed = calls_of_reader(&cluster_stage("cluster-typed"), section);
+    let typed = calls_of_block(&cluster_stage("cluster-typed"), section);
     let run = cluster_stage("cluster-played").demo(&["cluster"]);
     assert_eq!(run.steps(), typed);
 }
@@ -134,7 +133,7 @@ fn no_temporary_file_stays() {
     assert_eq!(stage.files("temporary"), [""; 0]);
 }
 
-// --- what comes late ---
+// --- waiting ---
 
 #[test]
 fn a_pod_that_answers_late_is_waited_for() {
@@ -174,7 +173,7 @@ fn a_patience_that_is_no_number_is_refused() {
     assert!(run.calls.is_empty(), "{:?}", run.calls);
 }
 
-// --- what goes into command lines ---
+// --- values in command lines ---
 
 #[test]
 fn a_value_that_is_no_plain_word_is_refused() {
@@ -255,7 +254,7 @@ fn a_second_run_of_cluster_makes_nothing_twice() {
 
 // --- failures ---
 
-/// Plays a mode once for each call that it makes, which then fails.
+/// Runs a mode once for each call that it makes, and lets that call fail.
 fn assert_each_failure_is_reported(mode: &str, stage: fn(&str) -> Stage, exempt: &[&str]) {
     let whole = stage(&format!("{mode}-whole")).demo(&[mode]).calls;
     let in_cluster = match mode {
@@ -268,7 +267,7 @@ fn assert_each_failure_is_reported(mode: &str, stage: fn(&str) -> Stage, exempt:
         .unwrap();
     thread::scope(|scope| {
         for (number, call) in whole.iter().enumerate() {
-            // The record has the variable; the stand-in is called without it.
+            // The record includes the variable; the stand-in's call does not.
             let call = call.trim_start_matches("BUILDX_NO_DEFAULT_ATTESTATIONS=1 ");
             if exempt.iter().any(|it| call.starts_with(it)) {
                 continue;
@@ -290,12 +289,12 @@ fn assert_each_failure_is_reported(mode: &str, stage: fn(&str) -> Stage, exempt:
                     .copied()
                     .unwrap_or_default()
                     .replace('\'', "");
-                let goes_on = |it: &&String| {
+                let is_later = |it: &&String| {
                     let same = it.contains(call) || (last.contains(call) && last.contains(&***it));
                     !same && !it.contains("--request-timeout")
                 };
                 let mut further = run.calls.iter().skip_while(|it| !it.contains(call));
-                assert_eq!(further.find(goes_on), None, "it goes on after {call}");
+                assert_eq!(further.find(is_later), None, "it goes on after {call}");
             });
         }
     });
@@ -303,7 +302,7 @@ fn assert_each_failure_is_reported(mode: &str, stage: fn(&str) -> Stage, exempt:
 
 #[test]
 fn a_failure_of_each_command_of_kind_is_reported() {
-    // Without id, the user is assumed to need sudo.
+    // If id fails, the script uses sudo.
     assert_each_failure_is_reported("kind", kind_stage, &["id -u"]);
 }
 
@@ -327,7 +326,7 @@ fn the_reason_and_the_end_of_the_output_come_after_the_state_of_the_cluster() {
     );
 }
 
-/// A wrong answer to one call ends the run with a report.
+/// Asserts that a wrong answer to one call ends the run with a report.
 fn assert_refuses(name: &str, mode: &str, wrong: Answer, why: &str, advice: &str) {
     let stage = match mode {
         "kind" => kind_stage(name),

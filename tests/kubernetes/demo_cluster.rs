@@ -1,4 +1,4 @@
-//! `scripts/demo.sh cluster` against stand-ins: what it adds to a cluster, and what it leaves alone.
+//! `scripts/demo.sh cluster` with stand-ins: what it adds to a cluster, and what it does not change.
 
 use crate::stage::clusters::*;
 use crate::stage::{Stage, answer, assert_fails, assert_succeeds, failure};
@@ -109,7 +109,7 @@ fn a_failed_delete_is_reported() {
     }
 }
 
-/// One node: the Pods are on one bridge, or not.
+/// A cluster of one node, so that the Pods may share a bridge.
 fn single_node(name: &str) -> Stage {
     let nodes = "NAME       STATUS   ROLES    AGE   VERSION   INTERNAL-IP   EXTERNAL-IP\n\
                  worker-1   Ready    <none>   9d    v1.36.0   192.0.2.11    <none>\n";

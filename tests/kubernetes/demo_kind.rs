@@ -1,4 +1,4 @@
-//! `scripts/demo.sh kind` and `scripts/demo.sh` without a mode, against stand-ins.
+//! `scripts/demo.sh kind`, and `scripts/demo.sh` without a mode, with stand-ins.
 
 use crate::stage::clusters::*;
 use crate::stage::{Answer, Stage, after, answer, assert_fails, assert_succeeds, failure};
@@ -15,7 +15,7 @@ fn root_needs_no_sudo() {
     );
 }
 
-/// kind's nodes with what each has.
+/// Nodes of kind, with their Pod CIDRs and addresses.
 fn nodes(lines: &str) -> Answer {
     let heading = "POD-CIDR        ADDRESS\n";
     answer(
@@ -52,8 +52,8 @@ fn a_machine_without_ip_is_told_to_let_a_pod_ask() {
     assert_fails(&run, why, "let a Pod ask: scripts/demo.sh cluster");
 }
 
-/// A route to the second node's Pods, which is not the demo's, ends it before it adds any.
-fn assert_yields_to(name: &str, there: &str) {
+/// Asserts that another route to the second node's Pods ends the run before it adds any.
+fn assert_fails_beside_route(name: &str, there: &str) {
     let other = answer("ip route show 10.244.1.0/24 ", there);
     let stage = two_nodes(name).but(other);
     let run = stage.demo(&["kind"]);
@@ -69,12 +69,12 @@ fn assert_yields_to(name: &str, there: &str) {
 #[test]
 fn a_route_by_another_way_is_neither_replaced_nor_deleted() {
     let through = "10.244.1.0/24 via 172.18.0.30 dev br-other \n";
-    assert_yields_to("route-through", through);
+    assert_fails_beside_route("route-through", through);
     let direct = "10.244.1.0/24 dev cni0 proto kernel scope link src 10.244.1.1 \n";
-    assert_yields_to("route-direct", direct);
+    assert_fails_beside_route("route-direct", direct);
     let second = "10.244.1.0/24 via 172.18.0.9 dev br-other metric 9 \n\
                   10.244.1.0/24 via 172.18.0.3 dev br-kind \n";
-    assert_yields_to("route-second", second);
+    assert_fails_beside_route("route-second", second);
 }
 
 #[test]
@@ -218,8 +218,8 @@ fn podman_does_what_docker_cannot() {
     let stage = podman_stage("podman");
     let run = stage.demo(&["kind"]);
     assert_succeeds(&run);
-    let told = |line: &&str| line.starts_with("export") || line.contains("podman");
-    let shown: Vec<&str> = run.shown().into_iter().filter(told).collect();
+    let advised = |line: &&str| line.starts_with("export") || line.contains("podman");
+    let shown: Vec<&str> = run.shown().into_iter().filter(advised).collect();
     let image = "localhost/tproxy-pod:0.1.0";
     let build = format!(
         "BUILDX_NO_DEFAULT_ATTESTATIONS=1 podman build --file Containerfile --tag {image} ."
@@ -237,8 +237,8 @@ fn podman_does_what_docker_cannot() {
     );
 }
 
-/// Files and routes as a run leaves them.
-fn played_kind(name: &str) -> Stage {
+/// Files and routes after a run.
+fn after_run(name: &str) -> Stage {
     let stage = kind_stage(name)
         .but(after("ip route del", ROUTE_AS_ADDED, ""))
         .but(answer("ip route del ", ""));
@@ -249,7 +249,7 @@ fn played_kind(name: &str) -> Stage {
 
 #[test]
 fn kind_delete_removes_just_what_was_made() {
-    let stage = played_kind("kind-delete");
+    let stage = after_run("kind-delete");
     let run = stage.demo(&["kind", "--delete"]);
     assert_succeeds(&run);
     let expected = [
@@ -271,7 +271,7 @@ fn kind_delete_is_content_where_all_is_gone() {
 
 #[test]
 fn kind_delete_is_content_where_the_route_is_gone() {
-    let stage = played_kind("kind-delete-no-route").but(answer(ROUTE_AS_ADDED, ""));
+    let stage = after_run("kind-delete-no-route").but(answer(ROUTE_AS_ADDED, ""));
     let run = stage.demo(&["kind", "--delete"]);
     assert_succeeds(&run);
     assert_eq!(run.steps(), ["kind delete cluster --name tproxy-pod"]);
@@ -279,7 +279,7 @@ fn kind_delete_is_content_where_the_route_is_gone() {
 
 #[test]
 fn kind_delete_goes_on_where_the_cluster_is_gone() {
-    let stage = played_kind("kind-delete-rest").but(answer("kind get clusters", ""));
+    let stage = after_run("kind-delete-rest").but(answer("kind get clusters", ""));
     let run = stage.demo(&["kind", "--delete"]);
     assert_succeeds(&run);
     assert!(run.called("sudo ip route del 10.244.0.0/24 via 172.18.0.2"));
@@ -289,7 +289,7 @@ fn kind_delete_goes_on_where_the_cluster_is_gone() {
 
 #[test]
 fn kind_delete_goes_on_after_a_failure_and_says_what_is_left() {
-    let stage = played_kind("kind-delete-left")
+    let stage = after_run("kind-delete-left")
         .but(failure("sudo ip route del 10.244.0.0/24 via 172.18.0.2"));
     let run = stage.demo(&["kind", "--delete"]);
     assert_eq!(run.status, Some(1));
@@ -310,8 +310,8 @@ fn kind_delete_goes_on_after_a_failure_and_says_what_is_left() {
 
 // --- without a mode ---
 
-/// What is said first without a mode, and whether kind was called.
-fn choice(stage: &Stage) -> (String, bool) {
+/// First line of output without a mode, and whether kind was called.
+fn first_line_and_kind(stage: &Stage) -> (String, bool) {
     let run = stage.demo(&[]);
     let first = run.stdout.lines().next().unwrap_or_default().to_owned();
     (first, run.called("kind create cluster"))
@@ -319,19 +319,19 @@ fn choice(stage: &Stage) -> (String, bool) {
 
 #[test]
 fn without_a_mode_it_is_kind_where_all_is_there() {
-    let (said, kind) = choice(&kind_stage("choice-kind"));
+    let (report, kind) = first_line_and_kind(&kind_stage("choice-kind"));
     assert_eq!(
-        said,
+        report,
         "scripts/demo.sh kind, because kind, kubectl and docker work here"
     );
     assert!(kind);
 }
 
-/// Without this program it is netns, which ends here at once: the binary is not there.
+/// Asserts netns without this program; the run ends at once, as the binary does not exist.
 fn assert_is_netns(name: &str, stage: Stage, missing: &str) {
-    let (said, kind) = choice(&stage.set("BINARY", "nowhere"));
+    let (report, kind) = first_line_and_kind(&stage.set("BINARY", "nowhere"));
     let why = "scripts/demo.sh netns, because kind cannot run here; missing: ";
-    assert_eq!(said, format!("{why}{missing}"), "{name}");
+    assert_eq!(report, format!("{why}{missing}"), "{name}");
     assert!(!kind, "{name}");
 }
 

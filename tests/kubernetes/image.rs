@@ -1,6 +1,6 @@
-//! The image: what is in it, and that the program runs from it as install.yaml has it run. buildah
-//! builds it from the Containerfile, with what scripts/build.sh has built in place of the first
-//! stage; runc starts it as a node's container runtime does.
+//! The image: its contents, and the program run from it with install.yaml's settings. buildah builds it from
+//! the Containerfile, with the output of scripts/build.sh in place of the first stage; runc starts it, as a
+//! container runtime on a node does.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The limit of the image's size, packed or unpacked, in bytes.
+/// Largest size of the image, compressed or unpacked, in bytes.
 const LIMIT: u64 = 850_000;
 
 /// An image in the layout of the OCI image specification.
@@ -85,7 +85,7 @@ impl Image {
         &layers[0]
     }
 
-    /// Makes a folder a root filesystem with what is in the image.
+    /// Unpacks the image into a directory, as its root filesystem.
     fn unpack(&self, folder: &Path) {
         let layer = self.blob(self.layer());
         std::fs::create_dir_all(folder).unwrap();
@@ -101,7 +101,7 @@ fn json_file(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Runs a command, which has to succeed; returns what it prints.
+/// Runs a command, which has to succeed; returns its output.
 fn run(command: &mut Command) -> String {
     let output = command
         .output()
@@ -159,8 +159,8 @@ fn it_is_the_binary_of_its_architecture_and_says_what_it_is() {
     }
 }
 
-/// A bundle for runc: the image's root filesystem, and install.yaml's container in the words of
-/// the OCI runtime specification.
+/// A bundle for runc: the image's root filesystem, and install.yaml's container as a configuration of the OCI
+/// runtime specification.
 struct Bundle {
     folder: PathBuf,
     name: String,
@@ -188,7 +188,7 @@ impl Bundle {
         runc
     }
 
-    /// The process id of the container's first process.
+    /// Process id of the container's first process.
     fn pid(&self) -> u64 {
         let state = run(&mut self.runc(Command::new("runc"), &["state", &self.name]));
         let state: Value = serde_json::from_str(&state).unwrap();
@@ -196,7 +196,7 @@ impl Bundle {
     }
 }
 
-/// What the kubelet and containerd make of install.yaml. The network is that of its parent, as
+/// The configuration that the kubelet and containerd derive from install.yaml. The network is the parent's, as
 /// with `hostNetwork`.
 fn container(image: &Value) -> Value {
     let pod = Pod::read();
@@ -227,8 +227,8 @@ fn container(image: &Value) -> Value {
     })
 }
 
-/// The profile that container runtimes call their default, without what it allows for
-/// capabilities that the container does not have.
+/// The default profile of container runtimes, without the calls that it allows for capabilities which the
+/// container does not have.
 fn seccomp(capabilities: &[String]) -> Value {
     let profile = json_file(Path::new("/usr/share/containers/seccomp.json"));
     let list = |rule: &Value, side: &str, what: &str| -> Vec<String> {
@@ -267,7 +267,7 @@ fn seccomp(capabilities: &[String]) -> Value {
     })
 }
 
-/// The value of a line of `/proc/PID/status`.
+/// Value of a line in `/proc/PID/status`.
 fn status(pid: u64, name: &str) -> String {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = text
@@ -344,6 +344,6 @@ fn it_intercepts_within_50_ms_of_its_start() {
         "from start to the first answer: median {:?}, {times:?}",
         times[10]
     );
-    // A machine that is busy with other things only adds to it.
+    // The minimum: a busy machine only adds to it.
     assert!(times[0] < Duration::from_millis(50), "{times:?}");
 }

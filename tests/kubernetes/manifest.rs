@@ -1,4 +1,4 @@
-//! install.yaml: valid for Kubernetes, true to the program, and no more privilege than it needs.
+//! install.yaml: valid for Kubernetes, in agreement with the program, and with no more privilege than needed.
 
 use crate::lab::manifest::{MANIFEST, Pod, object, objects, python, strings, uncommented};
 use crate::lab::script::ScriptFile;
@@ -9,8 +9,8 @@ use tproxy_pod::rules::template::BUNDLED;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Validates every object strictly, for the oldest and the newest minor version that the package
-/// has schemas for; says which, and what is wrong.
+/// Validates every object strictly, for the oldest and the newest minor version that the package has schemas
+/// for; prints these versions and the errors.
 const VALIDATE: &str = "
 import sys, yaml, kubernetes_validate as schemas
 versions = schemas.utils.all_versions()
@@ -196,7 +196,7 @@ fn it_has_the_two_capabilities_and_no_other_privilege() {
     assert_eq!(pod.spec["securityContext"], profile);
 }
 
-/// The keys of an object.
+/// Keys of an object.
 fn keys(object: &Value) -> Vec<&str> {
     object
         .as_object()

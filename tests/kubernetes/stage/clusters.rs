@@ -1,4 +1,4 @@
-//! What the stand-ins answer where all goes well: as in docs/kubernetes.md.
+//! Answers of the stand-ins for a successful run, as in docs/kubernetes.md.
 
 use super::{Answer, Stage, after, answer};
 
@@ -8,9 +8,9 @@ pub const CURL: &str = "curl -sS --max-time 5";
 pub const EXEC: &str = "kubectl -n tproxy-pod-demo exec client -- curl -sS --max-time 5";
 pub const GET_WEB: &str = "kubectl -n tproxy-pod-demo get pod web -o custom-columns";
 pub const LOGS: &str = "kubectl -n kube-system logs";
-/// The question for any route to the node's Pods.
+/// The query for any route to the node's Pods.
 pub const ROUTE: &str = "ip route show 10.244.0.0/24 ";
-/// The question for the route that the demo adds.
+/// The query for the route that the demo adds.
 pub const ROUTE_AS_ADDED: &str = "ip route show 10.244.0.0/24 via 172.18.0.2 ";
 pub const WELCOME: &str = "<!DOCTYPE html>\n<html>\n<head>\n<title>Welcome to nginx!</title>\n";
 
@@ -27,7 +27,7 @@ pub fn log(targets: &[&str]) -> String {
     targets.iter().map(line).collect()
 }
 
-/// What both modes ask a cluster.
+/// Answers about a cluster in both modes.
 pub fn in_cluster() -> Vec<Answer> {
     let there = "--ignore-not-found -o name";
     let web = format!("kubectl -n tproxy-pod-demo get pod web {there}");
@@ -68,7 +68,7 @@ pub fn in_cluster() -> Vec<Answer> {
     ]
 }
 
-/// The answers of docs/kubernetes.md: kind makes a cluster of one node.
+/// Answers as in docs/kubernetes.md: kind creates a cluster of one node.
 pub fn on_kind() -> Vec<Answer> {
     let (node, client) = ("tproxy-pod-control-plane", "172.18.0.1");
     let pod = format!("ADDRESS      NODE\n10.244.0.5   {node}\n");
@@ -107,7 +107,7 @@ pub fn on_kind() -> Vec<Answer> {
     answers
 }
 
-/// The answers of docs/kubernetes.md: tproxy-pod is not installed, and the Pod is on one of the workers.
+/// Answers as in docs/kubernetes.md: tproxy-pod is not installed, and the Pod is on one of the workers.
 pub fn on_cluster() -> Vec<Answer> {
     let pod = "ADDRESS      NODE\n10.244.1.5   worker-1\n";
     let ready = "Ready      <none>          9d    v1.36.0";
@@ -150,7 +150,7 @@ pub fn cluster_stage(name: &str) -> Stage {
     Stage::new(name, on_cluster()).set("IMAGE", IMAGE)
 }
 
-/// tproxy-pod was installed before.
+/// With tproxy-pod already installed.
 pub fn installed_stage(name: &str) -> Stage {
     let found = "kubectl -n kube-system get daemonset tproxy-pod --ignore-not-found";
     let marked = format!("kubectl -n kube-system get daemonset -l {MARK}");

@@ -1,5 +1,5 @@
-//! A stage for `scripts/demo.sh`: a copy of what it reads, and a `PATH` on which kind, docker, podman,
-//! kubectl, sudo, ip, curl and id are stand-ins that record how they are called (`stand-in.sh`).
+//! A test environment for `scripts/demo.sh`: a copy of the files that it reads, and a `PATH` with stand-ins for
+//! kind, docker, podman, kubectl, sudo, ip, curl and id, which record their calls (`stand-in.sh`).
 
 pub mod clusters;
 
@@ -11,34 +11,34 @@ use std::process::{Command, Output};
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 const STAND_IN: &str = include_str!("stand-in.sh");
 
-/// The programs that a stage has unless a test takes them away. Podman comes only when asked for.
+/// Stand-ins of a new stage; tests add podman.
 const STAND_INS: [&str; 7] = ["kind", "docker", "kubectl", "sudo", "ip", "curl", "id"];
-/// The programs of this machine that the script itself needs.
+/// Programs of this machine that the script needs.
 const TOOLS: [&str; 12] = [
     "bash", "cat", "dirname", "env", "grep", "mkdir", "mktemp", "realpath", "rm", "sed", "sleep",
     "tee",
 ];
 
-/// What a stand-in answers.
+/// An answer of a stand-in.
 #[derive(Clone)]
 pub struct Answer {
-    /// How the call begins; with a blank at the end, where it ends.
+    /// Prefix of the call; with a blank at the end, the whole call.
     call: String,
-    /// What has to be on record before.
+    /// A call that has to be recorded before.
     before: &'static str,
-    /// Whether only the first of these calls is answered so.
+    /// Whether it applies to the first such call only.
     once: bool,
     status: u8,
-    /// What it prints, or what `stand-in.sh` does instead.
+    /// The output, or an action of `stand-in.sh`.
     text: String,
 }
 
-/// An answer to calls that begin so.
+/// An answer to calls with this prefix.
 pub fn answer(call: &str, text: &str) -> Answer {
     after("", call, text)
 }
 
-/// An answer to calls that begin so, once another call is on record.
+/// An answer to calls with this prefix, once another call is recorded.
 pub fn after(before: &'static str, call: &str, text: &str) -> Answer {
     Answer {
         call: call.to_owned(),
@@ -49,7 +49,7 @@ pub fn after(before: &'static str, call: &str, text: &str) -> Answer {
     }
 }
 
-/// The failure of exactly this call.
+/// Failure of exactly this call.
 pub fn failure(call: &str) -> Answer {
     Answer {
         status: 1,
@@ -57,7 +57,7 @@ pub fn failure(call: &str) -> Answer {
     }
 }
 
-/// The failure of exactly this call, the first time.
+/// Failure of exactly this call, the first time.
 pub fn failure_at_first(call: &str) -> Answer {
     Answer {
         once: true,
@@ -65,19 +65,19 @@ pub fn failure_at_first(call: &str) -> Answer {
     }
 }
 
-/// What a run showed, and which commands it called.
+/// Output, exit status and calls of a run.
 pub struct Run {
     pub status: Option<i32>,
     pub stdout: String,
     pub stderr: String,
-    /// Every call, in order; one that is repeated at once, while something is waited for, is there once.
+    /// Every call, in order; repeated calls of a wait are there once.
     pub calls: Vec<String>,
 }
 
 impl Run {
-    /// The calls without the questions that the script asks for itself and does not show.
+    /// The calls without queries that the script does not print.
     pub fn steps(&self) -> Vec<&str> {
-        let unseen = [
+        let hidden = [
             "--ignore-not-found",
             "get serviceaccount default",
             "docker info",
@@ -90,7 +90,7 @@ impl Run {
         self.calls
             .iter()
             .map(String::as_str)
-            .filter(|call| !unseen.iter().any(|question| call.contains(question)))
+            .filter(|call| !hidden.iter().any(|question| call.contains(question)))
             .collect()
     }
 
@@ -100,7 +100,7 @@ impl Run {
         lines.filter_map(|line| line.strip_prefix("$ ")).collect()
     }
 
-    /// Whether a call begins so.
+    /// Whether a call has this prefix.
     pub fn called(&self, beginning: &str) -> bool {
         self.calls.iter().any(|call| call.starts_with(beginning))
     }
@@ -114,7 +114,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Sets up a stage, which no other has the name of.
+    /// Creates a stage; its name has to be unique.
     pub fn new(name: &str, answers: Vec<Answer>) -> Stage {
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("demo-{name}"));
         let _ = fs::remove_dir_all(&directory);
@@ -145,37 +145,37 @@ impl Stage {
         stage
     }
 
-    /// Puts a stand-in on the `PATH`.
+    /// Adds a stand-in to the `PATH`.
     pub fn add(&self, name: &str) {
         let path = self.directory.join("bin").join(name);
         fs::write(&path, STAND_IN).unwrap();
         fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     }
 
-    /// Takes a stand-in away.
+    /// Removes a stand-in.
     pub fn remove(&self, name: &str) {
         fs::remove_file(self.directory.join("bin").join(name)).unwrap();
     }
 
-    /// An environment variable for all that follows.
+    /// Sets an environment variable for later runs.
     pub fn set(mut self, name: &'static str, value: &str) -> Stage {
         self.variables.push((name, value.to_owned()));
         self
     }
 
-    /// Another answer, which goes before those that are there.
+    /// Adds an answer, ahead of the others.
     pub fn but(mut self, answer: Answer) -> Stage {
         self.answers.insert(0, answer);
         self
     }
 
-    /// Plays `scripts/demo.sh` with these words.
+    /// Runs `scripts/demo.sh` with these arguments.
     pub fn demo(&self, words: &[&str]) -> Run {
         self.run(|command| command.arg("scripts/demo.sh").args(words))
     }
 
-    /// Types a command line in the repository, as a reader would.
-    pub fn types(&self, line: &str) -> Run {
+    /// Runs a command line in the repository.
+    pub fn run_line(&self, line: &str) -> Run {
         self.run(|command| command.args(["-c", line]))
     }
 
@@ -210,24 +210,24 @@ impl Stage {
         }
     }
 
-    /// A file of the stage: `record`, `environment`, `applied`, or `repository/…`; empty if it is not there.
+    /// A file of the stage: `record`, `environment`, `applied`, or `repository/…`; empty if it does not exist.
     pub fn read(&self, file: &str) -> String {
         fs::read_to_string(self.directory.join(file)).unwrap_or_default()
     }
 
-    /// Puts a file into the repository's `target`.
+    /// Creates a file in the repository's `target`.
     pub fn write_target(&self, file: &str, text: &str) {
         let path = self.directory.join("repository/target").join(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
 
-    /// The files of the repository's `target`.
+    /// Files in the repository's `target`.
     pub fn target(&self) -> Vec<String> {
         self.files("repository/target")
     }
 
-    /// The files of a directory of the stage; none if it is not there.
+    /// Files in a directory of the stage; none if it does not exist.
     pub fn files(&self, directory: &str) -> Vec<String> {
         let entries = fs::read_dir(self.directory.join(directory));
         entries.map_or(Vec::new(), |entries| {
@@ -262,22 +262,22 @@ pub fn assert_succeeds(run: &Run) {
     assert_eq!(run.status, Some(0), "{}{}", run.stdout, run.stderr);
 }
 
-/// It failed, and said why and what to do.
+/// Asserts that the run failed, and printed the reason and the advice.
 pub fn assert_fails(run: &Run, why: &str, advice: &str) {
     assert_eq!(run.status, Some(1), "{}{}", run.stdout, run.stderr);
-    let said = run.stderr.replace('\'', "");
+    let stderr = run.stderr.replace('\'', "");
     assert!(
-        said.contains(&format!("scripts/demo.sh: {why}")),
-        "{why:?}: {said}"
+        stderr.contains(&format!("scripts/demo.sh: {why}")),
+        "{why:?}: {stderr}"
     );
-    let to_do = said
+    let printed = stderr
         .split_once("What to do: ")
-        .unwrap_or_else(|| panic!("{said}"))
+        .unwrap_or_else(|| panic!("{stderr}"))
         .1;
-    assert!(to_do.contains(advice), "{advice:?}: {to_do}");
+    assert!(printed.contains(advice), "{advice:?}: {printed}");
 }
 
-/// Whether it printed the state of the cluster: all of it, or nothing.
+/// Whether it printed the state of the cluster; asserts all of it, or nothing.
 pub fn has_state(run: &Run) -> bool {
     let questions = [
         "get nodes,pods -A -o wide",

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Stands in for the command whose name it has: it records the call, and gives the first answer that
-# fits of the table $STAGE/answers. A line of it: how the call begins, what has to be on record by
-# then, "once" if only the first of these calls is answered so, the exit status, and what to print. Fields
-# are separated by the unit separator.
+# A stand-in for the command of its name: it records the call, and gives the first matching answer of
+# the table $STAGE/answers. Fields of a line: prefix of the call, call that has to be recorded before,
+# "once" if it applies to the first such call only, exit status, and output or action. The unit separator
+# separates them.
 set -euo pipefail
 
 call="${0##*/} $*"
 input=
 [[ $call != *" -f - "* && $call != *" -f -" ]] || input=$(cat)
-# In a pipeline, what comes first is on record first: the input has ended here.
+# The commands of a pipeline are recorded in order: the input has ended here.
 printf '%s%s\n' "${BUILDX_NO_DEFAULT_ATTESTATIONS:+BUILDX_NO_DEFAULT_ATTESTATIONS=$BUILDX_NO_DEFAULT_ATTESTATIONS }" \
     "$call" >>"$STAGE/record"
 printf '%s: provider=%s no_proxy=%s\n' "$call" "${KIND_EXPERIMENTAL_PROVIDER:-}" "${no_proxy:-}" >>"$STAGE/environment"
@@ -20,7 +20,7 @@ while IFS=$'\x1f' read -r beginning before often status answer; do
     case $answer in
         "its arguments") exec "$@" ;;
         "its input") printf '%s\n' "$input" ;;
-        "a new file") # of --output FILE, as podman saves; docker would write over it
+        "a new file") # of --output FILE: podman fails if it exists, docker overwrites it
             [[ ! -e $3 ]] || { echo "$3 already exists" >&2; exit 125; }
             : >"$3"
             ;;
