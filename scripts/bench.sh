@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures tproxy-pod beside HAProxy, a Go server and a minimal C server.
+# Measures tproxy-pod in comparison with HAProxy, a Go server and a minimal C server.
 set -euo pipefail
 
 usage() {
@@ -55,7 +55,7 @@ for tool in "${tools[@]}"; do
 done
 [[ ! -x $(command -v gcc) || -e $(gcc -print-file-name=libc.a) ]] || missing+=(libc6-dev)
 ((${#missing[@]} == 0)) || fail "missing: run as root: apt-get install ${missing[*]}"
-# The client has 5,000 connections; HAProxy asks for two files for each of its 6,000.
+# The client opens 5,000 connections; HAProxy requires two descriptors for each of its 6,000.
 (($(ulimit -n) >= 16384)) || ulimit -n 16384 || fail "16384 files have to be allowed: see ulimit -n"
 own=(unshare --user --map-root-user --net --mount --pid --fork --kill-child --mount-proc)
 "${own[@]}" true || fail "a user may not make namespaces here (kernel.unprivileged_userns_clone," \
@@ -79,7 +79,7 @@ GOCACHE="$PWD/target/bench/go-cache" GOPROXY=off GOFLAGS='' CGO_ENABLED=0 \
     "${options[@]}" --output "$output" --command "$command" --ours "$(realpath "$binary")" \
     --go "$PWD/target/bench/echo" --floor "$PWD/target/bench/floor" --haproxy "$(command -v haproxy)" &
 namespaces=$!
-# With the first process, all others of its namespaces end, and the namespaces too.
+# With the init process of the PID namespace, the kernel kills all its processes; then the namespaces end.
 trap 'kill -KILL $namespaces' EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the static binaries: the same bytes wherever they are built.
+# Builds the static binaries, reproducibly.
 set -euo pipefail
 
 usage() {
@@ -23,12 +23,12 @@ for architecture; do
         *) echo "scripts/build.sh: \"$architecture\": expected amd64 or arm64" >&2; exit 2 ;;
     esac
 done
-# Messages of panics name paths of crates: these must not depend on the cargo home.
+# Panic messages contain paths of crates, which must not depend on the cargo home.
 CARGO_HOME=$(realpath -m "${CARGO_HOME:-${HOME:?where cargo keeps crates, unless CARGO_HOME says it}/.cargo}")
 export CARGO_HOME
 cd "$(dirname "$0")/.."
 
-# Only Cargo.toml, .cargo and rust-toolchain.toml decide how it is built.
+# Only Cargo.toml, .cargo and rust-toolchain.toml configure the build.
 unset RUSTFLAGS RUSTC RUSTUP_TOOLCHAIN CARGO_ENCODED_RUSTFLAGS "${!CARGO_BUILD_@}" "${!CARGO_PROFILE_@}" \
     "${!CARGO_TARGET_@}"
 cargo fetch --quiet --locked

@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# The demo on Kubernetes: on a cluster of its own, which kind makes, or on the one that kubectl talks
-# to. scripts/demo.sh sources this file and provides the helpers step, shows, wait_for and fail. The
-# command lines are those of docs/kubernetes.md.
+# The demo on Kubernetes: on a new cluster of kind, or on kubectl's current one. scripts/demo.sh sources
+# this file and provides the helpers step, shows, wait_for and fail. The command lines are those of
+# docs/kubernetes.md.
 # shellcheck disable=SC2034 # pause, state and advice are for those helpers
 set -euo pipefail
 
 [[ ${BASH_SOURCE[0]} != "$0" ]] || exec "$(dirname "$0")/demo.sh" --help
 
-# --- what both modes share ---
+# --- both modes ---
 
 begin() {
     cd "$(dirname "$0")/.."
@@ -36,7 +36,7 @@ try() { # COMMAND-LINE: prints it, runs it, prints its output and keeps it in $o
 
 run() { try "$1" || fail "this failed: $1$(last_output)"; } # COMMAND-LINE, which has to succeed
 
-there() { # NAMESPACE RESOURCE…: is it in the cluster?
+there() { # NAMESPACE RESOURCE…: whether it exists in the cluster
     local names question="kubectl -n $1 get ${*:2} --ignore-not-found -o name"
     names=$($question) || fail "this failed: $question"
     [[ -n $names ]]
@@ -58,9 +58,9 @@ is_rolled_out() {
     run 'kubectl -n kube-system rollout status daemonset/tproxy-pod --timeout=120s'
 }
 
-has_web_pod() { # [FLAG]: sets $web, its address, and $node, which it runs on
+has_web_pod() { # [FLAG]: sets $web, the Pod's address, and $node, its node
     if ! there tproxy-pod-demo pod web; then
-        # Until it exists, Pods are refused.
+        # The API server refuses Pods before the service account exists.
         wait_for "kubectl -n tproxy-pod-demo get serviceaccount default" \
             kubectl -n tproxy-pod-demo get serviceaccount default
         run "kubectl -n tproxy-pod-demo run web --image=$web_image${1:+ $1}"
@@ -88,7 +88,7 @@ asks_pod() { # CURL…
     shows "Request received from $host:8180 destination /hello : "
 }
 
-find_absent() { # sets $absent, an address that no Pod has, of the same node as the Pod's
+find_absent() { # sets $absent, an address without a Pod, on the node of the Pod
     local last address
     for last in 62 61 60 59 58; do
         case $web in
@@ -114,7 +114,7 @@ has_logged() { # TARGET…
     run "$logs"
 }
 
-# --- kind: a cluster of its own, asked from this machine ---
+# --- kind: a new cluster; requests come from this machine ---
 
 find_kind_tools() { # sets $engine, or $lacking
     local tool failed=
@@ -156,7 +156,7 @@ show_routes() { # CIDR…: without a family, ip shows IPv4 routes only
     esac
 }
 
-has_route() { # CIDR ADDRESS: is this route there? A route by another gateway is not ours to change
+has_route() { # CIDR ADDRESS: whether this route exists; fails if there is a route by another gateway
     local found others
     found=$(show_routes "$1") || fail "this failed: ip route show $1"
     if others=$(grep -vF " via $2 " <<<"$found") && [[ -n $others ]]; then
@@ -166,20 +166,20 @@ has_route() { # CIDR ADDRESS: is this route there? A route by another gateway is
     [[ -n $found ]]
 }
 
-add_routes() { # to each node's Pods, through the node
+add_routes() { # to each node's Pods, by the node
     local cidr address route routes=() missing=()
     run "kubectl get nodes -o custom-columns='POD-CIDR:.spec.podCIDR,ADDRESS:.status.addresses[?(@.type==\"InternalIP\")].address'"
     while read -r cidr address; do
         [[ $cidr != */* ]] || routes+=("$cidr via ${address%%,*}")
     done <<<"$output"
     ((${#routes[@]})) || fail "this should have shown the nodes' Pod CIDRs"
-    # Look for all of them before adding one.
+    # Check all of them before one is added.
     for route in "${routes[@]}"; do
         has_route "${route%% *}" "${route##* }" || missing+=("$route")
     done
     ((${#missing[@]})) || return 0
     for route in "${missing[@]}"; do
-        # --delete finds it here, also when the cluster is gone.
+        # --delete reads it here, even without the cluster.
         echo "$route" >>target/tproxy-pod.routes || fail "target/tproxy-pod.routes cannot be written"
         run "${sudo}ip route add $route"
     done
@@ -207,7 +207,7 @@ play_kind() {
     # kind cannot load an image with attestations.
     run "BUILDX_NO_DEFAULT_ATTESTATIONS=1 $engine build --file Containerfile --tag $image ."
     run 'mkdir -p target'
-    rm -f target/tproxy-pod.tar # podman does not write over it
+    rm -f target/tproxy-pod.tar # podman does not overwrite it
     run "$engine save --output target/tproxy-pod.tar $image"
     run 'kind load image-archive target/tproxy-pod.tar --name tproxy-pod'
 
@@ -233,7 +233,7 @@ play_kind() {
 
     step "Port 80 is the Pod's, port 8180 is tproxy-pod's." \
         "if nothing comes back, see that 'ip route get $web' goes through the node, and that no firewall is in between; or let a Pod ask: scripts/demo.sh cluster"
-    export no_proxy='*' # from here on, only this machine and the cluster are asked
+    export no_proxy='*' # later requests go to this machine and the cluster only
     asks_pod "$curl"
 
     step "It answers at an address that no Pod has, too." "$advice"
@@ -250,7 +250,7 @@ delete_kind() {
     if [[ -e target/tproxy-pod.routes ]]; then
         while read -r route; do routes+=("$route"); done <target/tproxy-pod.routes
         for route in "${routes[@]}"; do
-            # If ip fails, the route may be there.
+            # If ip fails, the route may exist.
             if ! found=$(show_routes "${route%% *}" via "${route##* }") || [[ -n $found ]]; then
                 try "${sudo}ip route del $route" || left+=("route $route")
             fi
@@ -266,9 +266,9 @@ delete_kind() {
     step "The demo's cluster, routes and archive are gone. The image that was built stays in $engine."
 }
 
-# --- cluster: the one that kubectl talks to, asked from a Pod ---
+# --- cluster: kubectl's current one; requests come from a Pod ---
 
-# The label of everything that the demo adds to a cluster; --delete removes what has it.
+# Label of all objects that the demo adds to a cluster; --delete removes objects with it.
 readonly mark=app.kubernetes.io/managed-by=tproxy-pod-demo
 
 install() {

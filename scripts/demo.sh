@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows tproxy-pod at work with real packets, as README.md and docs/kubernetes.md do; checks every step.
+# Demonstrates tproxy-pod with real packets, as in README.md and docs/kubernetes.md, and checks every step.
 set -euo pipefail
 
 usage() {
@@ -30,7 +30,7 @@ Environment:
 TEXT
 }
 
-fail() { # MESSAGE…: prints the state of the cluster or the log, if there is one; the reason and the advice last
+fail() { # MESSAGE…: prints the state of the cluster or the log, if any; then the reason and the advice
     [[ -z ${state:-} ]] || "$state" >&2
     [[ -z ${log:-} ]] || cat "$log" >&2
     echo "scripts/demo.sh: $*" >&2
@@ -38,7 +38,7 @@ fail() { # MESSAGE…: prints the state of the cluster or the log, if there is o
     exit 1
 }
 
-last_output() { # its last ten lines, to repeat with the reason: the state of the cluster comes between
+last_output() { # the last ten lines of output, for the reason: print_state comes between
     local lines
     [[ -n $output ]] || return 0
     mapfile -t lines <<<"$output"
@@ -57,7 +57,7 @@ on() { # NAMESPACE COMMAND…: prints it, runs it, prints its output; sets $outp
     [[ -z $output ]] || printf '%s\n' "$output"
 }
 
-shows() { # TEXT…: the output has to contain each
+shows() { # TEXT…: fails unless the output contains each
     local text
     for text; do
         [[ $output == *"$text"* ]] || fail "this should have shown: $text$(last_output)"
@@ -76,7 +76,7 @@ wait_for() { # WHAT COMMAND…: until the command succeeds
     done
 }
 
-# --- netns: three network namespaces, inside a user and a process namespace ---
+# --- netns: three network namespaces, in a user and a PID namespace ---
 
 readonly cidrs=10.244.0.0/16,fd00:10:244::/56
 readonly client=192.0.2.2 pod=10.244.0.5 unused=10.244.77.77
@@ -106,7 +106,7 @@ link() { # NAMESPACE ITS-IPV4 ITS-IPV6 NODE-IPV4 NODE-IPV6, without their /24 an
 
 has_httpd() { busybox --list 2>/dev/null | grep -x httpd >/dev/null; }
 
-make_network() { # the binary comes by stdin; every file is in a tmpfs of this mount namespace
+make_network() { # reads the binary from stdin; all files are in a tmpfs of this mount namespace
     mount -t tmpfs tmpfs /run
     cd /run
     cat >tproxy-pod
@@ -129,7 +129,7 @@ make_network() { # the binary comes by stdin; every file is in a tmpfs of this m
 
 remains() { (ip rule; ip -6 rule; ip route show table 100; ip -6 route show table 100; nft list tables) 2>/dev/null || :; }
 
-echoes() { # DESTINATION TARGET CLIENT PORT: a request from this port of the client's is echoed
+echoes() { # DESTINATION TARGET CLIENT PORT: fails unless a request from this client and port is echoed
     on client curl --local-port "$4" "$1$2"
     shows "Request received from $1 destination $2 : GET $2 HTTP/1.1" "Client: $3:$4" "Destination: $1"
     expected_log+=("Received request to $2 : client=$3:$4 destination=$1 method=GET")
@@ -232,7 +232,7 @@ netns() {
         "kernel.apparmor_restrict_unprivileged_userns): run as root"
     "${own[@]}" env -i PATH="/run:$PATH" HOME=/run PATIENCE="$patience" bash "$script" inside <"$binary" &
     local namespaces=$!
-    # With the first process, all others of its namespaces end, and the namespaces too.
+    # With the init process of the PID namespace, the kernel kills all its processes; then the namespaces end.
     trap 'kill -KILL $namespaces' EXIT
     trap 'exit 129' HUP
     trap 'exit 130' INT

@@ -22,11 +22,10 @@ fail() {
     exit 1
 }
 
-# A crate of tests/ with its arguments: for each kernel, for those with or without owners of tables
-# (Linux 5.12), for each with --all, and for one without IPv6. The first needs a kernel
-# that has loaded no module yet.
+# Crates of tests/ with arguments: for each kernel, for kernels with and without table owners (Linux 5.12),
+# for each kernel with --all, and for a kernel without IPv6. The first needs a kernel without loaded modules.
 tests=("kernels --ignored --test-threads 1 module" "capture cni:: packets::" "guard lifecycle::")
-# The skipped test sends a frame with python3, which is not there; scripts/test.sh runs it.
+# The skipped test needs python3, which the machine lacks; scripts/test.sh runs it.
 tests_with_owners=("capture bridge:: --skip no_forged_frame_takes_an_open_connection_away")
 tests_without_owners=("kernels --ignored without_an_owner")
 more_tests=("capture shared_routing:: neighbours::")
@@ -40,7 +39,7 @@ tests_without_ipv6=("kernels --ignored an_ipv6_block"
     "guard --exact lifecycle::a_port_that_is_taken_is_named
         lifecycle::flushing_and_deleting_from_outside_do_not_stop_the_interception")
 
-# The limit for a machine that hangs, in seconds; it usually takes two minutes.
+# Time-out of a machine, in seconds; it usually takes two minutes.
 readonly seconds=900
 
 declare -A suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie)
@@ -74,14 +73,14 @@ done
 kernels=$PWD/target/kernels
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
-private_apt() { # SUITE PROGRAM ARGUMENT…: runs a program of apt with a root of its own and this machine's mirror
+private_apt() { # SUITE PROGRAM ARGUMENT…: runs a program of apt with its own root and this machine's mirror
     local suite=$1 program=$2 release mirror root=$kernels/apt
     mkdir -p "$root/state/lists/partial" "$root/cache/archives/partial"
     : >"$root/status"
     : >"$root/$suite.list"
     release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
     for part in "" -security; do
-        # shellcheck disable=SC2016 # apt replaces it
+        # shellcheck disable=SC2016 # for apt
         mirror=$(apt-get indextargets --format '$(REPO_URI)' \
             "Created-By: Packages" "Release: $release$part" | sed -n 1p)
         [[ -n $mirror ]] || fail "apt knows no mirror of $release$part: is this Debian, and has apt-get update run?"
@@ -116,7 +115,7 @@ release_of() { # VERSION: prints its uname -r
     basename "$kernels/$1"/lib/modules/*
 }
 
-# --- what the machine boots into ---
+# --- the root filesystem of the machine ---
 
 put() { # FILE…: copies it into $root, with its libraries
     local file library
@@ -138,7 +137,7 @@ put_tools() {
         ip{,6}tables{,-legacy}{,-save,-restore}; do
         put "$(command -v "$tool")"
     done
-    # Files that they open at run time.
+    # Files that the tools open at run time
     put "$(dirname "$(ldd "$(command -v iptables-legacy)" | grep -o '/[^ ]*libxtables[^ ]*')")"/xtables/*.so
     cp --dereference --parents /etc/protocols /etc/services /usr/share/misc/magic.mgc "$root"
     for tool in $(busybox --list); do
@@ -155,7 +154,7 @@ put_modules() { # VERSION: copies the network's modules and their dependencies
     # shellcheck disable=SC2086 # names have no blanks
     files=$(modprobe -d "$from" -S "$release" --show-depends -a $names br_netfilter dummy ipvlan macvlan veth vxlan)
     files=$(sed -n "s|^insmod .*\(lib/modules/[^ ]*\).*|\1|p" <<<"$files" | sort -u)
-    # shellcheck disable=SC2086 # they have none either
+    # shellcheck disable=SC2086 # paths have no blanks
     (cd "$from" && cp --parents $files "lib/modules/$release"/modules.{builtin,builtin.modinfo,order} "$root")
     find "$root/lib/modules/" -name '*.xz' -exec xz -d {} +
     depmod -b "$root" "$release"
@@ -190,7 +189,7 @@ for message in map(json.loads, sys.stdin):
     done <<<"$lines"
 }
 
-boot() { # VERSION KERNEL-PARAMETERS TEST…: boots, runs them, and fails unless all of them pass
+boot() { # VERSION KERNEL-PARAMETERS TEST…: boots, runs the tests, and fails unless all pass
     local version=$1 parameters=$2 status=0 log passed
     shift 2
     log=$kernels/$version${parameters:+-$parameters}.log
@@ -202,7 +201,7 @@ boot() { # VERSION KERNEL-PARAMETERS TEST…: boots, runs them, and fails unless
     printf '%s\n' "${@//$'\n'/ }" >"$root/tests/list"
     (cd "$root" && find . | cpio --quiet --create --format=newc --owner=0:0) >"$kernels/root.cpio"
     echo "scripts/kernels.sh: booting Linux $version ${parameters:+with $parameters }(the console: $log)" >&2
-    # The mitigations take a third of an emulated processor's time.
+    # Mitigations take a third of an emulated processor's time.
     timeout "$seconds" qemu-system-x86_64 -accel tcg -cpu max -smp 2 -m 2048 -nodefaults -no-reboot \
         -display none -serial "file:$log" -kernel "$kernels/$version"/boot/vmlinuz-* -initrd "$kernels/root.cpio" \
         -append "console=ttyS0 quiet panic=-1 mitigations=off $parameters" </dev/null &

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What has to hold before a change lands.
+# Checks and tests for every change.
 set -euo pipefail
 
 usage() {
@@ -79,7 +79,7 @@ echo "== installed ($SECONDS s)"
 target="$(uname -m)-unknown-linux-musl"
 stage="$(mktemp -d)"
 
-# What fails is listed at the end; the other steps still run.
+# Failed steps are listed at the end; the other steps still run.
 failed=()
 finish() {
     local status=$?
@@ -97,7 +97,7 @@ trap finish EXIT
 step() { # NAME COMMAND…
     local before=${#failed[@]} began=$SECONDS result=passed
     echo "== $1"
-    # What the step adds itself comes behind its name.
+    # Failures that the step adds itself follow its name.
     "${@:2}" || { failed=("${failed[@]:0:before}" "$1" "${failed[@]:before}"); result=failed; }
     echo "== $1: $result ($((SECONDS - began)) s)"
 }
@@ -114,7 +114,7 @@ check_fuzz_lints() {
     cargo clippy --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
 }
 
-# Runs every test, also where one fails; lists tests that failed, and crates that were not built or aborted.
+# Runs all tests, even if one fails; lists failed tests, and crates that were not built or aborted.
 run_tests() {
     cargo test --no-fail-fast "$@" 2>&1 | tee "$stage/tests" && return
     mapfile -t -O "${#failed[@]}" failed < <(sed -n -e 's/^test \(.*\) \.\.\. FAILED$/    \1/p' \
@@ -128,7 +128,7 @@ run_arm64_tests() {
     run_tests --target "$target" --lib && run_tests --target "$target" --test http reading::
 }
 
-# Tries the corpus again, then new inputs: the same each time, and not kept.
+# Runs the corpus, then new inputs: the same each time (-seed), and not kept.
 fuzz() { # TARGET RUNS
     cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz --version 0.13.2 || return
     mkdir "$stage/$1"
@@ -163,7 +163,7 @@ test_for_each_change() {
     step "format" check_format
     step "lints" check_lints
     step "shellcheck" shellcheck scripts/*.sh tests/*/*.sh tests/kubernetes/stage/*.sh .ci/run
-    # Without them there is nothing to test.
+    # The tests need the binaries.
     local began=$SECONDS
     echo "== static binaries"
     scripts/build.sh

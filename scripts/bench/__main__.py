@@ -1,4 +1,4 @@
-"""The driver of scripts/bench.sh, which builds what is compared, and starts this in namespaces."""
+"""The driver of scripts/bench.sh, which builds the programs and starts this in namespaces."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ from servers import (
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured; times in seconds."""
+    """Amount of measurements; times in seconds."""
 
     load_rounds: int
     load_seconds: float
@@ -69,7 +69,7 @@ QUICK = Plan(
 
 @dataclass(frozen=True)
 class Bench:
-    """What everything is measured with."""
+    """Parameters of all measurements."""
 
     lab: Lab
     plan: Plan
@@ -144,7 +144,7 @@ def progress(text: str) -> None:
 
 
 def stolen() -> tuple[int, int]:
-    """Clock ticks of all cores that a hypervisor took, and all ticks, so far (proc(5))."""
+    """Steal time and total time of all cores so far, in clock ticks (proc_stat(5))."""
     ticks = [int(each) for each in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return ticks[7], sum(ticks)
 
@@ -167,7 +167,7 @@ def machine(command: str) -> dict[str, str]:
 
 
 def write(bench: Bench, results: Results, output: Path) -> str:
-    """Writes all files, and returns the report."""
+    """Writes all files; returns the report."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "results.json").write_text(json.dumps(asdict(results), indent=1) + "\n")
     data = SCRATCH / "chart.dat"

@@ -1,4 +1,4 @@
-"""What tproxy-pod set out to reach, and whether this run shows it."""
+"""Performance targets of tproxy-pod, and whether this run meets them."""
 
 from dataclasses import dataclass
 from statistics import median
@@ -8,7 +8,7 @@ from results import Results, ratio, values
 
 @dataclass(frozen=True)
 class Bar:
-    """A claim: a measured number is at most, or at least, a limit."""
+    """A target: the highest or lowest value of a measured number."""
 
     text: str
     measured: float
@@ -35,7 +35,7 @@ def all_bars(results: Results) -> list[Bar]:
 
 
 def beside_peers(results: Results) -> list[Bar]:
-    """Ratios to a peer: what, how the clients behave, the peer, the limit."""
+    """Ratios to a peer: quantity, behaviour of the clients, peer, limit."""
 
     def bar(name: str, what: str, mode: str, connections: int, peer: str, limit: float) -> Bar:
         where = {"mode": mode, "connections": connections}

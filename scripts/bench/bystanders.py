@@ -1,7 +1,7 @@
-"""The cost for traffic that is not captured: between client and Pod, through the node.
+"""The cost for traffic that is not captured, between client and Pod through the node.
 
-The Pod has an iperf3 server, and the floor on port 80. The node has no rules, tproxy-pod's, or the
-classic ones of the kernel's documentation of TPROXY, which look up the socket of every TCP packet.
+The Pod runs an iperf3 server, and the floor on port 80. The node has no rules, tproxy-pod's, or those of
+the kernel's documentation (tproxy.rst), which look up the socket of every TCP packet.
 """
 
 import json
@@ -28,7 +28,7 @@ CLIENTS = Cell("keep-alive", 64)
 
 @dataclass(frozen=True)
 class Neighbour:
-    """What stands on the node beside the traffic."""
+    """Rules on the node."""
 
     key: str
     name: str
@@ -37,7 +37,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class BystanderRun:
-    """One second or so of each kind of traffic."""
+    """About one second of each kind of traffic."""
 
     round: int
     neighbour: str
@@ -47,7 +47,7 @@ class BystanderRun:
 
 
 def all_neighbours(lab: Lab, binaries: Binaries, rules: Rules) -> list[Neighbour]:
-    """In the order of a round. "Nothing" is there twice: what differs between them is noise."""
+    """In the order of a round. "Nothing" is there twice: the difference is noise."""
 
     def capturing(count: int) -> Callable[[], ContextManager[object]]:
         return lambda: serving(lab, ours(binaries.ours, "--cidr", cidrs(count)), rules)
@@ -63,7 +63,7 @@ def all_neighbours(lab: Lab, binaries: Binaries, rules: Rules) -> list[Neighbour
 
 
 def cidrs(count: int) -> str:
-    """The Pod's own block, and others that touch neither it nor each other."""
+    """The Pod's block, and others that are not adjacent to any other."""
     others = [f"10.{128 + n // 128}.{n % 128 * 2}.0/24" for n in range(count - 1)]
     return ",".join(["10.244.0.0/24", *others])
 
@@ -79,7 +79,7 @@ def divert() -> Iterator[None]:
 
 @contextmanager
 def pod_serves(lab: Lab, binaries: Binaries, answer: int) -> Iterator[None]:
-    """What the traffic goes to, on a core of its own."""
+    """The servers of the traffic, on their own core."""
     commands = {5201: ["iperf3", "-s"], 80: floor(binaries.floor, POD, 80, answer)}
     with ExitStack() as servers:
         with lab.pod, pinned(1):
@@ -90,7 +90,7 @@ def pod_serves(lab: Lab, binaries: Binaries, answer: int) -> Iterator[None]:
 
 
 def measure(lab: Lab, neighbour: Neighbour, number: int, seconds: float) -> BystanderRun:
-    """Measures the client, on a core of its own; a second of throughput, as iperf3 knows no less."""
+    """Measures the client, on its own core; one second of throughput is the minimum of iperf3."""
     with neighbour.present(), lab.client, pinned(0):
         stream = json.loads(run(f"iperf3 -c {POD} -t 1 -C cubic -J"))
         report = wrk(f"http://{POD}/", CLIENTS, seconds)

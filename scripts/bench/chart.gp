@@ -1,5 +1,5 @@
-# The chart of the benchmark: four panels of bars, one for each server. `data` is a file with a line
-# for each server: its name, and the numbers of the panels; `chart` is the SVG file.
+# The chart of the benchmark: four panels, with a bar for each server. `data` is a file with a line for each
+# server: name, and numbers of the panels; `chart` is the SVG file.
 set terminal svg size 960,300 font "sans-serif,12" background "#ffffff"
 set output chart
 set multiplot layout 1,4

@@ -1,5 +1,5 @@
-// A peer of the benchmark: net/http as the original tproxy-pod used it. It logs each request, and
-// echoes it, as fmt prints the whole http.Request; its rules are made by the benchmark.
+// A peer of the benchmark: net/http as the original tproxy-pod used it. It logs and echoes each request, as
+// fmt prints the http.Request. The benchmark installs its rules.
 package main
 
 import (

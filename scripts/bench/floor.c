@@ -1,7 +1,7 @@
-/* The floor of the benchmark: the least that a blocking server can do. It reads a request with one
- * read, looks for nothing in it but "Connection: close", and sends a fixed answer with one write;
- * it logs nothing. A thread serves one connection at a time, and then accepts the next. What it
- * leaves out: requests in pieces, pipelining, errors of clients, an end. */
+/* The floor of the benchmark: the minimum of a blocking server. It reads a request with one read, searches
+ * it for "Connection: close" only, and sends a fixed response with one write; it logs nothing. A thread serves
+ * one connection, and then accepts the next. Not supported: requests in pieces, pipelining, errors of
+ * clients, an orderly stop. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <err.h>
@@ -72,7 +72,7 @@ static void start(void) {
         err(1, "start a thread");
 }
 
-/* An answer of this many bytes in all. */
+/* Composes a response of `length` bytes in total. */
 static void compose(struct answer *answer, const char *field, int length) {
     static const char format[] =
         "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n%sContent-Length: %04d\r\n\r\n";

@@ -1,4 +1,4 @@
-"""What a server needs before it works: memory, time to start, and bytes in an image."""
+"""Footprint of a server: memory, start time, and size in an image."""
 
 import re
 import socket
@@ -27,7 +27,7 @@ IDLE = [0, 1000, 5000]
 
 @dataclass(frozen=True)
 class MemoryRun:
-    """The memory of a server with idle connections, each of which was answered once."""
+    """Memory of a server with idle connections, each after one response."""
 
     round: int
     server: str
@@ -37,7 +37,7 @@ class MemoryRun:
 
 @dataclass(frozen=True)
 class StartRun:
-    """The time from exec to the first answer of a captured request."""
+    """Time from exec to the first response to a captured request."""
 
     round: int
     server: str
@@ -47,7 +47,7 @@ class StartRun:
 def measure_memory(
     lab: Lab, server: Server, rules: Rules, number: int, settle: float
 ) -> list[MemoryRun]:
-    """Measures one process with more and more idle connections."""
+    """Measures one process with an increasing number of idle connections."""
     runs = []
     with serving(lab, server, rules) as family, ExitStack() as held:
         for before, idle in zip([0, *IDLE], IDLE):
@@ -60,7 +60,7 @@ def measure_memory(
 
 
 def answered_once() -> socket.socket:
-    """A connection whose end leaves nothing behind: its port is free at once for the next server."""
+    """A connection closed by a RST: without TIME_WAIT its port is free at once for the next server."""
     connection = connect()
     reset = struct.pack("ii", 1, 0)  # struct linger, socket(7)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
@@ -69,7 +69,7 @@ def answered_once() -> socket.socket:
 
 
 def measure_start(lab: Lab, server: Server, rules: Rules, number: int) -> StartRun:
-    """Starts a server, while a client in a tight loop asks."""
+    """Starts a server, while a client sends requests in a tight loop."""
     with behind_rules(server, rules):
         begun = time.monotonic()
         with running(server.command, LOG) as process:
@@ -79,7 +79,7 @@ def measure_start(lab: Lab, server: Server, rules: Rules, number: int) -> StartR
 
 
 def image_sizes(binaries: Binaries) -> dict[str, int]:
-    """Bytes on disk of what has to be in an image."""
+    """Size of the files that an image needs, in bytes."""
     haproxy = [binaries.haproxy, *libraries(binaries.haproxy)]
     return {
         "ours": size([binaries.ours]),
@@ -90,7 +90,7 @@ def image_sizes(binaries: Binaries) -> dict[str, int]:
 
 
 def libraries(program: Path) -> list[Path]:
-    """The shared libraries that a program loads, and the loader."""
+    """Shared libraries of a program, and the dynamic loader."""
     return [Path(path) for path in re.findall(r"(/\S+) \(0x", run(f"ldd {program}"))]
 
 

@@ -1,8 +1,8 @@
 """Three network namespaces in a row, client - node - pod, joined by veth pairs.
 
-The process that makes the lab must be in a network namespace and a mount namespace of its own: the first
-becomes the node. A thread starts programs and opens sockets where it is, so `with lab.client:`
-puts those inside into another namespace (setns(2), which holds for the calling thread).
+The process needs its own network namespace, which becomes the node, and its own mount namespace. Programs
+and sockets belong to the namespace of the thread that creates them: `with lab.client:` moves the calling
+thread to another one (setns(2)).
 """
 
 import ctypes
@@ -16,10 +16,10 @@ from typing import Callable, Iterator
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 HERE = "/proc/thread-self/ns/net"
 PATIENCE = 10.0
-"""Seconds to wait for what has to come."""
+"""Longest wait for a condition, in seconds."""
 
 SCRATCH = Path("/run")
-"""A tmpfs of the benchmark's own: logs of the servers go there."""
+"""A tmpfs for the logs of the servers."""
 
 POD = "10.244.0.5"
 
@@ -27,7 +27,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def checked(result: int) -> None:
-    """Raises what a call of libc left in errno."""
+    """Raises errno of a failed call of libc."""
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
@@ -35,7 +35,7 @@ def checked(result: int) -> None:
 
 @contextmanager
 def pinned(core: int) -> Iterator[None]:
-    """Keeps what is started inside on one core, counted round those that there are."""
+    """Pins programs that are started inside to one core, modulo the number of cores."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[core % len(cores)]})
     try:
@@ -45,7 +45,7 @@ def pinned(core: int) -> Iterator[None]:
 
 
 def run(line: str, text: str | None = None, statuses: tuple[int, ...] = (0,)) -> str:
-    """Runs a command line, split at blanks, and returns what it says."""
+    """Runs a command line, split at blanks; returns its output."""
     done = subprocess.run(line.split(), input=text, capture_output=True, text=True)
     if done.returncode not in statuses:
         raise RuntimeError(f"{line}: status {done.returncode}\n{done.stdout}{done.stderr}")
@@ -53,7 +53,7 @@ def run(line: str, text: str | None = None, statuses: tuple[int, ...] = (0,)) ->
 
 
 class Namespace:
-    """A network namespace: a new one, or that of this thread."""
+    """A network namespace: a new one, or this thread's."""
 
     def __init__(self, *, new: bool) -> None:
         before = os.open(HERE, os.O_RDONLY)
@@ -93,7 +93,7 @@ class Lab:
 
     @staticmethod
     def _link(name: str, there: Namespace, its: str, ours: str) -> None:
-        """Joins a namespace to the node."""
+        """Connects a namespace to the node."""
         run(f"ip link add {name} type veth peer name eth0 netns {there.path}")
         run(f"ip address add {ours}/24 dev {name}")
         run(f"ip link set {name} up")
@@ -115,7 +115,7 @@ def until(what: str, condition: Callable[[], object]) -> None:
 
 @contextmanager
 def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a program until the block ends; what it says goes to a file."""
+    """Runs a program until the block ends; its output goes to a file."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, close_fds=False

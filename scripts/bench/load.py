@@ -1,4 +1,4 @@
-"""Requests of wrk: how many, how late, and what they cost the server."""
+"""Requests of wrk: rate, latency, and processor time of the server."""
 
 import json
 import signal
@@ -14,12 +14,12 @@ from servers import AGENT, LOG, PORT, TARGET, Rules, Server, serving
 
 SCRIPT = Path(__file__).parent / "percentiles.lua"
 SETTLE = 0.1
-"""Seconds for the server to be done with the connections of the warm-up."""
+"""Time for the server to close the connections of the warm-up, in seconds."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """How the clients behave."""
+    """Behaviour of the clients."""
 
     mode: str
     connections: int
@@ -54,7 +54,7 @@ class LoadRun:
 
 
 def wrk(url: str, cell: Cell, seconds: float) -> dict[str, Any]:
-    """Runs wrk from the namespace of this thread, and returns what percentiles.lua says."""
+    """Runs wrk in the namespace of this thread; returns the output of percentiles.lua."""
     command = ["wrk", "-t1", f"-c{cell.connections}", "-d1h", "-s", str(SCRIPT)]
     command += ["-H", f"User-Agent: {AGENT}"]
     if cell.mode == "close":
@@ -63,7 +63,7 @@ def wrk(url: str, cell: Cell, seconds: float) -> dict[str, Any]:
         [*command, url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     time.sleep(seconds)
-    # wrk ends its run in order, and reports the time that it took.
+    # wrk stops in order, and reports the time that it ran.
     process.send_signal(signal.SIGINT)
     report = process.communicate()[0]
     if process.returncode:
@@ -74,7 +74,7 @@ def wrk(url: str, cell: Cell, seconds: float) -> dict[str, Any]:
 def measure(
     lab: Lab, server: Server, rules: Rules, cell: Cell, number: int, seconds: float, warm_up: float
 ) -> LoadRun:
-    """Measures a fresh process."""
+    """Measures a new process."""
     url = f"http://{POD}:{PORT}{TARGET}"
     with serving(lab, server, rules) as family, lab.client:
         warm = wrk(url, cell, warm_up)

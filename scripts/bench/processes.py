@@ -1,4 +1,4 @@
-"""What the kernel counts for processes, from proc(5)."""
+"""Counters of processes, from proc(5)."""
 
 import os
 from contextlib import suppress
@@ -10,7 +10,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Family:
-    """A process and its descendants, as they were at one moment."""
+    """A snapshot of a process and its descendants."""
 
     members: tuple[int, ...]
 
@@ -19,11 +19,11 @@ class Family:
         return Family(tuple(descent(process)))
 
     def cpu_seconds(self) -> float:
-        """User and system time so far, of all threads, in steps of a clock tick."""
+        """User and system time of all threads so far, in steps of a clock tick."""
         return sum(cpu_seconds(member) for member in self.members)
 
     def resident_bytes(self) -> int:
-        """VmRSS; pages that two of the processes share count twice."""
+        """VmRSS; pages shared by two of the processes count twice."""
         return sum(resident_bytes(member) for member in self.members)
 
 
@@ -38,7 +38,7 @@ def descent(process: int) -> list[int]:
 
 
 def cpu_seconds(process: int) -> float:
-    # The name of the program, in parentheses, may hold blanks; utime and stime are 14 and 15.
+    # The program name, in parentheses, may contain blanks; utime and stime are fields 14 and 15.
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 

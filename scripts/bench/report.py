@@ -32,7 +32,7 @@ which shares its cores between wrk and the server.
 """
 
 UNLIKE = 0.25
-"""How much longer or shorter than tproxy-pod's an answer may be, as a part of it."""
+"""Largest difference in length from tproxy-pod's response, as a fraction of it."""
 
 
 def report(results: Results, servers: list[Server], neighbours: list[Neighbour]) -> str:
@@ -53,14 +53,14 @@ def report(results: Results, servers: list[Server], neighbours: list[Neighbour])
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> list[str]:
-    """The first column is text, the others are numbers."""
+    """A table: the first column is text, the others are numbers."""
     rule = ["---", *["---:"] * (len(columns) - 1)]
     lines = [f"| {' | '.join(cells)} |" for cells in [columns, rule, *rows]]
     return [f"## {title}\n", *lines, ""]
 
 
 def failures(results: Results) -> list[str]:
-    """What makes numbers that cannot be trusted."""
+    """Errors that invalidate the numbers."""
     lines = [
         f"- {run.server}, {run.mode}, {run.connections} connections, round {run.round}: {run.errors}, "
         f"{run.log_lines_missing} lines are missing in the log"
@@ -157,7 +157,7 @@ def bystanders(results: Results, neighbours: list[Neighbour]) -> list[str]:
 
 
 def chart_data(results: Results, servers: list[Server]) -> str:
-    """A line for each server: its name, and the numbers of the panels of chart.gp."""
+    """A line for each server: name, and numbers of the panels of chart.gp."""
     keep_alive, close = Cell("keep-alive", 64), Cell("close", 64)
     lines = []
     for server in servers:

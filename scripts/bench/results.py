@@ -1,4 +1,4 @@
-"""Every single measurement, and what is said about many of them: medians and ratios."""
+"""All measurements, and their medians and ratios."""
 
 from dataclasses import dataclass, field
 from statistics import median
@@ -11,7 +11,7 @@ from load import LoadRun
 
 @dataclass
 class Results:
-    """What was measured, where."""
+    """All measurements, and the machine."""
 
     machine: dict[str, str]
     answer_bytes: dict[str, int] = field(default_factory=dict)
@@ -24,7 +24,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of two medians; the lowest and the highest ratio of one round say how steady it is."""
+    """A ratio of two medians, with the lowest and the highest ratio of a single round."""
 
     value: float
     lowest: float
@@ -35,12 +35,12 @@ class Ratio:
 
 
 def values(runs: Iterable, name: str, **where: object) -> list[float]:
-    """One number of each run that fits, in the order of the rounds."""
+    """A number of each matching run, in the order of the rounds."""
     fitting = [run for run in runs if all(getattr(run, key) == it for key, it in where.items())]
     return [getattr(run, name) for run in fitting]
 
 
 def ratio(mine: list[float], theirs: list[float]) -> Ratio:
-    """Of two lists with a number for each round."""
+    """The ratio of two lists with a number for each round."""
     rounds = [a / b for a, b in zip(mine, theirs, strict=True)]
     return Ratio(median(mine) / median(theirs), min(rounds), max(rounds))

@@ -1,7 +1,7 @@
-"""The servers that are compared, and the rules that all of them stand behind.
+"""The servers, and the rules that capture their requests.
 
-tproxy-pod installs its own rules. They are read while it runs, and installed as they are for the
-others: only the owner of the table is not the same. One server and one set of rules at a time.
+tproxy-pod installs its own rules. They are read while it runs, and installed unchanged for the others,
+except for the owner of the table. One server and one set of rules at a time.
 """
 
 import json
@@ -39,7 +39,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Binaries:
-    """What was built."""
+    """Paths of the binaries."""
 
     ours: Path
     go: Path
@@ -48,7 +48,7 @@ class Binaries:
 
 
 def all_servers(binaries: Binaries, answer: int) -> list[Server]:
-    """The servers in the order of a round; the floor answers with so many bytes."""
+    """The servers in the order of a round; the floor's response has `answer` bytes."""
     config = SCRATCH / "haproxy.cfg"
     template = (BENCH / "haproxy.cfg").read_text()
     config.write_text(template.replace("MAX_CONNECTIONS", str(MAX_CONNECTIONS)))
@@ -71,7 +71,7 @@ def floor(binary: Path, address: str, port: int, answer: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Rules:
-    """What tproxy-pod installs: its table, the mark's rule and the AnyIP route."""
+    """Rules of tproxy-pod: table, mark rule and AnyIP route."""
 
     table: str
     rule: str
@@ -79,7 +79,7 @@ class Rules:
 
     @staticmethod
     def read() -> "Rules":
-        """Those that are there."""
+        """The installed rules."""
         [rule] = [each for each in json.loads(run("ip -j rule")) if each.get("table") == "100"]
         [route] = json.loads(run("ip -j route show table 100"))
         mark = f"{rule['fwmark']}/{rule['fwmask']}"
@@ -105,14 +105,14 @@ class Rules:
 
 
 def unowned(table: str) -> str:
-    """The table as another can load it."""
+    """The table without its owner, for another process to load."""
     without_flags = re.sub(r"\n\tflags owner\n\n", "\n", table)
     return re.sub(r" # progname \S+", "", without_flags)
 
 
 @contextmanager
 def behind_rules(server: Server, rules: Rules) -> Iterator[None]:
-    """The rules for a server that does not install them itself."""
+    """Installs the rules for a server that does not install them itself."""
     if server.own_rules:
         yield
     else:
@@ -122,21 +122,21 @@ def behind_rules(server: Server, rules: Rules) -> Iterator[None]:
 
 @contextmanager
 def serving(lab: Lab, server: Server, rules: Rules) -> Iterator[Family]:
-    """A fresh process of a server, which has answered one captured request."""
+    """A new process of a server, after its first response to a captured request."""
     with behind_rules(server, rules), running(server.command, LOG) as process:
         until_answered(lab, process)
         yield Family.of(process.pid)
 
 
 def request(*, close: bool = False) -> bytes:
-    """The request that wrk sends as well."""
+    """The same request as wrk's."""
     fields = [f"GET {TARGET} HTTP/1.1", f"Host: {POD}:{PORT}", f"User-Agent: {AGENT}"]
     fields += ["Connection: close"] * close
     return "\r\n".join([*fields, "", ""]).encode()
 
 
 def ask(connection: socket.socket, question: bytes) -> bytes:
-    """Sends a request, and returns the whole answer, which has a Content-Length."""
+    """Sends a request; returns the whole response, by its Content-Length."""
     connection.sendall(question)
     answer = b""
     while True:
@@ -151,14 +151,14 @@ def ask(connection: socket.socket, question: bytes) -> bytes:
 
 
 def connect() -> socket.socket:
-    """Connects to a captured address and port, from the namespace of this thread."""
+    """Connects to a captured address and port, in the namespace of this thread."""
     connection = socket.create_connection((POD, PORT), timeout=PATIENCE)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
 
 def until_answered(lab: Lab, process: subprocess.Popen[bytes]) -> bytes:
-    """Asks until a captured request is answered: without a server, the Pod's kernel refuses it."""
+    """Sends requests until one is answered: without a server, the Pod's kernel refuses connections."""
     deadline = time.monotonic() + PATIENCE
     with lab.client:
         while time.monotonic() < deadline and process.poll() is None:
@@ -171,7 +171,7 @@ def until_answered(lab: Lab, process: subprocess.Popen[bytes]) -> bytes:
 
 
 def discover(lab: Lab, server: Server) -> tuple[Rules, int]:
-    """The rules of tproxy-pod, and how long its answer is."""
+    """The rules of tproxy-pod, and the length of its response."""
     with running(server.command, LOG) as process:
         until_answered(lab, process)
         with lab.client, connect() as connection:

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The first process of the virtual machine of scripts/kernels.sh: runs the tests that /tests/list
-# names, a crate with its arguments a line, says how each went, and switches the machine off.
+# The init process of the virtual machine of scripts/kernels.sh: runs the tests of /tests/list, one crate with
+# arguments a line, prints the results, and powers off.
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LC_ALL=C.UTF-8 RUST_BACKTRACE=1 PATIENCE=60 HAS_ALL=yes
 mount -t proc proc /proc
@@ -8,10 +8,10 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 ip link set lo up
 stty -onlcr
-# It is not loaded on demand.
+# The kernel does not load it on demand.
 modprobe br_netfilter
 
-# Keeps the kernel's messages out of the tests' lines.
+# Keeps kernel messages off the console.
 echo 1 >/proc/sys/kernel/printk
 
 seconds() { cut -d. -f1 /proc/uptime; }

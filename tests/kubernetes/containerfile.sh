@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the image from the Containerfile, first stage included, for the architecture that this
-# machine does not have. No registry is needed: this machine's toolchain takes the place of the
-# Rust image. The binary has to equal that of scripts/build.sh, although folder and cargo home differ.
+# Builds the image from the Containerfile, with its first stage, for the other architecture. It needs no
+# registry: this machine's toolchain replaces the Rust image. The binary has to equal that of
+# scripts/build.sh, in another directory and with another cargo home.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
