@@ -26,7 +26,7 @@ fail() {
 # for each kernel with --all, and for a kernel without IPv6. The first needs a kernel without loaded modules.
 tests=("kernels --ignored --test-threads 1 module" "capture cni:: packets::" "guard lifecycle::")
 # The skipped test needs python3, which the machine lacks; scripts/test.sh runs it.
-tests_with_owners=("capture bridge:: --skip no_forged_frame_takes_an_open_connection_away")
+tests_with_owners=("capture bridge:: --skip no_forged_frame_diverts_an_open_connection")
 tests_without_owners=("kernels --ignored without_an_owner")
 more_tests=("capture shared_routing:: neighbours::")
 tests_without_ipv6=("kernels --ignored an_ipv6_block"

@@ -46,7 +46,7 @@ fn a_pod_of_the_same_bridge_and_an_address_beyond_it_are_captured() {
 }
 
 #[test]
-fn the_echo_and_the_log_say_which_pod_asked() {
+fn the_echo_and_the_log_name_the_client_pod() {
     let bridge = Bridge::new(false);
     let daemon = bridge.start(&["--cidr", CIDRS]);
     for address in [PEER, PEER6] {
@@ -130,7 +130,7 @@ fn a_node_that_forwards_nothing_disturbs_no_connection_on_its_bridge() {
 /// kube-proxy drops packets in conntrack state INVALID. With bridge-nf, conntrack sees both directions of a
 /// bridged connection, without it none.
 #[test]
-fn connections_that_no_rule_takes_are_the_pods_also_where_invalid_packets_are_dropped() {
+fn connections_that_no_rule_captures_reach_the_pod_where_invalid_packets_are_dropped() {
     for filter in [false, true] {
         let bridge = Bridge::new(filter);
         bridge.peer.serve(8180);
@@ -193,7 +193,7 @@ fn sigkill_leaves_no_rule_on_the_bridge() {
 }
 
 #[test]
-fn a_second_start_finds_nothing_in_its_way_on_the_bridge() {
+fn a_second_start_replaces_the_table_of_the_bridge() {
     let bridge = Bridge::new(false);
     bridge.peer.serve(8180);
     bridge.node.run("nft add table bridge tproxy-pod");
@@ -294,7 +294,7 @@ fn has_vlans(node: &Namespace) -> bool {
 
 /// Another Pod forges the peer's SYN-ACK for an open connection.
 #[test]
-fn no_forged_frame_takes_an_open_connection_away() {
+fn no_forged_frame_diverts_an_open_connection() {
     let bridge = Bridge::new(false);
     bridge.peer.serve(8180);
     let _daemon = bridge.start(&["--cidr", CIDRS]);

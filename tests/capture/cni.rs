@@ -257,7 +257,7 @@ fn all_are_as_expected(rows: &[Row]) {
 }
 
 #[test]
-fn a_client_of_a_pod_is_captured_or_not_as_its_network_has_it() {
+fn a_client_of_a_pod_is_captured_as_documented_for_its_network() {
     all_are_as_expected(&TOPOLOGIES.0);
 }
 

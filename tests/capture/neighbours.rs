@@ -164,7 +164,7 @@ fn assert_captured(lab: &Lab, address: &str) {
 }
 
 #[test]
-fn nothing_of_theirs_changes_by_a_start_while_it_runs_and_by_a_stop() {
+fn rules_of_other_programs_do_not_change() {
     for neighbour in NEIGHBOURS {
         let (lab, name) = (lab(), neighbour.name);
         neighbour.load(&lab);
@@ -178,7 +178,7 @@ fn nothing_of_theirs_changes_by_a_start_while_it_runs_and_by_a_stop() {
 }
 
 #[test]
-fn what_they_do_they_do_while_it_runs_and_after_a_stop() {
+fn rules_of_other_programs_take_effect_during_a_run_and_after_a_stop() {
     for neighbour in NEIGHBOURS {
         let lab = lab();
         neighbour.load(&lab);
@@ -208,7 +208,7 @@ fn captured_connections_are_answered_whichever_rules_came_first() {
 }
 
 #[test]
-fn a_reload_of_theirs_disturbs_no_captured_connection() {
+fn a_reload_of_other_rules_disturbs_no_captured_connection() {
     for neighbour in NEIGHBOURS {
         let lab = lab();
         neighbour.load(&lab);
@@ -307,7 +307,7 @@ fn what_docker_drops_in_raw_is_not_captured() {
 }
 
 #[test]
-fn pods_are_clients_where_firewalld_tests_the_way_back_by_mark() {
+fn pods_are_captured_where_firewalld_validates_the_reverse_path_by_mark() {
     let lab = lab();
     let _daemon = lab.start(&["--cidr", CIDRS]);
     load(&lab, "nft -f -", OPEN_FIREWALLD);

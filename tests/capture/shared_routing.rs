@@ -79,7 +79,7 @@ fn routes_to_elsewhere_in_the_table_stay() {
 }
 
 #[test]
-fn local_routes_like_ours_serve_and_stay() {
+fn equal_local_routes_are_used_and_stay() {
     let theirs = [
         "ip route add local 10.244.0.0/16 dev lo table 100",
         "ip route add local 10.244.0.5 dev lo table 100",
@@ -149,7 +149,7 @@ fn rules_with_other_marks_or_none_stay() {
 }
 
 #[test]
-fn a_rule_like_ours_serves_and_stays() {
+fn an_equal_rule_is_used_and_stays() {
     let theirs = [
         "ip rule add fwmark 0x1/0x1 lookup 100 priority 5",
         "ip -6 rule add fwmark 0x1/0x1 lookup 100 priority 8",
@@ -158,7 +158,7 @@ fn a_rule_like_ours_serves_and_stays() {
 }
 
 #[test]
-fn a_rule_like_ours_that_comes_later_or_asks_for_more_does_not_serve_but_stays() {
+fn an_equal_rule_of_lower_precedence_or_with_more_selectors_is_not_used_but_stays() {
     let theirs = [
         "ip rule add from 192.0.2.9 fwmark 0x1/0x1 lookup 100 priority 5",
         "ip rule add fwmark 0x1/0x1 lookup 100 priority 40000",
@@ -223,7 +223,7 @@ fn a_rule_that_takes_our_mark_or_table_does_not_keep_ours_from_being_restored() 
 }
 
 #[test]
-fn another_mark_and_table_live_beside_rules_and_routes_that_take_ours() {
+fn another_mark_and_table_coexist_with_rules_and_routes_of_the_default_ones() {
     let lab = Lab::new();
     lab.node
         .run("ip rule add fwmark 0x1/0x1 lookup 100 priority 5");
@@ -292,7 +292,7 @@ fn a_rule_that_clears_our_mark_loses_captured_connections_and_no_others() {
 }
 
 #[test]
-fn a_rule_ahead_of_ours_that_leads_elsewhere_loses_captured_connections_and_no_others() {
+fn a_rule_ahead_of_ours_to_another_table_loses_captured_connections_and_no_others() {
     let lab = Lab::new();
     lab.pod.serve(80);
     lab.node.run("ip rule add lookup 200 priority 7");
@@ -317,7 +317,7 @@ fn tables_of_our_name_in_other_families_stay() {
 }
 
 #[test]
-fn a_table_of_our_name_without_an_owner_is_what_an_earlier_start_left() {
+fn a_table_of_our_name_without_an_owner_is_replaced() {
     let lab = Lab::new();
     lab.node.run("nft add table inet tproxy-pod");
     lab.node.run(

@@ -31,7 +31,7 @@ fn the_servers_death_is_handled_while_a_stop_waits_for_handshakes() {
 const VIOLATION: &str = "ERROR the server violated the protocol with the guard, and was killed";
 
 #[test]
-fn a_server_that_says_more_than_it_should_is_killed() {
+fn a_server_that_sends_an_unexpected_message_is_killed() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     control_socket(daemon.server()).write_all(b"r").unwrap();
@@ -41,7 +41,7 @@ fn a_server_that_says_more_than_it_should_is_killed() {
 }
 
 #[test]
-fn a_server_that_says_something_during_a_stop_is_killed() {
+fn a_server_that_sends_a_message_during_a_stop_is_killed() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     let mut client = lab.client.talk(POD);
@@ -59,7 +59,7 @@ fn a_server_that_says_something_during_a_stop_is_killed() {
 }
 
 #[test]
-fn a_server_that_hangs_up_and_does_not_end_is_killed() {
+fn a_server_that_closes_its_socket_and_does_not_end_is_killed() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     let begin = Instant::now();

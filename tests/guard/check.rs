@@ -46,7 +46,7 @@ impl Checked {
 }
 
 #[test]
-fn a_node_that_can_do_it_all_is_told_so() {
+fn nothing_is_missing_on_a_capable_node() {
     let lab = Lab::new();
     let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check --cidr {CIDRS}"));
     assert_eq!(checked.status, Some(0), "{:#?}", checked.lines);
@@ -86,7 +86,7 @@ fn without_a_namespace_of_its_own_the_rules_are_tried_and_have_no_effect() {
 }
 
 #[test]
-fn beside_another_one_it_would_not_work() {
+fn another_running_instance_is_reported() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check"));
@@ -142,7 +142,7 @@ fn without_the_capability_it_says_which_one_is_needed() {
 }
 
 #[test]
-fn sysctls_that_limit_it_are_named_with_what_would_do() {
+fn sysctls_that_limit_it_are_reported_with_the_required_value() {
     let lab = Lab::new();
     let all_well = Checked::run(&lab.node, &format!("{PROGRAM} --check"));
     for (sysctl, value, line) in [

@@ -218,7 +218,7 @@ fn fill_send_buffer(stream: &mut TcpStream) {
 /// The OOM killer chooses the server, which has the most memory; with `memory.oom.group` it kills both.
 #[test]
 #[ignore = "only root may make a control group; scripts/test.sh runs it then"]
-fn out_of_memory_either_way_the_pods_answer() {
+fn the_pods_answer_after_a_kill_by_the_oom_killer() {
     let cgroup = Cgroup::new(16 << 20);
     let mut fixture = Fixture::with(|lab| {
         let mut command = lab.node.command(PROGRAM);
@@ -269,7 +269,7 @@ impl Paused {
 const PAUSE: Duration = Duration::from_secs(10);
 
 #[test]
-fn after_a_pause_requests_are_answered_and_losses_mended_as_if_there_had_been_none() {
+fn after_sigcont_requests_are_answered_and_rules_restored() {
     thread::scope(|scope| {
         for paused in [Paused::Guard, Paused::Server, Paused::Both] {
             scope.spawn(move || stop_and_continue(paused));

@@ -32,7 +32,7 @@ fn the_binary_is_static_and_small() {
 }
 
 #[test]
-fn a_start_says_what_is_captured_where_the_listeners_are_and_which_process_owns_the_table() {
+fn a_start_logs_what_is_captured_where_the_listeners_are_and_which_process_owns_the_table() {
     let lab = Lab::new();
     let arguments = ["--cidr", CIDRS, "--dport", "8180,9000:9010", "--port", "7"];
     let daemon = lab.start(&arguments);
@@ -60,7 +60,7 @@ fn a_start_says_what_is_captured_where_the_listeners_are_and_which_process_owns_
 }
 
 #[test]
-fn a_connection_to_the_pod_from_before_outlives_start_stop_and_start() {
+fn an_open_connection_to_the_pod_survives_start_stop_and_restart() {
     let lab = Lab::new();
     lab.pod.serve(8180);
     let mut connections: Vec<Conversation> =
@@ -86,7 +86,7 @@ fn a_connection_to_the_pod_from_before_outlives_start_stop_and_start() {
 }
 
 #[test]
-fn a_start_does_not_mind_what_is_left_of_probes() {
+fn connections_of_probes_do_not_prevent_a_restart() {
     let lab = Lab::new();
     let probed = || {
         let daemon = lab.start(&["--cidr", CIDRS]);
@@ -111,7 +111,7 @@ fn a_start_does_not_mind_what_is_left_of_probes() {
 }
 
 #[test]
-fn a_start_waits_for_an_owner_that_is_about_to_die() {
+fn a_start_waits_until_the_previous_owner_has_ended() {
     let lab = Lab::new();
     let mut first = lab.start(&["--cidr", CIDRS]);
     let second = lab.spawn(&["--cidr", CIDRS]);
@@ -161,7 +161,7 @@ fn flushing_and_deleting_from_outside_do_not_stop_the_interception() {
 
 /// Before Linux 5.12 the table stays, and its rules let the Pods answer.
 #[test]
-fn the_table_goes_with_a_program_that_is_killed() {
+fn the_table_is_removed_with_a_killed_program() {
     let lab = Lab::new();
     lab.pod.serve(8180);
     lab.start(&["--cidr", CIDRS]).kill();

@@ -211,7 +211,7 @@ fn the_route_comes_back_when_ipv6_is_enabled_again_on_all_devices() {
 }
 
 #[test]
-fn a_route_that_replaced_ours_is_named_once_and_ours_returns_when_it_goes() {
+fn a_replacement_of_the_route_is_logged_once_and_the_route_restored_after_it() {
     for (ip, block, entry) in [
         ("ip", "10.244.0.0/16", V4_ROUTE),
         ("ip -6", "fd00:10:244::/56", V6_ROUTE),
@@ -237,7 +237,7 @@ fn a_route_that_replaced_ours_is_named_once_and_ours_returns_when_it_goes() {
 
 /// The kernel removes an IPv4 route with its device or nexthop, and sends no RTM_DELROUTE.
 #[test]
-fn ours_returns_when_a_route_that_replaced_it_vanishes_without_a_word() {
+fn the_route_is_restored_when_its_replacement_vanishes_without_notification() {
     for (path, loss) in [
         ("dev pod", "ip link set pod down"),
         ("dev pod", "ip -4 address flush dev pod"),
@@ -258,7 +258,7 @@ fn ours_returns_when_a_route_that_replaced_it_vanishes_without_a_word() {
 
 /// The kernel dumps thousands of rules in several parts, and omits some if others are removed meanwhile.
 #[test]
-fn ours_is_found_and_removed_among_thousands_of_rules_that_come_and_go() {
+fn the_rule_is_restored_and_removed_among_thousands_of_changing_rules() {
     let lab = Lab::new();
     let mut theirs = Batch::new(&lab.node, "-4");
     for number in 1..3000 {
@@ -304,7 +304,7 @@ fn a_loss_is_restored_however_slow_the_guard_is() {
 }
 
 #[test]
-fn what_could_not_be_restored_for_want_of_memory_is_soon() {
+fn a_rule_not_restored_for_lack_of_memory_is_restored_soon() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
     let no_memory = Strace::failing(daemon.guard(), "sendto", "ENOBUFS");
@@ -319,7 +319,7 @@ fn what_could_not_be_restored_for_want_of_memory_is_soon() {
 }
 
 #[test]
-fn a_rule_of_another_process_serves_until_it_goes() {
+fn an_equal_rule_of_another_process_is_used_until_it_is_removed() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
     let theirs = "fwmark 0x1/0x1 lookup 100 priority 7";
@@ -361,7 +361,7 @@ fn repeat<T>(mut action: impl FnMut() + Send, meanwhile: impl FnOnce() -> T) -> 
 }
 
 #[test]
-fn against_a_rival_it_backs_off_says_so_once_and_wins_in_the_end() {
+fn under_contention_it_backs_off_logs_it_once_and_restores_in_the_end() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
     let (times, used, length) = contend(&lab, || {

@@ -165,7 +165,7 @@ fn a_stop_leaves_the_nodes_own_connections_alone() {
 }
 
 #[test]
-fn a_stop_lets_a_slow_client_take_its_answer() {
+fn a_stop_waits_for_a_slow_client_to_read_its_response() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
     lab.client.sysctl("net.ipv4.tcp_rmem", "4096 4096 4096");
@@ -234,7 +234,7 @@ fn a_stop_waits_for_a_handshake_that_has_begun() {
 }
 
 #[test]
-fn a_busy_client_learns_of_the_stop_with_its_answer() {
+fn a_busy_client_gets_connection_close_during_a_stop() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
     let mut busy = lab.client.talk(POD);
@@ -253,7 +253,7 @@ fn a_busy_client_learns_of_the_stop_with_its_answer() {
 }
 
 #[test]
-fn a_client_that_speaks_only_after_the_stop_has_begun_is_answered() {
+fn a_client_that_sends_its_request_during_a_stop_is_answered() {
     let lab = Lab::new();
     lab.pod.serve(8180);
     let mut daemon = lab.start(&["--cidr", CIDRS]);
@@ -270,7 +270,7 @@ fn a_client_that_speaks_only_after_the_stop_has_begun_is_answered() {
 }
 
 #[test]
-fn a_client_that_says_nothing_does_not_hold_the_stop() {
+fn a_silent_client_does_not_delay_a_stop() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
     let mut silent = lab.client.connect(POD).unwrap();

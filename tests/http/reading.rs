@@ -104,7 +104,7 @@ const STREAMS: &[(&[u8], &[&str])] = &[
 ];
 
 #[test]
-fn a_stream_is_read_as_what_it_is() {
+fn a_stream_is_read_as_its_requests() {
     for (stream, expected) in STREAMS {
         let words: Vec<String> = read([*stream]).iter().map(word).collect();
         assert_eq!(words, *expected, "{}", stream.escape_ascii());
@@ -192,7 +192,7 @@ fn a_head_may_have_16_kib() {
 }
 
 #[test]
-fn what_lies_beyond_the_limit_of_a_head_is_not_looked_at() {
+fn bytes_beyond_the_limit_of_a_head_are_not_read() {
     let mut stream = head_of(MAX_HEAD + 100);
     let end = stream.len() - 4;
     stream[end] = b'a';

@@ -259,7 +259,7 @@ fn what_is_too_long_is_refused() {
 }
 
 #[test]
-fn a_client_that_speaks_something_else_is_told_so() {
+fn other_protocols_are_refused_by_name() {
     // The start of a ClientHello; most have a line feed among their random bytes.
     let hello = |random: u8| {
         let random = [random; 32];

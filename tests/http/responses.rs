@@ -14,7 +14,7 @@ fn echoed_body(echo: &str) -> &str {
 }
 
 #[test]
-fn a_connection_stays_for_the_next_request() {
+fn a_connection_stays_open_for_the_next_request() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
     let mut connection = lab.client.talk(POD);
@@ -28,7 +28,7 @@ fn a_connection_stays_for_the_next_request() {
 }
 
 #[test]
-fn a_request_that_says_close_is_the_last() {
+fn a_request_with_connection_close_is_the_last() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
     for field in ["close", "CLOSE", "keep-alive, close", "x,, close ,y"] {
@@ -56,7 +56,7 @@ fn http_1_0_ends_after_one_answer() {
 }
 
 #[test]
-fn http_1_0_stays_if_it_asks_for_it() {
+fn http_1_0_stays_open_with_keep_alive() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
     let mut connection = lab.client.talk(POD);
@@ -222,7 +222,7 @@ fn chunks_are_joined_and_extensions_and_trailers_left_out() {
 }
 
 #[test]
-fn a_client_that_waits_with_its_body_is_told_to_continue() {
+fn a_client_that_waits_with_its_body_gets_100_continue() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
     let mut connection = lab.client.talk(POD);
@@ -243,7 +243,7 @@ fn a_client_that_waits_with_its_body_is_told_to_continue() {
 }
 
 #[test]
-fn a_client_whose_body_is_there_is_not_told_to_continue() {
+fn a_client_that_has_sent_its_body_gets_no_100_continue() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
     let mut connection = lab.client.talk(POD);
@@ -363,7 +363,7 @@ fn heads_may_come_byte_by_byte() {
 }
 
 #[test]
-fn a_client_that_ends_its_side_still_gets_its_answer() {
+fn a_client_that_shuts_down_its_side_still_gets_its_response() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
     for request in [
@@ -410,7 +410,7 @@ fn a_line_end_behind_a_body_may_come_in_two_pieces_with_time_between() {
 }
 
 #[test]
-fn no_client_makes_a_long_line_of_the_log() {
+fn no_request_makes_a_long_log_line() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
     let long = "\u{ff}".repeat(1800);
@@ -424,7 +424,7 @@ fn no_client_makes_a_long_line_of_the_log() {
 }
 
 #[test]
-fn what_a_client_sent_cannot_forge_a_line_of_the_log() {
+fn no_request_forges_a_log_line() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
     let mut connection = lab.client.talk(POD);
@@ -451,7 +451,7 @@ fn what_a_client_sent_cannot_forge_a_line_of_the_log() {
 }
 
 #[test]
-fn the_listener_itself_says_only_whether_it_is_healthy() {
+fn direct_connections_get_only_the_health_check() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
     let talk = || lab.node.talk("127.0.0.1:1");

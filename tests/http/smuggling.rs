@@ -184,7 +184,7 @@ fn chunks_that_can_be_read_in_two_ways_are_refused() {
 }
 
 #[test]
-fn what_a_client_asks_for_instead_of_an_answer_is_refused() {
+fn unknown_expectations_are_refused() {
     let expect = |value: &str| {
         format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: {value}\r\n\r\n")
     };
@@ -305,7 +305,7 @@ fn a_byte_more_in_a_coding_is_a_blank_or_refused() {
 }
 
 #[test]
-fn a_control_character_is_refused_wherever_it_stands_in_a_field() {
+fn a_control_character_is_refused_anywhere_in_a_field() {
     for length in 1..70 {
         for name in ["X: ", ""] {
             let field = format!("{name}{}: b", "a".repeat(length)).into_bytes();

@@ -44,7 +44,7 @@ fn each_node_gets_a_route() {
 }
 
 #[test]
-fn a_machine_without_ip_is_told_to_let_a_pod_ask() {
+fn without_ip_the_advice_is_the_cluster_mode() {
     let stage = kind_stage("no-ip").but(answer("id -u", "0\n"));
     stage.remove("ip");
     let run = stage.demo(&["kind"]);
@@ -262,7 +262,7 @@ fn kind_delete_removes_just_what_was_made() {
 }
 
 #[test]
-fn kind_delete_is_content_where_all_is_gone() {
+fn kind_delete_succeeds_where_all_is_gone() {
     let stage = kind_stage("kind-delete-gone");
     let run = stage.demo(&["kind", "--delete"]);
     assert_succeeds(&run);
@@ -270,7 +270,7 @@ fn kind_delete_is_content_where_all_is_gone() {
 }
 
 #[test]
-fn kind_delete_is_content_where_the_route_is_gone() {
+fn kind_delete_succeeds_where_the_route_is_gone() {
     let stage = after_run("kind-delete-no-route").but(answer(ROUTE_AS_ADDED, ""));
     let run = stage.demo(&["kind", "--delete"]);
     assert_succeeds(&run);

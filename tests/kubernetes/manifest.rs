@@ -207,7 +207,7 @@ fn keys(object: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn nothing_else_stands_in_it() {
+fn it_contains_nothing_else() {
     let pod = Pod::read();
     let of_pod = [
         "automountServiceAccountToken",
@@ -317,7 +317,7 @@ fn it_runs_on_every_linux_node_and_is_evicted_last() {
 }
 
 #[test]
-fn versions_agree_wherever_they_stand() {
+fn all_versions_agree() {
     let pod = Pod::read();
     let image = &pod.container()["image"];
     assert_eq!(*image, format!("localhost/tproxy-pod:{VERSION}"));

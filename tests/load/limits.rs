@@ -13,7 +13,7 @@ use nix::sys::epoll::EpollTimeout;
 use tproxy_pod::server::acceptor::{Acceptor, ReadyListener};
 
 #[test]
-fn the_nodes_probes_do_not_wait_long_for_silent_programs_of_the_node() {
+fn probes_do_not_wait_long_for_silent_connections_of_the_node() {
     let lab = Lab::new();
     let _daemon = lab.start(&["--cidr", CIDRS]);
     for address in ["127.0.0.1:1", "[::1]:1"] {
@@ -90,7 +90,7 @@ fn a_listener_is_ready_for_one_thread_at_a_time_however_many_clients_wait() {
 }
 
 #[test]
-fn threads_without_work_end() {
+fn idle_threads_end() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
     let at_first = daemon.threads();
@@ -128,7 +128,7 @@ fn idle_connections_cost_little_memory() {
 }
 
 #[test]
-fn a_client_that_says_nothing_at_first_is_served_when_it_speaks() {
+fn a_client_that_is_silent_at_first_is_served_when_it_sends_a_request() {
     let lab = Lab::new();
     let daemon = lab.start(&["--cidr", CIDRS]);
     assert_eq!(daemon.idle_connections(), 0);

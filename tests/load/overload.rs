@@ -87,7 +87,7 @@ fn the_nodes_probes_do_not_wait_for_clients() {
 }
 
 #[test]
-fn busy_connections_do_not_give_way_to_the_next_client_and_an_idle_one_does() {
+fn an_idle_connection_is_evicted_for_the_next_client_and_a_busy_one_is_not() {
     for address in [POD, POD6] {
         let is_shown = (0..10).any(|_| only_an_idle_connection_is_evicted(address));
         assert!(
@@ -166,7 +166,7 @@ fn is_answered(connection: &mut Conversation) -> bool {
 }
 
 #[test]
-fn connections_that_never_say_anything_give_way_to_one_client() {
+fn connections_without_a_request_are_evicted_for_a_client() {
     let lab = Lab::new();
     let daemon = lab.start(&["--cidr", CIDRS]);
     let at_first = daemon.threads();
@@ -181,7 +181,7 @@ fn connections_that_never_say_anything_give_way_to_one_client() {
 }
 
 #[test]
-fn one_idle_connection_gives_way_to_one_client() {
+fn one_idle_connection_is_evicted_for_one_client() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--max-connections", "8"]);
     let idle = lab.open(POD, 8);
@@ -267,7 +267,7 @@ fn with_one_file_left_clients_of_both_families_are_served_one_after_the_other() 
 }
 
 #[test]
-fn with_one_file_left_an_idle_connection_gives_way_to_the_next_client() {
+fn with_one_file_left_an_idle_connection_is_evicted_for_the_next_client() {
     for (first, next) in [(POD, POD), (POD, POD6), (POD6, POD), (POD6, POD6)] {
         let lab = Lab::new();
         let daemon = lab.start(&["--cidr", CIDRS]);
@@ -286,7 +286,7 @@ fn idle(lab: &Lab, daemon: &Daemon, count: usize) -> Vec<Conversation> {
 }
 
 #[test]
-fn a_file_that_is_free_again_costs_no_idle_connection() {
+fn a_file_that_is_free_again_evicts_no_connection() {
     let lab = Lab::new();
     let daemon = lab.start(&["--cidr", CIDRS]);
     let mut idle = idle(&lab, &daemon, 5);
@@ -300,7 +300,7 @@ fn a_file_that_is_free_again_costs_no_idle_connection() {
 }
 
 #[test]
-fn a_shortage_that_no_eviction_ends_costs_no_idle_connection() {
+fn a_shortage_that_no_eviction_ends_evicts_no_connection() {
     for error in ["ENFILE", "ENOMEM", "EPERM"] {
         let lab = Lab::new();
         let daemon = lab.start(&["--cidr", CIDRS]);
@@ -327,7 +327,7 @@ fn a_connection_that_is_aborted_before_it_is_accepted_is_no_shortage_of_files() 
 }
 
 #[test]
-fn a_stop_waits_for_clients_that_no_file_is_left_for() {
+fn a_stop_without_free_files_waits_for_queued_clients() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     allow_one_file(&daemon);
@@ -406,7 +406,7 @@ fn answers_that_are_not_read_count_as_connections() {
 
 /// close(2) with unread data, or data that arrives after it, causes a RST (RFC 9112, 9.6).
 #[test]
-fn a_client_that_sends_more_while_it_takes_its_last_response_gets_all_of_it() {
+fn a_client_that_sends_more_while_it_reads_its_last_response_gets_all_of_it() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
     let mut client = Conversation(BufReader::new(lab.client.connect_narrow(POD, 2048)));
@@ -423,7 +423,7 @@ fn a_client_that_sends_more_while_it_takes_its_last_response_gets_all_of_it() {
 
 /// The server does not wait for the client's close.
 #[test]
-fn a_connection_gives_its_place_back_once_its_last_response_is_acknowledged() {
+fn a_connection_is_released_once_its_last_response_is_acknowledged() {
     let lab = Lab::new();
     let _daemon = lab.start(&["--max-connections", "1"]);
     let mut client = Conversation(BufReader::new(lab.client.connect_narrow(POD, 2048)));
@@ -448,7 +448,7 @@ fn fail_clone(daemon: &Daemon) -> Strace {
 }
 
 #[test]
-fn without_new_threads_clients_wait_for_those_there_are_until_some_can_be_started() {
+fn without_new_threads_clients_wait_for_existing_ones() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     let failing = fail_clone(&daemon);
@@ -485,7 +485,7 @@ fn a_stop_starts_the_thread_that_clients_wait_for_once_it_can() {
 }
 
 #[test]
-fn without_new_threads_an_idle_connection_gives_way_to_the_next_client() {
+fn without_new_threads_an_idle_connection_is_evicted_for_the_next_client() {
     for (first, next) in [(POD, POD), (POD, POD6), (POD6, POD), (POD6, POD6)] {
         let lab = Lab::new();
         let daemon = lab.start(&["--cidr", CIDRS]);

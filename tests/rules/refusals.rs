@@ -180,7 +180,7 @@ fn a_script_that_does_not_begin_or_end_as_it_should_is_refused_by_name() {
 }
 
 #[test]
-fn what_iptables_restore_would_read_in_a_way_of_its_own_is_refused() {
+fn what_iptables_restore_reads_otherwise_is_refused() {
     let lab = Lab::new();
     for (body, line, word) in [
         (":X ACCEPT [0:0]", 2, "ACCEPT"),

@@ -125,7 +125,7 @@ fn a_reset_in_a_request_is_one_line_and_leaves_nothing() {
 }
 
 #[test]
-fn an_end_in_a_request_is_one_line_and_leaves_nothing() {
+fn a_close_in_a_request_is_one_line_and_leaves_nothing() {
     let leave = |mut connection: Conversation| {
         connection.finish();
         connection.ends();
@@ -166,7 +166,7 @@ fn a_reset_in_an_answer_is_one_line_and_leaves_nothing() {
 /// Data after the last request is not read, but causes no RST: old clients send an empty line after a body (RFC
 /// 9112, 2.2).
 #[test]
-fn the_last_answer_is_whole_whatever_comes_behind_its_request() {
+fn the_last_response_is_complete_whatever_follows_its_request() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
     let request = String::from_utf8(request_with_long_echo()).unwrap();
@@ -255,7 +255,7 @@ fn an_empty_line_does_not_make_an_idle_connection_keep_memory() {
 }
 
 #[test]
-fn urgent_data_is_not_in_the_way() {
+fn urgent_data_is_ignored() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
     let mut connection = lab.client.talk(POD);
@@ -279,7 +279,7 @@ fn urgent_data_is_not_in_the_way() {
 }
 
 #[test]
-fn ends_that_cross_each_other_lose_no_answer() {
+fn a_simultaneous_close_loses_no_response() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
     let mut connection = lab.client.talk(POD);

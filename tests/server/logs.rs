@@ -379,7 +379,7 @@ fn a_stop_in_order_loses_no_line() {
 }
 
 #[test]
-fn a_line_is_written_within_a_moment_and_waits_for_no_other() {
+fn a_line_is_written_within_100_ms_and_waits_for_no_other() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
     let mut connection = lab.client.talk(POD);
