@@ -134,8 +134,7 @@ fn check_echo(head: &Head<'_>, content: &[u8]) {
     echo::end(response.content(), content.len() as u64);
     let echo = response.content().bytes()[before..].to_vec();
     assert!(
-        echo
-            .windows(head.bytes.len())
+        echo.windows(head.bytes.len())
             .any(|part| part == head.bytes)
     );
     let to_head = head.method == b"HEAD";
