@@ -1,7 +1,7 @@
 //! Pods of one bridge: connections between them are captured, and all other frames stay on the bridge.
 
 use crate::lab::bridge::{Bridge, PEER, PEER6};
-use crate::lab::conversation::{Conversation, REQUEST};
+use crate::lab::http_client::{HttpClient, REQUEST};
 use crate::lab::kernel::has_all;
 use crate::lab::script::ScriptFile;
 use crate::lab::{CIDRS, Namespace, PATIENCE, is_echoed, wait_until};
@@ -50,9 +50,9 @@ fn the_echo_and_the_log_name_the_client_pod() {
     let bridge = Bridge::new(false);
     let daemon = bridge.start(&["--cidr", CIDRS]);
     for address in [PEER, PEER6] {
-        let mut connection = bridge.pod.talk(address);
+        let mut connection = bridge.pod.http(address);
         let client = connection.client();
-        let answer = connection.ask(REQUEST);
+        let answer = connection.request(REQUEST);
         let ends = format!("Client: {client}\nDestination: {address}\n");
         assert!(answer.text().contains(&ends), "{}", answer.text());
         daemon.wait_for(&format!("client={client} destination={address} "));
@@ -102,10 +102,10 @@ fn a_bridge_is_followed_when_it_gets_its_address() {
 fn a_node_that_forwards_nothing_disturbs_no_connection_on_its_bridge() {
     let bridge = Bridge::new(false);
     bridge.peer.serve(8180);
-    let mut open: Vec<Conversation> = [PEER, PEER6].map(|it| bridge.pod.talk(it)).into();
+    let mut open: Vec<HttpClient> = [PEER, PEER6].map(|it| bridge.pod.http(it)).into();
     let mut pod_answers = |when: &str| {
         for connection in &mut open {
-            assert_eq!(connection.ask(REQUEST).text(), "pod", "{when}");
+            assert_eq!(connection.request(REQUEST).text(), "pod", "{when}");
         }
     };
     pod_answers("before");
@@ -144,9 +144,9 @@ fn connections_that_no_rule_captures_reach_the_pod_where_invalid_packets_are_dro
         let rules = ScriptFile::new(&script);
         let _daemon = bridge.start(&["--cidr", CIDRS, "--rules", rules.path()]);
         for address in [PEER, PEER6] {
-            let mut connection = bridge.pod.talk(address);
+            let mut connection = bridge.pod.http(address);
             for _ in 0..3 {
-                assert_eq!(connection.ask(REQUEST).text(), "pod", "{address}");
+                assert_eq!(connection.request(REQUEST).text(), "pod", "{address}");
             }
         }
     }
@@ -157,7 +157,7 @@ fn a_stop_finishes_what_came_over_the_bridge_and_leaves_the_rest_to_the_pod() {
     let bridge = Bridge::new(false);
     bridge.peer.serve(8180);
     let mut daemon = bridge.start(&["--cidr", CIDRS]);
-    let mut open: Vec<Conversation> = [PEER, PEER6].map(|it| bridge.pod.talk(it)).into();
+    let mut open: Vec<HttpClient> = [PEER, PEER6].map(|it| bridge.pod.http(it)).into();
     let (first, second) = REQUEST.split_at(10);
     open.iter_mut().for_each(|it| it.send(first));
     wait_until("both are accepted", || {
@@ -170,7 +170,7 @@ fn a_stop_finishes_what_came_over_the_bridge_and_leaves_the_rest_to_the_pod() {
         assert_answered_by_pod(&bridge.pod, address);
     }
     for connection in &mut open {
-        assert_eq!(connection.ask(second).field("Connection"), "close");
+        assert_eq!(connection.request(second).field("Connection"), "close");
     }
     assert_eq!(daemon.wait().code(), Some(0));
     assert_eq!(bridge.node.tables(), [""; 0]);
@@ -299,15 +299,15 @@ fn no_forged_frame_diverts_an_open_connection() {
     bridge.peer.serve(8180);
     let _daemon = bridge.start(&["--cidr", CIDRS]);
     let mut forger = bridge.forger();
-    let mut connection = bridge.pod.talk(PEER);
+    let mut connection = bridge.pod.http(PEER);
     let echoed = |answer: &str| answer.contains("Request received from ");
-    assert!(echoed(connection.ask(REQUEST).text()));
+    assert!(echoed(connection.request(REQUEST).text()));
     forger.forge(&connection.client());
     let answered = bridge
         .node
         .run("nft list set bridge tproxy-pod pod-answered-v4");
     assert!(answered.contains("10.244.0.5 . 10.244.0.6"), "{answered}");
-    assert!(echoed(connection.ask(REQUEST).text()));
+    assert!(echoed(connection.request(REQUEST).text()));
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::lab::conversation::Conversation;
 use crate::lab::foreign::Traffic;
+use crate::lab::http_client::HttpClient;
 use crate::lab::kernel::owns_tables;
 use crate::lab::{CIDRS, Lab, Namespace, POD, POD6};
 
@@ -213,7 +213,7 @@ fn a_reload_of_other_rules_disturbs_no_captured_connection() {
         let lab = lab();
         neighbour.load(&lab);
         let _daemon = lab.start(&["--cidr", CIDRS]);
-        let mut open = lab.client.talk(POD);
+        let mut open = lab.client.http(POD);
         let mut traffic = Traffic::start(&lab);
         for _ in 0..5 {
             neighbour.load(&lab);
@@ -224,8 +224,10 @@ fn a_reload_of_other_rules_disturbs_no_captured_connection() {
     }
 }
 
-fn ask(connection: &mut Conversation) -> String {
-    connection.ask("GET / HTTP/1.1\r\nHost: pod\r\n\r\n").status
+fn ask(connection: &mut HttpClient) -> String {
+    connection
+        .request("GET / HTTP/1.1\r\nHost: pod\r\n\r\n")
+        .status
 }
 
 /// Before Linux 5.12 a flush of the ruleset does: see guard/lifecycle.rs.
@@ -236,7 +238,7 @@ fn no_flush_disturbs_captured_connections() {
     load(&lab, "iptables-restore", KUBE_PROXY);
     load(&lab, "nft -f -", OPEN_FIREWALLD);
     let _daemon = lab.start(&["--cidr", CIDRS]);
-    let mut open = lab.client.talk(POD);
+    let mut open = lab.client.http(POD);
     let mut traffic = Traffic::start(&lab);
     for flush in [
         "iptables -t mangle -F",

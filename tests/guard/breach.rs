@@ -44,7 +44,7 @@ fn a_server_that_sends_an_unexpected_message_is_killed() {
 fn a_server_that_sends_a_message_during_a_stop_is_killed() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
-    let mut client = lab.client.talk(POD);
+    let mut client = lab.client.http(POD);
     client.send("POST / HTTP/1.1\r\nHost: pod\r\nContent-Length: 4\r\n\r\nhal");
     wait_until("it is accepted", || {
         let accepted = lab.node.run("ss -Htn state established sport 8180");

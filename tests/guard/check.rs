@@ -30,15 +30,15 @@ impl Checked {
     }
 
     /// Whether a line has this verdict and text.
-    fn reports(&self, verdict: &str, text: &str) -> bool {
+    fn has(&self, verdict: &str, text: &str) -> bool {
         let mut lines = self.lines.iter();
         lines.any(|line| line.starts_with(verdict) && line.contains(text))
     }
 
     #[track_caller]
-    fn assert_reports(&self, verdict: &str, text: &str) {
+    fn assert_has(&self, verdict: &str, text: &str) {
         assert!(
-            self.reports(verdict, text),
+            self.has(verdict, text),
             "{verdict}: {text} in {:#?}",
             self.lines
         );
@@ -51,7 +51,7 @@ fn nothing_is_missing_on_a_capable_node() {
     let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check --cidr {CIDRS}"));
     assert_eq!(checked.status, Some(0), "{:#?}", checked.lines);
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    checked.assert_reports("ok", &format!("Linux {}", release.trim()));
+    checked.assert_has("ok", &format!("Linux {}", release.trim()));
     for part in [
         "nf_tables",
         "the rules, with TPROXY",
@@ -63,9 +63,9 @@ fn nothing_is_missing_on_a_capable_node() {
         "the tables have no other owner",
         "uses mark 0x1/0x1 or table 100",
     ] {
-        checked.assert_reports("ok", part);
+        checked.assert_has("ok", part);
     }
-    assert!(!checked.reports("missing", ""), "{:#?}", checked.lines);
+    assert!(!checked.has("missing", ""), "{:#?}", checked.lines);
 }
 
 /// As in a Pod with a seccomp profile that forbids new namespaces.
@@ -76,9 +76,9 @@ fn without_a_namespace_of_its_own_the_rules_are_tried_and_have_no_effect() {
     let line = format!("{strace} {PROGRAM} --check --cidr {CIDRS}");
     let checked = Checked::run(&lab.node, &line);
     assert_eq!(checked.status, Some(0), "{:#?}", checked.lines);
-    checked.assert_reports("ok", "the rules, with TPROXY");
-    checked.assert_reports("ok", "Pods of one bridge are captured");
-    checked.assert_reports(
+    checked.assert_has("ok", "the rules, with TPROXY");
+    checked.assert_has("ok", "Pods of one bridge are captured");
+    checked.assert_has(
         "limited",
         "mark rule and routes were not tried: make a namespace: Operation not permitted",
     );
@@ -91,8 +91,8 @@ fn another_running_instance_is_reported() {
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check"));
     assert_eq!(checked.status, Some(1));
-    checked.assert_reports("missing", "another tproxy-pod is running");
-    checked.assert_reports("missing", "bind 127.0.0.1:1: Address in use");
+    checked.assert_has("missing", "another tproxy-pod is running");
+    checked.assert_has("missing", "bind 127.0.0.1:1: Address in use");
     assert!(lab.client.get(POD, "/").contains("Request received"));
     assert_eq!(daemon.stop(), Some(0));
 }
@@ -106,11 +106,11 @@ fn another_user_of_the_mark_the_table_or_its_name_is_named() {
     lab.node.run("ip route add 10.244.3.0/24 dev pod table 101");
     let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check"));
     assert_eq!(checked.status, Some(1));
-    checked.assert_reports(
+    checked.assert_has(
         "missing",
         "the rule with priority 99 uses the mark; see --mark",
     );
-    checked.assert_reports(
+    checked.assert_has(
         "limited",
         "there is a table inet tproxy-pod without an owner",
     );
@@ -119,7 +119,7 @@ fn another_user_of_the_mark_the_table_or_its_name_is_named() {
         &format!("{PROGRAM} --check --mark 4/4 --table 101"),
     );
     assert_eq!(other.status, Some(1));
-    other.assert_reports(
+    other.assert_has(
         "missing",
         "the table has another route to 10.244.3.0/24; see --table",
     );
@@ -134,11 +134,11 @@ fn without_the_capability_it_says_which_one_is_needed() {
         format!("setpriv --bounding-set=-net_admin --inh-caps=-net_admin -- {PROGRAM} --check");
     let checked = Checked::run(&lab.node, &line);
     assert_eq!(checked.status, Some(1));
-    checked.assert_reports(
+    checked.assert_has(
         "missing",
         "create table inet tproxy-pod: Operation not permitted (CAP_NET_ADMIN is needed)",
     );
-    checked.assert_reports("ok", "the rules, with TPROXY");
+    checked.assert_has("ok", "the rules, with TPROXY");
 }
 
 #[test]
@@ -157,14 +157,10 @@ fn sysctls_that_limit_it_are_reported_with_the_required_value() {
             "net.core.somaxconn is 128: more clients",
         ),
     ] {
-        assert!(
-            !all_well.reports("limited", sysctl),
-            "{:#?}",
-            all_well.lines
-        );
+        assert!(!all_well.has("limited", sysctl), "{:#?}", all_well.lines);
         lab.node.sysctl(sysctl, value);
         let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check"));
-        checked.assert_reports("limited", line);
+        checked.assert_has("limited", line);
         assert_eq!(checked.status, Some(0));
     }
 }

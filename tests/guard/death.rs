@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::lab::cgroup::Cgroup;
-use crate::lab::conversation::Conversation;
+use crate::lab::http_client::HttpClient;
 use crate::lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -25,7 +25,7 @@ struct Fixture {
     lab: Lab,
     daemon: Daemon,
     /// Connections to the port that is not captured, and to the captured port from before the start.
-    open: Vec<Conversation>,
+    open: Vec<HttpClient>,
 }
 
 impl Fixture {
@@ -40,10 +40,10 @@ impl Fixture {
         lab.pod.serve(8180);
         let mut open: Vec<_> = [OTHER, OTHER6, POD, POD6]
             .iter()
-            .map(|address| lab.client.talk(address))
+            .map(|address| lab.client.http(address))
             .collect();
         for connection in &mut open {
-            assert_eq!(connection.ask(REQUEST).text(), "pod");
+            assert_eq!(connection.request(REQUEST).text(), "pod");
         }
         let daemon = start(&lab);
         let mut fixture = Fixture { lab, daemon, open };
@@ -62,7 +62,7 @@ impl Fixture {
     /// Checks that open and new connections bypass the program.
     fn assert_others_unaffected(&mut self) {
         for connection in &mut self.open {
-            assert_eq!(connection.ask(REQUEST).text(), "pod");
+            assert_eq!(connection.request(REQUEST).text(), "pod");
         }
         for address in [OTHER, OTHER6] {
             assert!(self.lab.client.get(address, "/").ends_with("pod"));
@@ -288,8 +288,8 @@ fn is_stopped(process: Pid) -> bool {
 fn stop_and_continue(paused: Paused) {
     let mut fixture = Fixture::new();
     let installed = fixture.lab.remains();
-    let mut early = fixture.lab.client.talk(POD);
-    assert_eq!(early.ask(REQUEST).status, "200 OK");
+    let mut early = fixture.lab.client.http(POD);
+    assert_eq!(early.request(REQUEST).status, "200 OK");
     let (guard, server) = paused.processes(&fixture.daemon);
     let send = |process: Option<Pid>, signal| process.map(|it| kill(it, signal).unwrap());
     for process in [guard, server] {
@@ -298,12 +298,12 @@ fn stop_and_continue(paused: Paused) {
     }
     let start = Instant::now();
 
-    let mut late = fixture.lab.client.talk(POD);
+    let mut late = fixture.lab.client.http(POD);
     for connection in [&mut early, &mut late] {
         connection.send(REQUEST);
         match paused {
-            Paused::Guard => assert_eq!(connection.answer().status, "200 OK"),
-            _ => connection.has_no_answer_yet(),
+            Paused::Guard => assert_eq!(connection.response().status, "200 OK"),
+            _ => connection.assert_no_response_yet(),
         }
     }
     fixture.assert_others_unaffected();
@@ -318,8 +318,8 @@ fn stop_and_continue(paused: Paused) {
     // Only now: without the rule, the client's ACK of the response goes to the Pod, which sends a RST.
     send(server, Signal::SIGCONT);
     if paused != Paused::Guard {
-        assert_eq!(early.answer().status, "200 OK");
-        assert_eq!(late.answer().status, "200 OK");
+        assert_eq!(early.response().status, "200 OK");
+        assert_eq!(late.response().status, "200 OK");
     }
     fixture.assert_captures();
     fixture.stop();

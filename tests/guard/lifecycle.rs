@@ -1,6 +1,6 @@
 //! Start, stop and restart: what is installed, what is left, and the effect on traffic.
 
-use crate::lab::conversation::Conversation;
+use crate::lab::http_client::HttpClient;
 use crate::lab::kernel::owns_tables;
 use crate::lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
 
@@ -63,11 +63,11 @@ fn a_start_logs_what_is_captured_where_the_listeners_are_and_which_process_owns_
 fn an_open_connection_to_the_pod_survives_start_stop_and_restart() {
     let lab = Lab::new();
     lab.pod.serve(8180);
-    let mut connections: Vec<Conversation> =
-        [POD, POD6].iter().map(|pod| lab.client.talk(pod)).collect();
+    let mut connections: Vec<HttpClient> =
+        [POD, POD6].iter().map(|pod| lab.client.http(pod)).collect();
     let mut check = |when: &str| {
         for connection in &mut connections {
-            assert_eq!(connection.ask(REQUEST).text(), "pod", "{when}");
+            assert_eq!(connection.request(REQUEST).text(), "pod", "{when}");
         }
     };
     check("before");

@@ -262,7 +262,7 @@ fn the_rule_is_restored_and_removed_among_thousands_of_changing_rules() {
     let lab = Lab::new();
     let mut theirs = Batch::new(&lab.node, "-4");
     for number in 1..3000 {
-        theirs.say(&format!("rule add fwmark {number}0/0xfffff0 priority 6"));
+        theirs.execute(&format!("rule add fwmark {number}0/0xfffff0 priority 6"));
     }
     theirs.finish();
     let (mut daemon, _) = start(&lab);
@@ -340,7 +340,7 @@ fn an_equal_rule_of_another_process_is_used_until_it_is_removed() {
 fn contend<T>(lab: &Lab, meanwhile: impl FnOnce() -> T) -> T {
     let mut batch = Batch::new(&lab.node, "-4");
     repeat(
-        || batch.say("rule del fwmark 0x1/0x1 lookup 100\nroute flush table 100"),
+        || batch.execute("rule del fwmark 0x1/0x1 lookup 100\nroute flush table 100"),
         meanwhile,
     )
 }
@@ -430,7 +430,7 @@ fn the_servers_death_is_handled_while_contended() {
 fn what_is_lost_during_a_stop_is_restored() {
     let lab = Lab::new();
     let (mut daemon, _) = start(&lab);
-    let mut client = lab.client.talk(POD);
+    let mut client = lab.client.http(POD);
     client.send("POST / HTTP/1.1\r\nHost: pod\r\nContent-Length: 4\r\n\r\nha");
     wait_until("it is accepted", || {
         let accepted = lab.node.run("ss -Htn state established sport 8180");
@@ -441,7 +441,7 @@ fn what_is_lost_during_a_stop_is_restored() {
     lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
     daemon.wait_for(&restored(V4_RULE));
     client.send("lf");
-    assert!(client.answer().text().ends_with("half"));
+    assert!(client.response().text().ends_with("half"));
     assert_eq!(daemon.wait().code(), Some(0));
     assert_eq!(lab.remains(), [""; 0]);
 }
@@ -452,7 +452,7 @@ fn flood(lab: &Lab) {
     for action in ["add", "del"] {
         for number in 0..10_000 {
             let (high, low) = (number / 256, number % 256);
-            batch.say(&format!(
+            batch.execute(&format!(
                 "route {action} 172.16.{high}.{low} dev pod table 200"
             ));
         }
@@ -545,7 +545,7 @@ fn remove_a_thousand(lab: &Lab) {
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
         let choice = (random >> 33) as usize % 8;
-        batches[choice / 4].say(removals[choice % 4]);
+        batches[choice / 4].execute(removals[choice % 4]);
         let next = begin + round * Duration::from_millis(8);
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }

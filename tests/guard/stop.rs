@@ -80,9 +80,9 @@ fn a_stop_under_load_loses_no_connection() {
 fn a_stop_finishes_the_request_that_it_finds_and_ends_idle_connections() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
-    let mut idle = lab.client.talk(POD);
-    idle.ask(REQUEST);
-    let mut busy = lab.client.talk(POD);
+    let mut idle = lab.client.http(POD);
+    idle.request(REQUEST);
+    let mut busy = lab.client.http(POD);
     busy.send("POST /late HTTP/1.1\r\nHost: pod\r\nContent-Length: 4\r\n\r\nhal");
     wait_until("both are accepted", || {
         lab.node
@@ -93,11 +93,11 @@ fn a_stop_finishes_the_request_that_it_finds_and_ends_idle_connections() {
     });
     daemon.signal(Signal::SIGTERM);
     daemon.wait_for("Stopping");
-    idle.ends();
-    let answer = busy.ask("f");
+    idle.assert_closed();
+    let answer = busy.request("f");
     assert_eq!(answer.field("Connection"), "close");
     assert!(answer.text().ends_with("half"), "{answer:?}");
-    busy.ends();
+    busy.assert_closed();
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
@@ -123,8 +123,8 @@ fn after_a_stop_a_client_that_uses_a_port_again_reaches_the_pod() {
     for end in ends {
         assert!(get(end).contains("Request received"), "{end:?}");
     }
-    let mut idle = lab.client.talk(POD);
-    idle.ask(REQUEST);
+    let mut idle = lab.client.http(POD);
+    idle.request(REQUEST);
     assert_eq!(daemon.stop(), Some(0));
     for end in ends {
         assert!(get(end).ends_with("pod"), "{end:?}");
@@ -209,7 +209,7 @@ fn requests_late_in_a_handshake(lab: &Lab) -> bool {
     let mut daemon = lab.start(&[]);
     let repeated = lab.node.counter("TCPSynRetrans");
     let begin = Instant::now();
-    let mut client = lab.client.talk(POD);
+    let mut client = lab.client.http(POD);
     daemon.signal(Signal::SIGTERM);
     daemon.wait_for("Stopping");
     wait_until("the SYN-ACK is repeated", || {
@@ -218,7 +218,7 @@ fn requests_late_in_a_handshake(lab: &Lab) -> bool {
     client.send(REQUEST);
     let is_in_time = begin.elapsed() < HANDSHAKES;
     if is_in_time {
-        assert!(client.answer().text().contains("Request received"));
+        assert!(client.response().text().contains("Request received"));
     }
     lab.client.run("nft delete table ip lossy");
     assert_eq!(daemon.wait().code(), Some(0));
@@ -237,18 +237,18 @@ fn a_stop_waits_for_a_handshake_that_has_begun() {
 fn a_busy_client_gets_connection_close_during_a_stop() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
-    let mut busy = lab.client.talk(POD);
-    busy.ask(REQUEST);
+    let mut busy = lab.client.http(POD);
+    busy.request(REQUEST);
     daemon.signal(Signal::SIGTERM);
     let deadline = Instant::now() + *PATIENCE;
     loop {
-        let answer = busy.ask(REQUEST);
+        let answer = busy.request(REQUEST);
         if answer.fields.contains(&"Connection: close".to_owned()) {
             break;
         }
         assert!(Instant::now() < deadline);
     }
-    busy.ends();
+    busy.assert_closed();
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
@@ -257,14 +257,14 @@ fn a_client_that_sends_its_request_during_a_stop_is_answered() {
     let lab = Lab::new();
     lab.pod.serve(8180);
     let mut daemon = lab.start(&["--cidr", CIDRS]);
-    let mut clients = [POD, POD6].map(|address| lab.client.talk(address));
+    let mut clients = [POD, POD6].map(|address| lab.client.http(address));
     daemon.signal(Signal::SIGTERM);
     daemon.wait_for("Stopping: new connections go to the Pods");
     clients.iter_mut().for_each(|client| client.send(REQUEST));
     for client in &mut clients {
-        let answer = client.answer();
+        let answer = client.response();
         assert!(answer.text().starts_with("Request received from pod "));
-        client.ends();
+        client.assert_closed();
     }
     assert_eq!(daemon.wait().code(), Some(0));
 }
@@ -322,7 +322,7 @@ fn a_signal_at_any_moment_of_the_start_leaves_nothing() {
 fn a_server_that_dies_while_it_finishes_leaves_nothing() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
-    let mut client = lab.client.talk(POD);
+    let mut client = lab.client.http(POD);
     client.send("POST / HTTP/1.1\r\nHost: pod\r\nContent-Length: 4\r\n\r\nhal");
     wait_until("it is accepted", || {
         !lab.node

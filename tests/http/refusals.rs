@@ -1,6 +1,6 @@
 //! Refused requests, with their status; a connection is closed after a refusal.
 
-use crate::lab::refusal::{SMUGGLED, assert_each_is_refused, refused};
+use crate::lab::refusal::{SMUGGLED, assert_all_refused, refused};
 use crate::lab::{Lab, POD};
 
 /// Malformed requests, each with its status.
@@ -230,7 +230,7 @@ fn malformed_requests_are_refused() {
         .iter()
         .map(|(request, status)| (request.as_bytes().to_vec(), *status))
         .collect();
-    assert_each_is_refused(&requests);
+    assert_all_refused(&requests);
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn what_is_too_long_is_refused() {
     let body = |bytes: &str| [head("POST /", chunked), bytes.as_bytes().to_vec()].concat();
     let long = "a".repeat(20_000);
     let too_large = "431 Request Header Fields Too Large";
-    assert_each_is_refused(&[
+    assert_all_refused(&[
         (
             head(&format!("GET /{}", &long[..8179]), ""),
             "414 URI Too Long",
@@ -273,7 +273,7 @@ fn other_protocols_are_refused_by_name() {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
     let http_2 = "505 HTTP Version Not Supported: the client speaks HTTP/2, not HTTP/1.1\n";
     let other = b"\0\x01\x02\n\n".to_vec();
-    assert_each_is_refused(&[
+    assert_all_refused(&[
         (hello(0xa5), tls),
         (hello(b'\n'), tls),
         (preface, http_2),
@@ -285,7 +285,7 @@ fn other_protocols_are_refused_by_name() {
 fn connect_is_refused_with_the_methods_that_are_allowed() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let answer = refused(
         &mut connection,
         "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
@@ -299,14 +299,14 @@ fn connect_is_refused_with_the_methods_that_are_allowed() {
 fn a_refused_head_has_no_content() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let get = lab.client.talk(POD).ask("GET / HTTP/1.1\r\n\r\n");
+    let get = lab.client.http(POD).request("GET / HTTP/1.1\r\n\r\n");
     for request in ["HEAD / HTTP/1.1\r\n\r\n", "\r\nHEAD / HTTP/1.1\r\n\r\n"] {
-        let mut connection = lab.client.talk(POD);
+        let mut connection = lab.client.http(POD);
         connection.send(request);
-        let answer = connection.answer_to_head();
+        let answer = connection.response_to_head();
         assert_eq!(answer.status, "400 Bad Request", "{request:?}");
         assert_eq!(answer.length(), get.length(), "as long as to GET");
-        connection.ends();
+        connection.assert_closed();
     }
 }
 
@@ -314,7 +314,7 @@ fn a_refused_head_has_no_content() {
 fn endless_empty_lines_are_refused() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let answer = refused(&mut connection, "\r\n".repeat(40_000));
     assert_eq!(answer.status, "400 Bad Request");
 }
@@ -323,9 +323,9 @@ fn endless_empty_lines_are_refused() {
 fn a_second_empty_line_is_refused_even_if_it_comes_later() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     connection.send("\r\n");
-    connection.has_no_answer_yet();
+    connection.assert_no_response_yet();
     assert_eq!(refused(&mut connection, "\r\n").status, "400 Bad Request");
 }
 
@@ -333,25 +333,25 @@ fn a_second_empty_line_is_refused_even_if_it_comes_later() {
 fn requests_in_front_of_a_refused_one_are_answered() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let good = "GET /good HTTP/1.1\r\nHost: a\r\n\r\n";
     connection.send(format!("{good}{good}nonsense\r\n\r\n{SMUGGLED}"));
     for _ in 0..2 {
-        assert_eq!(connection.answer().status, "200 OK");
+        assert_eq!(connection.response().status, "200 OK");
     }
-    assert_eq!(connection.answer().status, "400 Bad Request");
-    connection.ends();
+    assert_eq!(connection.response().status, "400 Bad Request");
+    connection.assert_closed();
 }
 
 #[test]
 fn a_body_that_is_refused_late_does_not_hide_its_answer() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     connection.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n");
-    assert_eq!(connection.answer().status, "400 Bad Request");
+    assert_eq!(connection.response().status, "400 Bad Request");
     // The server discards what the client still sends, and sends no RST.
     connection.send("a".repeat(100_000));
-    connection.finish();
-    connection.ends();
+    connection.shutdown_write();
+    connection.assert_closed();
 }

@@ -17,14 +17,14 @@ fn echoed_body(echo: &str) -> &str {
 fn a_connection_stays_open_for_the_next_request() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     for _ in 0..3 {
-        let answer = connection.ask(GET);
+        let answer = connection.request(GET);
         assert_eq!(answer.status, "200 OK");
         assert_eq!(answer.other_fields(), [""; 0]);
     }
-    connection.finish();
-    connection.ends();
+    connection.shutdown_write();
+    connection.assert_closed();
 }
 
 #[test]
@@ -32,11 +32,11 @@ fn a_request_with_connection_close_is_the_last() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
     for field in ["close", "CLOSE", "keep-alive, close", "x,, close ,y"] {
-        let mut connection = lab.client.talk(POD);
+        let mut connection = lab.client.http(POD);
         let request = format!("GET /last HTTP/1.1\r\nHost: a\r\nConnection: {field}\r\n\r\n{GET}");
-        let answer = connection.ask(request);
+        let answer = connection.request(request);
         assert_eq!(answer.other_fields(), ["Connection: close"], "{field}");
-        connection.ends();
+        connection.assert_closed();
     }
     daemon.stop();
     daemon.wait_for("Served 4 requests on 4 connections");
@@ -46,37 +46,37 @@ fn a_request_with_connection_close_is_the_last() {
 fn http_1_0_ends_after_one_answer() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
-    let answer = connection.ask(format!("GET /old HTTP/1.0\r\n\r\n{GET}"));
+    let mut connection = lab.client.http(POD);
+    let answer = connection.request(format!("GET /old HTTP/1.0\r\n\r\n{GET}"));
     assert_eq!(answer.status, "200 OK");
     assert_eq!(answer.other_fields(), ["Connection: close"]);
     let first = "Request received from  destination /old : GET /old HTTP/1.0\n";
     assert!(answer.text().starts_with(first), "{answer:?}");
-    connection.ends();
+    connection.assert_closed();
 }
 
 #[test]
 fn http_1_0_stays_open_with_keep_alive() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     for _ in 0..2 {
-        let answer = connection.ask("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n");
+        let answer = connection.request("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n");
         assert_eq!(answer.other_fields(), ["Connection: keep-alive"]);
     }
-    let answer = connection.ask("GET / HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n");
+    let answer = connection.request("GET / HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n");
     assert_eq!(answer.other_fields(), ["Connection: close"]);
-    connection.ends();
+    connection.assert_closed();
 }
 
 #[test]
 fn head_is_answered_with_the_length_of_get_and_no_content() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
-    let get = connection.ask("GET /same HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut connection = lab.client.http(POD);
+    let get = connection.request("GET /same HTTP/1.1\r\nHost: a\r\n\r\n");
     connection.send("HEAD /same HTTP/1.1\r\nHost: a\r\n\r\n");
-    let head = connection.answer_to_head();
+    let head = connection.response_to_head();
     assert_eq!(head.status, "200 OK");
     assert_eq!(head.other_fields(), [""; 0]);
     let longer = 2 * ("HEAD".len() - "GET".len());
@@ -86,7 +86,7 @@ fn head_is_answered_with_the_length_of_get_and_no_content() {
         "the method is there twice"
     );
     assert_eq!(
-        connection.ask(GET).status,
+        connection.request(GET).status,
         "200 OK",
         "it comes right behind"
     );
@@ -106,7 +106,7 @@ fn the_date_of_an_answer_is_now() {
         text.trim().parse::<i64>().unwrap()
     };
     let before = seconds("now");
-    let answer = lab.client.talk(POD).ask(GET);
+    let answer = lab.client.http(POD).request(GET);
     let after = seconds("now");
     let date = seconds(answer.field("Date"));
     assert!(
@@ -119,10 +119,10 @@ fn the_date_of_an_answer_is_now() {
 fn the_echo_has_the_request_as_it_came() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let request = "PATCH /a%20b?c=d HTTP/1.1\r\nhOsT:   web.test:81\t\r\nX-Empty:\r\nx-twice: 1\r\n\
                    X-Twice: 2\r\nContent-Length: 12\r\n\r\nline\r\n\r\nline";
-    let answer = connection.ask(request);
+    let answer = connection.request(request);
     let (before, rest) = answer.text().split_once("\nTime: ").unwrap();
     let (time, after) = rest.split_once("\n\n").unwrap();
     let expected = format!(
@@ -158,7 +158,7 @@ fn a_node_without_a_name_is_not_in_the_echo() {
 fn unusual_requests_are_answered() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     for (request, first) in [
         (
             "GET http://web.test/a HTTP/1.1\r\nHost: other\r\n\r\n",
@@ -189,7 +189,7 @@ fn unusual_requests_are_answered() {
             "from a destination / : GET / HTTP/1.1",
         ),
     ] {
-        let answer = connection.ask(request);
+        let answer = connection.request(request);
         assert_eq!(answer.status, "200 OK", "{request}");
         let line = answer.text().lines().next().unwrap();
         assert_eq!(line, format!("Request received {first}"), "{request}");
@@ -200,11 +200,11 @@ fn unusual_requests_are_answered() {
 fn chunks_are_joined_and_extensions_and_trailers_left_out() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let head = "POST /chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
     let chunks =
         "5;a=b\r\nhello\r\n006 ;c=\"d\"\r\n world\r\n0;last\r\nX-Sum: 1\r\nX-Empty:\r\n\r\n";
-    let answer = connection.ask(format!("{head}{chunks}"));
+    let answer = connection.request(format!("{head}{chunks}"));
     assert_eq!(answer.status, "200 OK");
     assert!(
         answer.text().ends_with(&format!("\n\n{head}hello world")),
@@ -215,7 +215,7 @@ fn chunks_are_joined_and_extensions_and_trailers_left_out() {
     let took = took.strip_suffix("us").unwrap().parse::<u64>();
     assert!(took.is_ok(), "{line}");
     assert_eq!(
-        connection.ask(GET).status,
+        connection.request(GET).status,
         "200 OK",
         "it comes right behind"
     );
@@ -225,7 +225,7 @@ fn chunks_are_joined_and_extensions_and_trailers_left_out() {
 fn a_client_that_waits_with_its_body_gets_100_continue() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     for (framing, body) in [
         ("Content-Length: 5", "hello"),
         ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n"),
@@ -233,10 +233,10 @@ fn a_client_that_waits_with_its_body_gets_100_continue() {
         connection.send(format!(
             "PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\n{framing}\r\n\r\n"
         ));
-        let interim = connection.answer_to_head();
+        let interim = connection.response_to_head();
         assert_eq!(interim.status, "100 Continue", "{framing}");
         assert_eq!(interim.fields, [""; 0], "{framing}");
-        let answer = connection.ask(body);
+        let answer = connection.request(body);
         assert_eq!(answer.status, "200 OK", "{framing}");
         assert_eq!(echoed_body(answer.text()), "hello", "{framing}");
     }
@@ -246,27 +246,27 @@ fn a_client_that_waits_with_its_body_gets_100_continue() {
 fn a_client_that_has_sent_its_body_gets_no_100_continue() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     for fields in [
         "HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello",
         "HTTP/1.0\r\nConnection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello",
     ] {
         assert_eq!(
-            connection.ask(format!("PUT / {fields}")).status,
+            connection.request(format!("PUT / {fields}")).status,
             "200 OK",
             "{fields}"
         );
     }
     connection.send("PUT / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
-    connection.finish();
-    connection.ends();
+    connection.shutdown_write();
+    connection.assert_closed();
 }
 
 #[test]
 fn a_body_is_echoed_up_to_64_kib() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let limit = 64 * 1024;
     // No part of it repeats.
     let numbers: String = (0..40_000).map(|number| format!("{number},")).collect();
@@ -296,7 +296,7 @@ fn a_body_is_echoed_up_to_64_kib() {
             ),
         ] {
             let head = format!("POST {target} HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
-            let answer = connection.ask(format!("{head}{content}"));
+            let answer = connection.request(format!("{head}{content}"));
             assert_eq!(answer.status, "200 OK", "{target}");
             let echo = format!("\n\n{head}{}{word}", &body[..length.min(limit)]);
             assert!(answer.text().ends_with(&echo), "{target}");
@@ -307,15 +307,15 @@ fn a_body_is_echoed_up_to_64_kib() {
             );
         }
     }
-    connection.finish();
-    connection.ends();
+    connection.shutdown_write();
+    connection.assert_closed();
 }
 
 #[test]
 fn a_pipelined_burst_is_answered_in_order() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let mut burst = String::new();
     for number in 0..60 {
         let body = "GET /no HTTP/1.1\r\n\r\n".repeat(number);
@@ -336,25 +336,25 @@ fn a_pipelined_burst_is_answered_in_order() {
     }
     connection.send(burst);
     for number in 0..60 {
-        let answer = connection.answer();
+        let answer = connection.response();
         let first = format!("Request received from a destination /{number} : ");
         assert!(answer.text().starts_with(&first), "{number}: {answer:?}");
     }
-    connection.finish();
-    connection.ends();
+    connection.shutdown_write();
+    connection.assert_closed();
 }
 
 #[test]
 fn heads_may_come_byte_by_byte() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     for number in 0..3 {
         let request = format!("PUT /{number} HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody");
         for byte in request.as_bytes() {
             connection.send([*byte]);
         }
-        let answer = connection.answer();
+        let answer = connection.response();
         assert!(
             answer.text().ends_with(&format!("\n\n{request}")),
             "{answer:?}"
@@ -370,11 +370,11 @@ fn a_client_that_shuts_down_its_side_still_gets_its_response() {
         GET,
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi",
     ] {
-        let mut connection = lab.client.talk(POD);
+        let mut connection = lab.client.http(POD);
         connection.send(request);
-        connection.finish();
-        assert_eq!(connection.answer().status, "200 OK", "{request}");
-        connection.ends();
+        connection.shutdown_write();
+        assert_eq!(connection.response().status, "200 OK", "{request}");
+        connection.assert_closed();
     }
 }
 
@@ -382,16 +382,16 @@ fn a_client_that_shuts_down_its_side_still_gets_its_response() {
 fn an_empty_line_behind_a_body_is_no_request() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
-    connection.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi\r\n");
-    connection.finish();
-    connection.ends();
-    let mut connection = lab.client.talk(POD);
-    connection.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut connection = lab.client.http(POD);
+    connection.request("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi\r\n");
+    connection.shutdown_write();
+    connection.assert_closed();
+    let mut connection = lab.client.http(POD);
+    connection.request("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     connection.send("\r\n");
-    connection.has_no_answer_yet();
-    connection.finish();
-    connection.ends();
+    connection.assert_no_response_yet();
+    connection.shutdown_write();
+    connection.assert_closed();
     daemon.stop();
     daemon.wait_for("Served 2 requests on 2 connections");
     assert!(!daemon.log().contains("Lost request"), "{}", daemon.log());
@@ -401,11 +401,11 @@ fn an_empty_line_behind_a_body_is_no_request() {
 fn a_line_end_behind_a_body_may_come_in_two_pieces_with_time_between() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
-    connection.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi\r");
+    let mut connection = lab.client.http(POD);
+    connection.request("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi\r");
     // Longer than a connection is busy without a request.
     std::thread::sleep(IDLE_AFTER + IDLE_AFTER / 2);
-    let answer = connection.ask("\nGET /next HTTP/1.1\r\nHost: a\r\n\r\n");
+    let answer = connection.request("\nGET /next HTTP/1.1\r\nHost: a\r\n\r\n");
     assert!(answer.text().contains(" destination /next : GET /next "));
 }
 
@@ -415,7 +415,7 @@ fn no_request_makes_a_long_log_line() {
     let daemon = lab.start(&[]);
     let long = "\u{ff}".repeat(1800);
     let request = format!("GET /{long} HTTP/1.1\r\nHost: a\r\nUser-Agent: {long}\r\n\r\n");
-    assert_eq!(lab.client.talk(POD).ask(request).status, "200 OK");
+    assert_eq!(lab.client.http(POD).request(request).status, "200 OK");
     let line = daemon.wait_for("Received request to /\\xc3\\xbf");
     assert!(
         line.len() < 4096 && line.contains("... : client="),
@@ -427,11 +427,12 @@ fn no_request_makes_a_long_log_line() {
 fn no_request_forges_a_log_line() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let agent = "\" status=999\t\u{9b}31m \\n";
     let request = format!("GET /\u{9b}\"x HTTP/1.1\r\nHost: a\r\nUser-Agent: {agent}\r\n\r\n");
-    assert_eq!(connection.ask(request).status, "200 OK");
-    let refused = connection.ask("GET /\x1b[31m\x07\r2026-01-01T00:00:00Z INFO HTTP/1.1\r\n\r\n");
+    assert_eq!(connection.request(request).status, "200 OK");
+    let refused =
+        connection.request("GET /\x1b[31m\x07\r2026-01-01T00:00:00Z INFO HTTP/1.1\r\n\r\n");
     assert_eq!(refused.status, "400 Bad Request");
     daemon.stop();
     daemon.wait_for("Served 2 requests");
@@ -454,20 +455,20 @@ fn no_request_forges_a_log_line() {
 fn direct_connections_get_only_the_health_check() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let talk = || lab.node.talk("127.0.0.1:1");
+    let connect = || lab.node.http("127.0.0.1:1");
     let request = "POST /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
     for request in ["GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", request] {
-        let mut connection = talk();
-        let answer = connection.ask(request);
+        let mut connection = connect();
+        let answer = connection.request(request);
         assert_eq!((answer.status.as_str(), answer.text()), ("200 OK", "ok\n"));
         assert_eq!(answer.other_fields(), ["Connection: close"]);
-        connection.ends();
+        connection.assert_closed();
     }
-    let mut connection = talk();
+    let mut connection = connect();
     connection.send("HEAD /healthz HTTP/1.1\r\nHost: a\r\n\r\n");
-    assert_eq!(connection.answer_to_head().length(), 3);
+    assert_eq!(connection.response_to_head().length(), 3);
     for target in ["/", "/healthz/", "/secret"] {
-        let answer = talk().ask(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        let answer = connect().request(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert_eq!(answer.status, "404 Not Found", "{target}");
         assert!(!answer.text().contains("Request received"), "{answer:?}");
     }
@@ -477,15 +478,15 @@ fn direct_connections_get_only_the_health_check() {
 fn an_upload_of_100_mib_takes_no_memory() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
-    connection.ask(GET);
+    let mut connection = lab.client.http(POD);
+    connection.request(GET);
     let before = peak_memory(daemon.server());
     connection.send("POST /large HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
     let chunk = [b"100000\r\n", vec![b'x'; 1 << 20].as_slice(), b"\r\n"].concat();
     for _ in 0..100 {
         connection.send(&chunk);
     }
-    let answer = connection.ask("0\r\n\r\n");
+    let answer = connection.request("0\r\n\r\n");
     assert_eq!(answer.status, "200 OK");
     let word = "x\n[104792064 more bytes of 104857600 are not echoed]\n";
     assert!(answer.text().ends_with(word), "{}", answer.length());

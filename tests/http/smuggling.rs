@@ -1,7 +1,7 @@
 //! Ambiguous requests (RFC 9112, 11.2): each is refused, or has only one meaning. The known attacks on other
 //! servers are here by name: CL.TE, TE.CL, TE.TE, TERM.EXT.
 
-use crate::lab::refusal::{SMUGGLED, assert_each_is_refused};
+use crate::lab::refusal::{SMUGGLED, assert_all_refused};
 use crate::lab::{Lab, POD};
 use tproxy_pod::http::body::Framing;
 use tproxy_pod::http::head::{Head, HeadScanner};
@@ -19,7 +19,7 @@ fn assert_refused(middles: &[(&str, &'static str)], whole: impl Fn(&str) -> Stri
         .iter()
         .map(|(middle, status)| (whole(middle).into_bytes(), *status))
         .collect();
-    assert_each_is_refused(&requests);
+    assert_all_refused(&requests);
 }
 
 /// Content-Length that is not exactly one number of digits.
@@ -178,9 +178,7 @@ fn chunks_that_can_be_read_in_two_ways_are_refused() {
         (format!("1;{}\r\nx\r\n0\r\n\r\n", "a".repeat(1 << 20)), BAD),
         (format!("{}1\r\nx\r\n0\r\n\r\n", "0".repeat(5000)), BAD),
     ];
-    assert_each_is_refused(
-        &long.map(|(body, status)| (format!("{head}{body}").into_bytes(), status)),
-    );
+    assert_all_refused(&long.map(|(body, status)| (format!("{head}{body}").into_bytes(), status)));
 }
 
 #[test]
@@ -224,14 +222,14 @@ fn unknown_expectations_are_refused() {
 fn ten_thousand_fields_are_refused() {
     let fields = "X: y\r\n".repeat(10_000);
     let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
-    assert_each_is_refused(&[(request.into(), "431 Request Header Fields Too Large")]);
+    assert_all_refused(&[(request.into(), "431 Request Header Fields Too Large")]);
 }
 
 #[test]
 fn what_looks_like_a_request_in_a_body_is_content() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let length = SMUGGLED.len();
     let chunk = format!("{length:x}\r\n{SMUGGLED}\r\n0\r\n");
     let by_length = ["GET", "DELETE", "OPTIONS", "TRACE", "POST"].map(|method| {
@@ -247,7 +245,7 @@ fn what_looks_like_a_request_in_a_body_is_content() {
         format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n{chunk}{trailers}\r\n")
     });
     for request in by_length.iter().chain(&by_chunks) {
-        let answer = connection.ask(request);
+        let answer = connection.request(request);
         assert_eq!(answer.status, "200 OK", "{request}");
         assert_eq!(answer.other_fields(), [""; 0], "{request}");
         assert!(answer.text().ends_with(SMUGGLED), "{request}: {answer:?}");

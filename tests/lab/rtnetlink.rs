@@ -104,7 +104,7 @@ impl Batch {
     }
 
     /// Executes lines.
-    pub fn say(&mut self, lines: &str) {
+    pub fn execute(&mut self, lines: &str) {
         let text = format!("{lines}\n");
         self.lines
             .as_mut()

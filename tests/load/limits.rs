@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::lab::conversation::REQUEST;
+use crate::lab::http_client::REQUEST;
 use crate::lab::manifest::Pod;
 use crate::lab::{
     CIDRS, Daemon, Lab, Namespace, POD, POD6, peak_memory, resident_memory, wait_until, wait_within,
@@ -51,7 +51,7 @@ fn threads_that_served_one_family_serve_the_other() {
     let daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "8"]);
     let at_first = daemon.threads();
     for address in [POD, POD6, POD] {
-        let connections = lab.open(address, 8);
+        let connections = lab.open_connections(address, 8);
         // One for each connection, and one idle. Idle threads may be about to end; a thread that waits for the
         // other family would stay a second.
         wait_within(Duration::from_millis(500), "threads are few", || {
@@ -94,11 +94,11 @@ fn idle_threads_end() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
     let at_first = daemon.threads();
-    let connections = lab.open(POD, 100);
+    let connections = lab.open_connections(POD, 100);
     assert_eq!(daemon.threads(), at_first + 100, "one for each connection");
     drop(connections);
     wait_until("one is left", || daemon.threads() == at_first);
-    lab.open(POD, 100);
+    lab.open_connections(POD, 100);
 }
 
 /// Resident memory of both processes, in bytes.
@@ -114,7 +114,7 @@ fn idle_connections_cost_little_memory() {
     assert!(lab.client.get(POD, "/").contains("Request received"));
     let at_start = memory(&daemon);
     assert!(at_start <= 1_700_000, "{at_start} bytes at the start");
-    let mut connections = lab.open(POD, 1000);
+    let mut connections = lab.open_connections(POD, 1000);
     wait_until("idle connections gave memory back", || {
         memory(&daemon) <= 9_000_000
     });
@@ -123,7 +123,7 @@ fn idle_connections_cost_little_memory() {
         memory(&daemon)
     );
     for connection in &mut connections {
-        assert_eq!(connection.ask(REQUEST).status, "200 OK");
+        assert_eq!(connection.request(REQUEST).status, "200 OK");
     }
 }
 
@@ -132,14 +132,14 @@ fn a_client_that_is_silent_at_first_is_served_when_it_sends_a_request() {
     let lab = Lab::new();
     let daemon = lab.start(&["--cidr", CIDRS]);
     assert_eq!(daemon.idle_connections(), 0);
-    let mut clients = [POD, POD6].map(|address| lab.client.talk(address));
+    let mut clients = [POD, POD6].map(|address| lab.client.http(address));
     wait_until("both are idle", || daemon.idle_connections() == 2);
     for client in &mut clients {
-        assert_eq!(client.ask(REQUEST).status, "200 OK");
-        assert_eq!(client.ask(REQUEST).status, "200 OK");
+        assert_eq!(client.request(REQUEST).status, "200 OK");
+        assert_eq!(client.request(REQUEST).status, "200 OK");
     }
     drop(clients);
-    let silent = lab.client.talk(POD).client();
+    let silent = lab.client.http(POD).client();
     daemon.wait_for(&format!("Connection without a request : client={silent} "));
 }
 
@@ -177,13 +177,13 @@ fn socket_memory(lab: &Lab, kinds: &[&str]) -> Vec<u64> {
 fn an_upload_does_not_make_the_kernel_keep_more_of_a_connection() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let content = vec![b'x'; 32 << 20];
     let length = content.len();
     connection.send(format!(
         "POST / HTTP/1.1\r\nHost: pod\r\nContent-Length: {length}\r\n\r\n"
     ));
-    assert_eq!(connection.ask(content).status, "200 OK");
+    assert_eq!(connection.request(content).status, "200 OK");
     assert_eq!(socket_memory(&lab, &["rb"]), [128 * 1024]);
     assert_eq!(socket_memory(&lab, &["tb"]), [64 * 1024]);
 }

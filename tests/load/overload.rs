@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::lab::conversation::{Conversation, REQUEST};
+use crate::lab::http_client::{HttpClient, REQUEST};
 use crate::lab::stopwatch::Stopwatch;
 use crate::lab::strace::Strace;
 use crate::lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
@@ -28,9 +28,9 @@ fn uploads(lab: &Lab, address: &str, count: usize) -> Vec<TcpStream> {
 }
 
 /// Clients that have sent a request.
-fn requesting(lab: &Lab, address: &str, count: usize) -> Vec<Conversation> {
+fn requesting(lab: &Lab, address: &str, count: usize) -> Vec<HttpClient> {
     let ask = |_| {
-        let mut client = lab.client.talk(address);
+        let mut client = lab.client.http(address);
         client.send("GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n");
         client
     };
@@ -38,10 +38,10 @@ fn requesting(lab: &Lab, address: &str, count: usize) -> Vec<Conversation> {
 }
 
 /// Reads all responses at the same time: after the last one, the server waits up to a second for a close.
-fn assert_answered(clients: impl IntoIterator<Item = Conversation>) {
+fn assert_answered(clients: impl IntoIterator<Item = HttpClient>) {
     std::thread::scope(|scope| {
         for mut client in clients {
-            scope.spawn(move || assert_eq!(client.answer().status, "200 OK"));
+            scope.spawn(move || assert_eq!(client.response().status, "200 OK"));
         }
     });
 }
@@ -60,11 +60,11 @@ fn the_next_client_waits_for_a_connection_to_end() {
         let mut daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "4"]);
         let mut busy = uploads(&lab, POD, 2);
         busy.extend(uploads(&lab, POD6, 2));
-        let mut next = lab.client.talk(address);
+        let mut next = lab.client.http(address);
         next.send(REQUEST);
-        next.has_no_answer_yet();
+        next.assert_no_response_yet();
         busy.pop();
-        assert_eq!(next.answer().status, "200 OK");
+        assert_eq!(next.response().status, "200 OK");
         drop((busy, next));
         let line = "WARN  The limit of 4 connections is reached: clients wait";
         assert_eq!(stop_and_count_lines(&mut daemon, line), 1);
@@ -81,9 +81,9 @@ fn the_nodes_probes_do_not_wait_for_clients() {
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     }
     // All connections are still in use.
-    let mut next = lab.client.talk(POD6);
+    let mut next = lab.client.http(POD6);
     next.send(REQUEST);
-    next.has_no_answer_yet();
+    next.assert_no_response_yet();
 }
 
 #[test]
@@ -102,9 +102,9 @@ fn only_an_idle_connection_is_evicted(address: &str) -> bool {
     let lab = Lab::new();
     let daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "4"]);
     let mut asked = Instant::now();
-    let mut busy = lab.open(POD, 2);
-    busy.extend(lab.open(POD6, 2));
-    let mut all_stay = |busy: &mut [Conversation]| {
+    let mut busy = lab.open_connections(POD, 2);
+    busy.extend(lab.open_connections(POD6, 2));
+    let mut all_stay = |busy: &mut [HttpClient]| {
         let before = std::mem::replace(&mut asked, Instant::now());
         let stay = busy.iter_mut().all(is_answered);
         assert!(
@@ -115,7 +115,7 @@ fn only_an_idle_connection_is_evicted(address: &str) -> bool {
     };
     std::thread::scope(|scope| {
         let next = scope.spawn(|| lab.client.get(address, "/"));
-        let mut next_waits = |busy: &mut [Conversation]| {
+        let mut next_waits = |busy: &mut [HttpClient]| {
             // If the test paused, a busy connection may have been evicted for the next client.
             let is_served = next.is_finished();
             let stay = all_stay(busy);
@@ -144,14 +144,14 @@ fn only_an_idle_connection_is_evicted(address: &str) -> bool {
         assert!(next.join().unwrap().starts_with("HTTP/1.1 200 OK\r\n"));
         let stay = all_stay(&mut busy);
         if stay {
-            idle.ends();
+            idle.assert_closed();
         }
         stay
     })
 }
 
 /// Sends a request on a connection, which may be closed; returns whether it is answered.
-fn is_answered(connection: &mut Conversation) -> bool {
+fn is_answered(connection: &mut HttpClient) -> bool {
     let stream = &mut connection.0;
     if stream.get_mut().write_all(REQUEST.as_bytes()).is_err() {
         return false;
@@ -160,7 +160,7 @@ fn is_answered(connection: &mut Conversation) -> bool {
         match stream.fill_buf() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Ok(b"") | Err(_) => return false,
-            Ok(_) => return connection.answer().status == "200 OK",
+            Ok(_) => return connection.response().status == "200 OK",
         }
     }
 }
@@ -184,9 +184,9 @@ fn connections_without_a_request_are_evicted_for_a_client() {
 fn one_idle_connection_is_evicted_for_one_client() {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--max-connections", "8"]);
-    let idle = lab.open(POD, 8);
-    let next = lab.open(POD, 1);
-    let ended = |connection: &Conversation| {
+    let idle = lab.open_connections(POD, 8);
+    let next = lab.open_connections(POD, 1);
+    let ended = |connection: &HttpClient| {
         let stream = connection.0.get_ref();
         stream.set_nonblocking(true).unwrap();
         stream.peek(&mut [0]).is_ok()
@@ -272,15 +272,15 @@ fn with_one_file_left_an_idle_connection_is_evicted_for_the_next_client() {
         let lab = Lab::new();
         let daemon = lab.start(&["--cidr", CIDRS]);
         allow_one_file(&daemon);
-        let mut idle = lab.open(first, 1);
+        let mut idle = lab.open_connections(first, 1);
         assert!(lab.client.get(next, "/").contains("Request received"));
-        idle[0].ends();
+        idle[0].assert_closed();
     }
 }
 
 /// Idle connections, which may be evicted.
-fn idle(lab: &Lab, daemon: &Daemon, count: usize) -> Vec<Conversation> {
-    let connections = lab.open(POD, count);
+fn idle(lab: &Lab, daemon: &Daemon, count: usize) -> Vec<HttpClient> {
+    let connections = lab.open_connections(POD, count);
     wait_until("all are idle", || daemon.idle_connections() == count);
     connections
 }
@@ -343,7 +343,7 @@ fn a_stop_without_free_files_waits_for_queued_clients() {
 }
 
 /// Clients that wait because the server may not open another file.
-fn exhaust_files(lab: &Lab, daemon: &Daemon) -> Vec<Conversation> {
+fn exhaust_files(lab: &Lab, daemon: &Daemon) -> Vec<HttpClient> {
     allow_files(daemon, "16");
     let clients = requesting(lab, POD, 20);
     daemon
@@ -409,7 +409,7 @@ fn answers_that_are_not_read_count_as_connections() {
 fn a_client_that_sends_more_while_it_reads_its_last_response_gets_all_of_it() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut client = Conversation(BufReader::new(lab.client.connect_narrow(POD, 2048)));
+    let mut client = HttpClient(BufReader::new(lab.client.connect_narrow(POD, 2048)));
     let body = "x".repeat(30_000);
     client.send(format!(
         "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 30000\r\n\r\n{body}"
@@ -418,7 +418,7 @@ fn a_client_that_sends_more_while_it_reads_its_last_response_gets_all_of_it() {
         lab.node.run("ss -Htn state fin-wait-1").lines().count() == 1
     });
     client.send(REQUEST);
-    assert!(client.answer().text().ends_with(&body));
+    assert!(client.response().text().ends_with(&body));
 }
 
 /// The server does not wait for the client's close.
@@ -426,7 +426,7 @@ fn a_client_that_sends_more_while_it_reads_its_last_response_gets_all_of_it() {
 fn a_connection_is_released_once_its_last_response_is_acknowledged() {
     let lab = Lab::new();
     let _daemon = lab.start(&["--max-connections", "1"]);
-    let mut client = Conversation(BufReader::new(lab.client.connect_narrow(POD, 2048)));
+    let mut client = HttpClient(BufReader::new(lab.client.connect_narrow(POD, 2048)));
     let body = "x".repeat(30_000);
     client.send(format!(
         "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 30000\r\n\r\n{body}"
@@ -434,9 +434,9 @@ fn a_connection_is_released_once_its_last_response_is_acknowledged() {
     wait_until("the server has shut down its side", || {
         lab.node.run("ss -Htn state fin-wait-1").lines().count() == 1
     });
-    assert!(client.answer().text().ends_with(&body));
+    assert!(client.response().text().ends_with(&body));
     let watch = Stopwatch::start();
-    lab.client.talk(POD).ask(REQUEST);
+    lab.client.http(POD).request(REQUEST);
     let waited = watch.used();
     assert!(waited < IDLE_AFTER / 2, "{waited:?}");
     drop(client);
@@ -455,7 +455,7 @@ fn without_new_threads_clients_wait_for_existing_ones() {
     let busy = upload(&lab, POD);
     daemon.wait_for("WARN  Cannot start a thread, clients wait: Resource temporarily unavailable");
     let mut clients = requesting(&lab, POD, 50);
-    clients[0].has_no_answer_yet();
+    clients[0].assert_no_response_yet();
     drop(busy);
     assert_answered(clients);
     drop(failing);
@@ -490,9 +490,9 @@ fn without_new_threads_an_idle_connection_is_evicted_for_the_next_client() {
         let lab = Lab::new();
         let daemon = lab.start(&["--cidr", CIDRS]);
         let _without_threads = fail_clone(&daemon);
-        let mut idle = lab.open(first, 1);
+        let mut idle = lab.open_connections(first, 1);
         assert!(lab.client.get(next, "/").contains("Request received"));
-        idle[0].ends();
+        idle[0].assert_closed();
     }
 }
 

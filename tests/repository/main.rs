@@ -1,5 +1,5 @@
 //! Texts and sources of this repository.
 
 mod imports;
+mod layers;
 mod pages;
-mod rooms;

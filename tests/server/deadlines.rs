@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::lab::conversation::Conversation;
+use crate::lab::http_client::HttpClient;
 use crate::lab::stopwatch::Stopwatch;
 use crate::lab::{Daemon, Lab, PATIENCE, POD, between, wait_until};
 use nix::sys::signal::{Signal, kill};
@@ -25,7 +25,7 @@ fn check_seconds(watch: &Stopwatch, what: &str, seconds: u64) {
 }
 
 /// Sends `byte` repeatedly, until the server sends something.
-fn drip(connection: &mut Conversation, byte: &str) {
+fn drip(connection: &mut HttpClient, byte: &str) {
     connection.0.get_ref().set_read_timeout(Some(DRIP)).unwrap();
     let watch = Stopwatch::start();
     while watch.used() < LONG {
@@ -47,17 +47,17 @@ fn drip(connection: &mut Conversation, byte: &str) {
 
 /// A request that is not complete at its deadline is answered with 408.
 fn assert_times_out(lab: &Lab, daemon: &Daemon, [begin, byte, part]: [&str; 3], seconds: u64) {
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let watch = Stopwatch::start();
     connection.send(begin);
     drip(&mut connection, byte);
     check_seconds(&watch, begin, seconds);
-    let answer = connection.answer();
+    let answer = connection.response();
     assert_eq!(answer.status, "408 Request Timeout", "{begin}");
     assert_eq!(answer.other_fields(), ["Connection: close"], "{begin}");
     let reason = format!("the {part} took too long");
     assert_eq!(answer.text(), format!("408 Request Timeout: {reason}\n"));
-    connection.ends();
+    connection.assert_closed();
     let line = daemon.wait_for(&format!("client={} ", connection.client()));
     assert!(line.contains("Refused request : "), "{line}");
     assert!(
@@ -69,13 +69,13 @@ fn assert_times_out(lab: &Lab, daemon: &Daemon, [begin, byte, part]: [&str; 3], 
 /// A connection without a request is closed at its deadline, without a response.
 fn stays_idle(lab: &Lab, daemon: &Daemon, requests: usize) {
     let mut watch = Stopwatch::start();
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     for _ in 0..requests {
         watch = Stopwatch::start();
-        connection.ask("GET /first HTTP/1.1\r\nHost: a\r\n\r\n");
+        connection.request("GET /first HTTP/1.1\r\nHost: a\r\n\r\n");
     }
     connection.0.get_ref().set_read_timeout(Some(LONG)).unwrap();
-    connection.ends();
+    connection.assert_closed();
     check_seconds(&watch, "an idle connection", 15);
     let line = daemon.wait_for(&format!("client={} ", connection.client()));
     assert_eq!(
@@ -87,7 +87,7 @@ fn stays_idle(lab: &Lab, daemon: &Daemon, requests: usize) {
 
 /// A client that sends requests all the time, and reads few bytes of the responses in a second, is closed.
 fn reads_slowly(lab: &Lab, daemon: &Daemon, bytes: usize) {
-    let connection = lab.client.talk(POD);
+    let connection = lab.client.http(POD);
     let mut stream = connection.0.get_ref();
     stream.set_write_timeout(Some(LONG)).unwrap();
     let body = "x".repeat(64 * 1024);
@@ -126,13 +126,8 @@ fn reads_slowly(lab: &Lab, daemon: &Daemon, bytes: usize) {
 }
 
 /// A response that fits into the kernel's send buffer, but not into the client's receive buffer.
-fn leave_response_unread(
-    lab: &Lab,
-    daemon: &Daemon,
-    persistence: &str,
-    room: usize,
-) -> Conversation {
-    let mut connection = Conversation(BufReader::new(lab.client.connect_narrow(POD, room)));
+fn leave_response_unread(lab: &Lab, daemon: &Daemon, persistence: &str, room: usize) -> HttpClient {
+    let mut connection = HttpClient(BufReader::new(lab.client.connect_narrow(POD, room)));
     let (client, body) = (connection.client(), "x".repeat(30_000));
     connection.send(format!(
         "POST /left HTTP/1.1\r\nHost: a\r\nConnection: {persistence}\r\nContent-Length: {}\r\n\r\n{body}",
@@ -181,22 +176,22 @@ fn starts_a_body(lab: &Lab, daemon: &Daemon) {
 /// A client that sends an empty line slowly has the deadline of a silent one.
 fn drips_an_empty_line(lab: &Lab) {
     let watch = Stopwatch::start();
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     for (byte, seconds) in [("\r", 5), ("\n", 10)] {
         thread::sleep(Duration::from_secs(seconds).saturating_sub(watch.elapsed()));
         connection.send(byte);
     }
     connection.0.get_ref().set_read_timeout(Some(LONG)).unwrap();
-    connection.ends();
+    connection.assert_closed();
     check_seconds(&watch, "an empty line", 15);
 }
 
 /// The server reads from a refused client that keeps sending for one more second.
 fn sends_after_refusal(lab: &Lab) {
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let watch = Stopwatch::start();
     connection.send("nonsense\r\n");
-    assert_eq!(connection.answer().status, "400 Bad Request");
+    assert_eq!(connection.response().status, "400 Bad Request");
     while connection.0.get_mut().write_all(&[b'x'; 4096]).is_ok() {
         assert!(watch.used() < LONG);
     }
@@ -283,20 +278,20 @@ fn a_deadline_holds_however_often_the_server_is_stopped() {
             }
         });
         let watch = Stopwatch::start();
-        let mut silent = lab.client.talk(POD);
+        let mut silent = lab.client.http(POD);
         assert_eq!(
-            silent.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status,
+            silent.request("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status,
             "200 OK"
         );
-        let mut started = lab.client.talk(POD);
+        let mut started = lab.client.http(POD);
         started.send("GET / HTTP/1.1\r\n");
         for connection in [&started, &silent] {
             let stream = connection.0.get_ref();
             stream.set_read_timeout(Some(LONG)).unwrap();
         }
-        assert_eq!(started.answer().status, "408 Request Timeout");
+        assert_eq!(started.response().status, "408 Request Timeout");
         check_seconds(&watch, "a head", 10);
-        silent.ends();
+        silent.assert_closed();
         check_seconds(&watch, "an idle connection", 15);
         stop.store(true, Ordering::Relaxed);
     });

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::lab::conversation::Conversation;
+use crate::lab::http_client::HttpClient;
 use crate::lab::stopwatch::{Stopwatch, TOLERANCE};
 use crate::lab::{
     CIDRS, Daemon, Lab, PATIENCE, POD, POD6, between, peak_memory, resident_memory, wait_until,
@@ -31,7 +31,7 @@ fn request_with_long_echo() -> Vec<u8> {
 }
 
 /// Closes a connection with a RST, even with data in flight.
-fn reset(connection: Conversation) {
+fn reset(connection: HttpClient) {
     let linger = libc::linger {
         l_onoff: 1,
         l_linger: 0,
@@ -89,7 +89,7 @@ const UNFINISHED: &[(&str, &str)] = &[
 
 /// Clients end their connections in incomplete requests, by `leave`. Asserts that each is lost for `reason`,
 /// with one log line and no response, and that all resources are released.
-fn assert_lost(leave: fn(Conversation), reason: &str) {
+fn assert_lost(leave: fn(HttpClient), reason: &str) {
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS]);
     let before = resources(&daemon);
@@ -98,12 +98,12 @@ fn assert_lost(leave: fn(Conversation), reason: &str) {
         for (host, address) in [("192.0.2.2", POD), ("[2001:db8:1::2]", POD6)] {
             // Distinct ports identify a client in the log; the kernel may assign one twice.
             let from = format!("{host}:{}", 20_000 + clients.len());
-            let mut connection = lab.client.talk_from(&from, address);
+            let mut connection = lab.client.http_from(&from, address);
             connection.send(GET);
-            assert_eq!(connection.answer().status, "200 OK");
+            assert_eq!(connection.response().status, "200 OK");
             connection.send(begin);
             let client = connection.client();
-            connection.has_no_answer_yet();
+            connection.assert_no_response_yet();
             leave(connection);
             let expected = format!("the {part} is not complete: {reason}");
             assert_eq!(lost(&daemon, &client), expected, "{begin}");
@@ -126,15 +126,15 @@ fn a_reset_in_a_request_is_one_line_and_leaves_nothing() {
 
 #[test]
 fn a_close_in_a_request_is_one_line_and_leaves_nothing() {
-    let leave = |mut connection: Conversation| {
-        connection.finish();
-        connection.ends();
+    let leave = |mut connection: HttpClient| {
+        connection.shutdown_write();
+        connection.assert_closed();
     };
     assert_lost(leave, "the client closed the connection");
 }
 
 /// Sends requests until the server stops reading, because it waits in the middle of a response.
-fn send_until_blocked(connection: &Conversation) {
+fn send_until_blocked(connection: &HttpClient) {
     let mut stream = connection.0.get_ref();
     let patience = stream.write_timeout().unwrap();
     stream
@@ -149,7 +149,7 @@ fn a_reset_in_an_answer_is_one_line_and_leaves_nothing() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
     let before = resources(&daemon);
-    let connection = lab.client.talk(POD);
+    let connection = lab.client.http(POD);
     let client = connection.client();
     send_until_blocked(&connection);
     reset(connection);
@@ -172,14 +172,14 @@ fn the_last_response_is_complete_whatever_follows_its_request() {
     let request = String::from_utf8(request_with_long_echo()).unwrap();
     let request = request.replace("\r\nHost", "\r\nConnection: close\r\nHost");
     for behind in ["", "\r\n", GET] {
-        let mut connection = Conversation(BufReader::new(lab.client.connect_narrow(POD, 2048)));
+        let mut connection = HttpClient(BufReader::new(lab.client.connect_narrow(POD, 2048)));
         connection.send(&request);
         // The client has not received the whole response, nor the server the later data.
         connection.0.fill_buf().unwrap();
         connection.send(behind);
-        let answer = connection.answer();
+        let answer = connection.response();
         assert!(answer.text().ends_with("xxx"), "{behind:?}");
-        connection.ends();
+        connection.assert_closed();
     }
     wait_until("each is logged as answered", || {
         daemon.log().matches(" status=200 ").count() == 3
@@ -190,7 +190,7 @@ fn the_last_response_is_complete_whatever_follows_its_request() {
 fn a_request_may_come_with_one_byte_a_packet() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let head = "PUT /slow HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
     let chunks = "3;a=\"b\"\r\nabc\r\n03\r\ndef\r\n0;c\r\nX: y\r\n\r\n";
     for request in [format!("\r\n{head}{chunks}"), GET.to_owned()] {
@@ -198,21 +198,26 @@ fn a_request_may_come_with_one_byte_a_packet() {
             connection.send([*byte]);
         }
     }
-    let first = connection.answer();
+    let first = connection.response();
     assert!(first.text().ends_with(&format!("\n\n{head}abcdef")));
-    assert!(connection.answer().text().contains(" destination /here : "));
+    assert!(
+        connection
+            .response()
+            .text()
+            .contains(" destination /here : ")
+    );
 }
 
 #[test]
 fn bytes_that_are_no_text_are_echoed_as_they_came_and_escaped_in_the_log() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let request = b"GET /\xff\xc3( HTTP/1.1\r\nHost: a\r\nUser-Agent: \x9b2J\xf0\x9f\r\n\r\n";
-    let answer = connection.ask(request);
+    let answer = connection.request(request);
     assert!(answer.content.ends_with(request), "{answer:?}");
-    connection.ask([request.as_slice(), b"\x9b\0\x1b]0;\x07\n"].concat());
-    assert_eq!(connection.answer().status, "400 Bad Request");
+    connection.request([request.as_slice(), b"\x9b\0\x1b]0;\x07\n"].concat());
+    assert_eq!(connection.response().status, "400 Bad Request");
     daemon.stop();
     let log = daemon.log();
     assert!(log.is_ascii(), "{log:?}");
@@ -228,12 +233,12 @@ fn bytes_that_are_no_text_are_echoed_as_they_came_and_escaped_in_the_log() {
 fn empty_lines_are_counted_however_they_are_cut() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     connection.send("\r\n");
-    connection.has_no_answer_yet();
-    let answer = connection.ask(format!("\r\n{GET}"));
+    connection.assert_no_response_yet();
+    let answer = connection.request(format!("\r\n{GET}"));
     assert_eq!(answer.status, "400 Bad Request");
-    connection.ends();
+    connection.assert_closed();
 }
 
 #[test]
@@ -242,15 +247,15 @@ fn an_empty_line_does_not_make_an_idle_connection_keep_memory() {
     let daemon = lab.start(&[]);
     let request = [request_with_long_echo(), b"\r\n".to_vec()].concat();
     let before = resident_memory(daemon.server());
-    let mut connections: Vec<_> = (0..100).map(|_| lab.client.talk(POD)).collect();
+    let mut connections: Vec<_> = (0..100).map(|_| lab.client.http(POD)).collect();
     for connection in &mut connections {
-        assert_eq!(connection.ask(&request).status, "200 OK");
+        assert_eq!(connection.request(&request).status, "200 OK");
     }
     wait_until("memory is given back", || {
         resident_memory(daemon.server()) < before + (3 << 20)
     });
     for connection in &mut connections {
-        assert_eq!(connection.ask(GET).status, "200 OK");
+        assert_eq!(connection.request(GET).status, "200 OK");
     }
 }
 
@@ -258,8 +263,8 @@ fn an_empty_line_does_not_make_an_idle_connection_keep_memory() {
 fn urgent_data_is_ignored() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
-    let urge = |connection: &Conversation| {
+    let mut connection = lab.client.http(POD);
+    let urge = |connection: &HttpClient| {
         let socket = connection.0.get_ref().as_raw_fd();
         assert_eq!(send(socket, b"!", MsgFlags::MSG_OOB), Ok(1));
     };
@@ -268,12 +273,12 @@ fn urgent_data_is_ignored() {
     connection.send(begin);
     urge(&connection);
     connection.send(end);
-    let answer = connection.answer();
+    let answer = connection.response();
     assert_eq!(answer.status, "200 OK");
     assert!(answer.text().ends_with(GET), "{answer:?}");
     urge(&connection);
-    connection.finish();
-    connection.ends();
+    connection.shutdown_write();
+    connection.assert_closed();
     daemon.stop();
     daemon.wait_for("Served 1 requests on 1 connections");
 }
@@ -282,7 +287,7 @@ fn urgent_data_is_ignored() {
 fn a_simultaneous_close_loses_no_response() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let client = connection.client();
     let has_state = |state: &str| {
         let sockets = lab.node.run("ss -tanH");
@@ -295,18 +300,18 @@ fn a_simultaneous_close_loses_no_response() {
     assert!(lab.client.feed("nft -f -", hold).status.success());
     connection.send(GET.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"));
     wait_until("the node has ended", || has_state("FIN-WAIT-1"));
-    connection.finish();
+    connection.shutdown_write();
     wait_until("both have", || has_state("CLOSING"));
     lab.client.run("nft delete table inet hold");
-    assert_eq!(connection.answer().status, "200 OK");
-    connection.ends();
+    assert_eq!(connection.response().status, "200 OK");
+    connection.assert_closed();
     daemon.stop();
     daemon.wait_for("Served 1 requests on 1 connections");
     assert!(!daemon.log().contains("Lost request"), "{}", daemon.log());
 }
 
 /// Connects with a request in the SYN (TCP Fast Open, RFC 7413).
-fn request_in_syn(lab: &Lab) -> Conversation {
+fn request_in_syn(lab: &Lab) -> HttpClient {
     let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
     let stream = lab.client.enter(|| {
         let flag = SockFlag::SOCK_CLOEXEC;
@@ -317,7 +322,7 @@ fn request_in_syn(lab: &Lab) -> Conversation {
         TcpStream::from(socket)
     });
     stream.set_read_timeout(Some(*PATIENCE)).unwrap();
-    Conversation(BufReader::new(stream))
+    HttpClient(BufReader::new(stream))
 }
 
 #[test]
@@ -332,9 +337,9 @@ fn a_request_in_a_syn_is_answered_once() {
         lab.node.sysctl("net.ipv4.tcp_fastopen", node);
         let mut daemon = lab.start(&[]);
         let mut connection = request_in_syn(&lab);
-        assert_eq!(connection.answer().status, "200 OK", "{counter}");
-        connection.finish();
-        connection.ends();
+        assert_eq!(connection.response().status, "200 OK", "{counter}");
+        connection.shutdown_write();
+        connection.assert_closed();
         assert_eq!(lab.client.counter(counter), 1, "{counter}");
         daemon.stop();
         daemon.wait_for("Served 1 requests on 1 connections");
@@ -346,7 +351,7 @@ fn requests_whose_answers_are_not_read_take_no_memory() {
     let lab = Lab::new();
     let mut daemon = lab.start(&[]);
     lab.client.get(POD, "/");
-    let connection = lab.client.talk(POD);
+    let connection = lab.client.http(POD);
     let client = connection.client();
     let mut stream = connection.0.get_ref();
     stream.set_write_timeout(Some(LONG)).unwrap();
@@ -386,7 +391,7 @@ fn requests_whose_answers_are_not_read_take_no_memory() {
 fn a_thousand_clients_that_drip_their_heads_hinder_no_other() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
-    let mut slow: Vec<_> = (0..1000).map(|_| lab.client.talk(POD)).collect();
+    let mut slow: Vec<_> = (0..1000).map(|_| lab.client.http(POD)).collect();
     let beginning = Instant::now();
     let stop = AtomicBool::new(false);
     let longest = thread::scope(|scope| {
@@ -407,8 +412,8 @@ fn a_thousand_clients_that_drip_their_heads_hinder_no_other() {
             thread::sleep(Duration::from_millis(200));
         }
         for connection in &mut slow {
-            assert_eq!(connection.answer().status, "408 Request Timeout");
-            connection.ends();
+            assert_eq!(connection.response().status, "408 Request Timeout");
+            connection.assert_closed();
         }
         stop.store(true, Ordering::Relaxed);
         requests.join().unwrap()

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::lab::conversation::Conversation;
+use crate::lab::http_client::HttpClient;
 use crate::lab::stopwatch::Stopwatch;
 use crate::lab::{CIDRS, Lab, POD, PROGRAM, peak_memory, wait_until};
 use nix::libc::O_NONBLOCK;
@@ -29,7 +29,7 @@ fn count_received(log: &str) -> usize {
 }
 
 /// Sends requests until a response is late; returns the number of responses.
-fn fill_log(connection: &mut Conversation) -> usize {
+fn fill_log(connection: &mut HttpClient) -> usize {
     let field = |name: &str| format!("{name}: {}\r\n", "x".repeat(500));
     let request = format!(
         "GET /{} HTTP/1.1\r\n{}{}\r\n",
@@ -48,7 +48,7 @@ fn fill_log(connection: &mut Conversation) -> usize {
                 return true;
             }
         }
-        assert_eq!(connection.answer().status, "200 OK");
+        assert_eq!(connection.response().status, "200 OK");
         false
     });
     connection.0.get_ref().set_read_timeout(patience).unwrap();
@@ -158,13 +158,13 @@ fn while_the_log_is_not_read_requests_wait_and_memory_does_not_grow() {
         let lab = Lab::new();
         let mut program = UnreadLog::spawn(&lab, pipe().unwrap().0, flags);
         program.read_to("Created table");
-        let mut connection = lab.client.talk(POD);
+        let mut connection = lab.client.http(POD);
         let answered = fill_log(&mut connection);
         let healthy = lab.node.get("127.0.0.1:1", "/healthz");
         let peak = peak_memory(crate::lab::server_of(program.guard()));
 
         let text = program.read();
-        let late = connection.answer();
+        let late = connection.response();
         assert!(program.stop().success());
         let text = text.join().unwrap();
 
@@ -246,7 +246,7 @@ fn while_the_log_is_not_read_the_guard_reconciles() {
 fn while_the_log_is_not_read_a_stop_ends_in_order_within_its_time() {
     let lab = Lab::new();
     let mut program = UnreadLog::start(&lab);
-    fill_log(&mut lab.client.talk(POD));
+    fill_log(&mut lab.client.http(POD));
     assert_eq!(program.stop().code(), Some(0));
     assert_eq!(lab.remains(), [""; 0]);
 }
@@ -255,7 +255,7 @@ fn while_the_log_is_not_read_a_stop_ends_in_order_within_its_time() {
 fn with_a_slow_reader_a_stop_ends_in_order_within_its_time() {
     let lab = Lab::new();
     let mut program = UnreadLog::start(&lab);
-    fill_log(&mut lab.client.talk(POD));
+    fill_log(&mut lab.client.http(POD));
     let mut log = program.log.take().unwrap();
     thread::spawn(move || {
         let mut piece = [0; 4096];
@@ -271,7 +271,7 @@ fn with_a_slow_reader_a_stop_ends_in_order_within_its_time() {
 fn while_the_log_is_not_read_the_nodes_own_requests_are_answered_and_their_lines_counted() {
     let lab = Lab::new();
     let mut program = UnreadLog::start(&lab);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     fill_log(&mut connection);
     for _ in 0..8 {
         let answer = lab.node.get("127.0.0.1:1", "/nothing");
@@ -280,7 +280,7 @@ fn while_the_log_is_not_read_the_nodes_own_requests_are_answered_and_their_lines
     let healthy = lab.node.get("127.0.0.1:1", "/healthz");
     assert!(healthy.ends_with("ok\n"), "{healthy}");
     let text = program.read();
-    assert_eq!(connection.answer().status, "200 OK");
+    assert_eq!(connection.response().status, "200 OK");
     assert!(program.stop().success());
     let text = text.join().unwrap();
     // The last line may be late, and fit.
@@ -331,8 +331,8 @@ fn while_the_disk_is_full_lines_are_lost_and_all_else_goes_on() {
     let log = || std::fs::read_to_string(&path).unwrap();
     wait_until("it intercepts", || log().contains("Created table"));
 
-    let mut connection = lab.client.talk(POD);
-    let mut ask = || assert_eq!(connection.ask(REQUEST).status, "200 OK");
+    let mut connection = lab.client.http(POD);
+    let mut ask = || assert_eq!(connection.request(REQUEST).status, "200 OK");
     wait_until("the disk is full", || {
         (0..100).for_each(|_| ask());
         log().len() == 64 * 1024
@@ -359,9 +359,9 @@ fn a_stop_in_order_loses_no_line() {
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let mut connection = lab.client.talk(POD);
+                let mut connection = lab.client.http(POD);
                 loop {
-                    let answer = connection.ask(REQUEST);
+                    let answer = connection.request(REQUEST);
                     answered.fetch_add(1, Ordering::SeqCst);
                     if answer.other_fields() == ["Connection: close"] {
                         break;
@@ -382,10 +382,10 @@ fn a_stop_in_order_loses_no_line() {
 fn a_line_is_written_within_100_ms_and_waits_for_no_other() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);
-    let mut connection = lab.client.talk(POD);
+    let mut connection = lab.client.http(POD);
     let took = (1..=20).map(|round| {
         for _ in 0..5 {
-            assert_eq!(connection.ask(REQUEST).status, "200 OK");
+            assert_eq!(connection.request(REQUEST).status, "200 OK");
         }
         let start = Instant::now();
         wait_until("the last line is written", || {

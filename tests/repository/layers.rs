@@ -40,51 +40,51 @@ fn sources() -> BTreeMap<String, String> {
 }
 
 /// Module of a file: its directory, or the file itself.
-fn room(file: &str) -> &str {
+fn module_of(file: &str) -> &str {
     file.split(['/', '.']).next().unwrap()
 }
 
 fn level(file: &str) -> usize {
-    let level = LEVELS.iter().position(|it| it.contains(&room(file)));
+    let level = LEVELS.iter().position(|it| it.contains(&module_of(file)));
     level.unwrap_or_else(|| panic!("src/{file} has no place in LEVELS"))
 }
 
-fn rooms(imports: &Imports) -> Imports {
-    let rooms = imports
+fn modules(imports: &Imports) -> Imports {
+    let modules = imports
         .iter()
-        .map(|(from, to)| (room(from).to_owned(), room(to).to_owned()));
-    rooms.filter(|(from, to)| from != to).collect()
+        .map(|(from, to)| (module_of(from).to_owned(), module_of(to).to_owned()));
+    modules.filter(|(from, to)| from != to).collect()
 }
 
 /// Shortest import cycle of each file, written from its least member; each cycle once.
-fn circles(imports: &Imports) -> BTreeSet<String> {
+fn cycles(imports: &Imports) -> BTreeSet<String> {
     let all: BTreeSet<_> = imports.iter().map(|(from, _)| from).collect();
-    let circles = all.into_iter().filter_map(|start| circle(imports, start));
-    circles.collect()
+    let cycles = all.into_iter().filter_map(|start| cycle(imports, start));
+    cycles.collect()
 }
 
-fn circle(imports: &Imports, start: &str) -> Option<String> {
-    let mut ways = vec![vec![start]];
+fn cycle(imports: &Imports, start: &str) -> Option<String> {
+    let mut paths = vec![vec![start]];
     let mut seen = BTreeSet::new();
-    while !ways.is_empty() {
+    while !paths.is_empty() {
         let mut longer = Vec::new();
-        for way in ways {
+        for path in paths {
             for (_, next) in imports
                 .iter()
-                .filter(|(from, _)| from == way[way.len() - 1])
+                .filter(|(from, _)| from == path[path.len() - 1])
             {
                 if next == start {
-                    let least = way.iter().min().unwrap();
-                    let at = way.iter().position(|it| it == least).unwrap();
-                    let circle = [&way[at..], &way[..=at]].concat();
-                    return Some(circle.join(" → "));
+                    let least = path.iter().min().unwrap();
+                    let at = path.iter().position(|it| it == least).unwrap();
+                    let cycle = [&path[at..], &path[..=at]].concat();
+                    return Some(cycle.join(" → "));
                 }
                 if seen.insert(next) {
-                    longer.push([&way[..], &[next]].concat());
+                    longer.push([&path[..], &[next]].concat());
                 }
             }
         }
-        ways = longer;
+        paths = longer;
     }
     None
 }
@@ -95,7 +95,7 @@ fn upward(imports: &Imports) -> Vec<String> {
     upward.map(|(from, to)| format!("{from} → {to}")).collect()
 }
 
-fn made_up(files: &[(&str, &str)]) -> Imports {
+fn imports_of(files: &[(&str, &str)]) -> Imports {
     let files = files
         .iter()
         .map(|(file, text)| ((*file).to_owned(), (*text).to_owned()));
@@ -114,14 +114,14 @@ fn assert_none(what: &str, found: impl IntoIterator<Item = String>) {
 
 #[test]
 fn no_files_import_each_other() {
-    assert_none("they import each other", circles(&imports(&sources())));
+    assert_none("they import each other", cycles(&imports(&sources())));
 }
 
 #[test]
-fn no_rooms_import_each_other() {
+fn no_modules_import_each_other() {
     assert_none(
         "they import each other",
-        circles(&rooms(&imports(&sources()))),
+        cycles(&modules(&imports(&sources()))),
     );
 }
 
@@ -189,7 +189,7 @@ fn every_form_of_an_import_is_found() {
             ("server/three.rs", text),
             ("error.rs", ""),
         ];
-        let found = made_up(&files).into_iter().map(|(_, to)| to);
+        let found = imports_of(&files).into_iter().map(|(_, to)| to);
         let mut expected: Vec<_> = expected.split_whitespace().collect();
         expected.sort_unstable();
         assert_eq!(found.collect::<Vec<_>>(), expected, "{text}");
@@ -198,7 +198,7 @@ fn every_form_of_an_import_is_found() {
 
 #[test]
 fn a_folder_imports_its_files_where_it_uses_them_and_the_binary_imports_the_library() {
-    let found = made_up(&[
+    let found = imports_of(&[
         ("main.rs", "use tproxy_pod::server::{one, run};"),
         (
             "server/mod.rs",
@@ -217,8 +217,8 @@ fn a_folder_imports_its_files_where_it_uses_them_and_the_binary_imports_the_libr
 }
 
 #[test]
-fn a_circle_of_two_and_one_of_three_are_found() {
-    let found = made_up(&[
+fn a_cycle_of_two_and_one_of_three_are_found() {
+    let found = imports_of(&[
         ("http/head.rs", "use crate::http::fields::{Fields, field};"),
         (
             "http/fields.rs",
@@ -233,13 +233,13 @@ fn a_circle_of_two_and_one_of_three_are_found() {
         "http/fields.rs → http/head.rs → http/fields.rs",
         "rules/line.rs → rules/rule.rs → rules/values.rs → rules/line.rs",
     ];
-    assert!(circles(&found).into_iter().eq(expected.map(str::to_owned)));
-    assert_none("rooms", circles(&rooms(&found)));
+    assert!(cycles(&found).into_iter().eq(expected.map(str::to_owned)));
+    assert_none("rooms", cycles(&modules(&found)));
 }
 
 #[test]
-fn an_import_that_points_up_and_rooms_that_import_each_other_are_found() {
-    let found = made_up(&[
+fn an_import_that_points_up_and_modules_that_import_each_other_are_found() {
+    let found = imports_of(&[
         (
             "routing/policy.rs",
             "use crate::nftables::batch::Batch;\nuse crate::guard::Guard;",
@@ -250,6 +250,6 @@ fn an_import_that_points_up_and_rooms_that_import_each_other_are_found() {
         ("guard/mod.rs", ""),
     ]);
     assert_eq!(upward(&found), ["routing/policy.rs → guard/mod.rs"]);
-    assert_none("files", circles(&found));
-    assert!(circles(&rooms(&found)).contains("nftables → routing → nftables"));
+    assert_none("files", cycles(&found));
+    assert!(cycles(&modules(&found)).contains("nftables → routing → nftables"));
 }

@@ -56,43 +56,43 @@ impl Response {
 }
 
 /// An open connection, with the bytes received so far.
-pub struct Conversation(pub BufReader<TcpStream>);
+pub struct HttpClient(pub BufReader<TcpStream>);
 
 impl Namespace {
     /// Connects to an address.
-    pub fn talk(&self, address: &str) -> Conversation {
+    pub fn http(&self, address: &str) -> HttpClient {
         let stream = self
             .connect(address)
             .unwrap_or_else(|error| panic!("{address}: {error}"));
         stream.set_nodelay(true).unwrap();
-        Conversation(BufReader::new(stream))
+        HttpClient(BufReader::new(stream))
     }
 }
 
 impl Namespace {
     /// Connects from an address and port to an address.
-    pub fn talk_from(&self, from: &str, address: &str) -> Conversation {
+    pub fn http_from(&self, from: &str, address: &str) -> HttpClient {
         let (from, to) = (from.parse().unwrap(), address.parse().unwrap());
         let stream = self.enter(|| connect_from(from, to, *PATIENCE)).unwrap();
         stream.set_read_timeout(Some(*PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Conversation(BufReader::new(stream))
+        HttpClient(BufReader::new(stream))
     }
 }
 
 impl Lab {
     /// Opens `count` connections, each with one response received.
-    pub fn open(&self, address: &str, count: usize) -> Vec<Conversation> {
-        let talk = |_| {
-            let mut conversation = self.client.talk(address);
-            assert_eq!(conversation.ask(REQUEST).status, "200 OK");
-            conversation
+    pub fn open_connections(&self, address: &str, count: usize) -> Vec<HttpClient> {
+        let open = |_| {
+            let mut connection = self.client.http(address);
+            assert_eq!(connection.request(REQUEST).status, "200 OK");
+            connection
         };
-        (0..count).map(talk).collect()
+        (0..count).map(open).collect()
     }
 }
 
-impl Conversation {
+impl HttpClient {
     /// Address and port of the client.
     pub fn client(&self) -> String {
         self.0.get_ref().local_addr().unwrap().to_string()
@@ -103,26 +103,26 @@ impl Conversation {
     }
 
     /// Shuts down the client's side for writing.
-    pub fn finish(&mut self) {
+    pub fn shutdown_write(&mut self) {
         self.0.get_mut().shutdown(Shutdown::Write).unwrap();
     }
 
     /// Sends a request, and reads the response.
-    pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Response {
+    pub fn request(&mut self, request: impl AsRef<[u8]>) -> Response {
         self.send(request);
-        self.answer()
+        self.response()
     }
 
     /// Reads a response.
-    pub fn answer(&mut self) -> Response {
-        let mut answer = self.answer_to_head();
-        answer.content = vec![0; answer.length()];
-        self.0.read_exact(&mut answer.content).unwrap();
-        answer
+    pub fn response(&mut self) -> Response {
+        let mut response = self.response_to_head();
+        response.content = vec![0; response.length()];
+        self.0.read_exact(&mut response.content).unwrap();
+        response
     }
 
     /// Reads the response to a HEAD request, which has no content (RFC 9110, 9.3.2).
-    pub fn answer_to_head(&mut self) -> Response {
+    pub fn response_to_head(&mut self) -> Response {
         let first = self.line();
         let status = first
             .strip_prefix("HTTP/1.1 ")
@@ -144,7 +144,7 @@ impl Conversation {
     }
 
     /// Asserts that nothing arrives for 300 ms.
-    pub fn has_no_answer_yet(&mut self) {
+    pub fn assert_no_response_yet(&mut self) {
         assert_eq!(self.0.buffer().escape_ascii().to_string(), "");
         let stream = self.0.get_ref();
         let patience = stream.read_timeout().unwrap();
@@ -158,7 +158,7 @@ impl Conversation {
     }
 
     /// Waits until the server closes, and asserts that nothing arrives before.
-    pub fn ends(&mut self) {
+    pub fn assert_closed(&mut self) {
         let mut rest = Vec::new();
         self.0.read_to_end(&mut rest).unwrap();
         assert_eq!(String::from_utf8_lossy(&rest), "", "nothing more comes");
