@@ -265,7 +265,7 @@ impl Paused {
     }
 }
 
-/// Longer than the kernel's retransmissions for a connection in this time.
+/// Duration of the pause: long in comparison with the kernel's retransmission time-outs.
 const PAUSE: Duration = Duration::from_secs(10);
 
 #[test]

@@ -253,7 +253,7 @@ const OTHER_OPTIONS: [&str; 8] = [
     "101",
 ];
 
-/// Before Linux 5.12 the port tells; with another port, the second instance replaces the table.
+/// Before Linux 5.12 an abstract UNIX socket takes the place of the table's owner.
 #[test]
 fn a_second_instance_says_that_the_table_has_an_owner() {
     let lab = Lab::new();

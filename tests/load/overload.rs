@@ -313,7 +313,7 @@ fn a_shortage_that_no_eviction_ends_evicts_no_connection() {
     }
 }
 
-/// accept4(2) returns the pending errors of a connection (accept(2)).
+/// accept(2) returns errors that are pending on the new socket.
 #[test]
 fn a_connection_that_is_aborted_before_it_is_accepted_is_no_shortage_of_files() {
     let lab = Lab::new();
@@ -375,7 +375,7 @@ fn without_files_clients_wait_until_more_are_allowed() {
     assert_eq!(stop_and_count_lines(&mut daemon, "Cannot accept"), 1);
 }
 
-/// The kernel keeps unread responses for open connections only, up to the limit, whatever the last response is.
+/// Closed connections with unread responses count towards the limit, whatever the last response is.
 #[test]
 fn answers_that_are_not_read_count_as_connections() {
     let body = "x".repeat(30_000);

@@ -137,7 +137,7 @@ fn leave_response_unread(lab: &Lab, daemon: &Daemon, persistence: &str, room: us
     connection
 }
 
-/// A client reads some of such a response every two seconds, or nothing: the kernel keeps the rest no longer.
+/// A client reads some of such a response every two seconds, or nothing: the kernel keeps the rest for 15 s.
 fn reads_last_response_slowly(lab: &Lab, daemon: &Daemon, persistence: &str, reads: bool) {
     let watch = Stopwatch::start();
     let (room, bytes) = if reads { (8192, 1000) } else { (2048, 0) };
@@ -156,7 +156,7 @@ fn reads_last_response_slowly(lab: &Lab, daemon: &Daemon, persistence: &str, rea
     check_seconds(&watch, "an answer in the kernel", 15);
 }
 
-/// A client that does not read a response and starts a body is lost before the body's deadline.
+/// A client that starts a body, and has not read the response before it, is lost.
 fn starts_a_body(lab: &Lab, daemon: &Daemon) {
     let mut connection = leave_response_unread(lab, daemon, "keep-alive", 2048);
     connection.send("POST /begun HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhello");
