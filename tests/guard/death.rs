@@ -1,5 +1,5 @@
 //! A process dies or is stopped by SIGSTOP. Afterwards the Pods answer at the captured port, other traffic is
-//! not affected, the exit status tells the cause, no rule or table is left, and the next start succeeds.
+//! not affected, the exit status tells the cause, no table is left, and the next start succeeds.
 
 use std::io::Write;
 use std::net::TcpStream;
