@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::nftables::batch::CommitMode;
 use crate::nftables::bridge::BridgeRedirect;
 use crate::nftables::compile::compile;
-use crate::nftables::table::Table;
+use crate::nftables::table::Tables;
 use crate::options::Options;
 use crate::routing::bridges::BridgeTopology;
 use crate::routing::loopback;
@@ -120,9 +120,9 @@ fn check_kernel(options: &Options, scripts: &[Script], report: &mut Report) {
         Ok(()) => CommitMode::Commit,
         Err(_) => CommitMode::DryRun,
     };
-    let claimed = Table::claim(mode, options.families());
-    if let Some(table) = report.part("nf_tables", claimed) {
-        check_rules(options, scripts, table, report);
+    let claimed = Tables::claim(mode, options.families());
+    if let Some(tables) = report.part("nf_tables", claimed) {
+        check_rules(options, scripts, tables, report);
     }
     match entered {
         Err(error) => limited(format_args!("mark rule and routes were not tried: {error}")),
@@ -138,8 +138,8 @@ fn check_kernel(options: &Options, scripts: &[Script], report: &mut Report) {
     report.part("filters of system calls", confined);
 }
 
-fn check_rules(options: &Options, scripts: &[Script], mut table: Table, report: &mut Report) {
-    match table.is_owned() {
+fn check_rules(options: &Options, scripts: &[Script], mut tables: Tables, report: &mut Report) {
+    match tables.is_owned() {
         true => ok("tables with an owner: the kernel removes them with the process"),
         false => limited(
             "no tables with an owner, which Linux 5.12 has: SIGKILL would leave them, and others \
@@ -148,7 +148,7 @@ fn check_rules(options: &Options, scripts: &[Script], mut table: Table, report: 
     }
     let bridge_redirect = BridgeRedirect::new(&options.cidrs, &options.dports);
     let bridge_table = bridge_redirect.table(&BridgeTopology::default());
-    let installed = table.install(&compile(scripts), &bridge_table);
+    let installed = tables.install(&compile(scripts), &bridge_table);
     let rules = "the rules, with TPROXY and the sockets that own packets";
     match report.part(rules, installed) {
         Some(None) => ok("Pods of one bridge are captured"),
@@ -168,9 +168,9 @@ fn check_node(options: &Options, report: &mut Report) {
         let bound = listener::bind(family, options.port);
         report.part(format_args!("transparent listener at {address}"), bound);
     }
-    let claimed = Table::claim(CommitMode::DryRun, options.families());
-    if let Some(mut table) = report.part("the tables have no other owner", claimed) {
-        for table in table.without_owner() {
+    let claimed = Tables::claim(CommitMode::DryRun, options.families());
+    if let Some(mut tables) = report.part("the tables have no other owner", claimed) {
+        for table in tables.without_owner() {
             limited(format_args!(
                 "there is a table {table} without an owner: it would be replaced"
             ));

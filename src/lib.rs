@@ -1,9 +1,8 @@
-//! The library of tproxy-pod: all but the story, which `main.rs` tells. Tests and fuzzers reach the parts
-//! here.
+//! The library of tproxy-pod: everything but `main`. Tests and fuzzers reach the modules here.
 //!
-//! Imports point down: a room uses those below it, and no two files import each other.
+//! Imports point down: a module uses those below it, and no two files import each other.
 //!
-//! | room         | what it does                                    | uses                                       |
+//! | module       | what it does                                    | uses                                       |
 //! |--------------|-------------------------------------------------|--------------------------------------------|
 //! | `main.rs`    | starts the two processes                        | all                                        |
 //! | [`check`]    | `--check`: reports what the node can do         | `options`, and the rooms of both processes |
@@ -11,9 +10,9 @@
 //! | [`guard`]    | installs, reconciles, drains, undoes            | `server`, `nftables`, `routing`, `rules`   |
 //! | [`server`]   | accepts and serves connections: threads, limits | `http`, `log`, `sandbox`                   |
 //! | [`http`]     | bytes → request, response → bytes; no socket    | `log`                                      |
-//! | [`nftables`] | typed rules → one nf_tables transaction         | `rules`, `routing`, `netlink`              |
+//! | [`nftables`] | parsed rules → one nf_tables transaction        | `rules`, `routing`, `netlink`              |
 //! | [`routing`]  | mark rules, AnyIP routes, bridges, sockets      | `netlink`, `log`                           |
-//! | [`rules`]    | iptables-restore text → typed rules             | `log`                                      |
+//! | [`rules`]    | iptables-restore text → parsed rules            | `log`                                      |
 //! | [`netlink`]  | messages, attributes, sockets of any family     |                                            |
 //! | [`log`]      | log lines and their queue                       |                                            |
 //! | [`sandbox`]  | what each process gives up                      |                                            |

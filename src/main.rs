@@ -3,10 +3,10 @@
 //! 1. The options are checked and the rules are parsed; nothing has changed yet.
 //! 2. The nf_tables table is claimed and the transparent listeners are bound.
 //! 3. The process forks. The child, the server, gives up all privilege and answers requests.
-//! 4. The parent, the guard, waits until the server is ready, then installs the AnyIP routes, the mark
+//! 4. The parent, the guard, waits until the server is ready, then installs the AnyIP routes, the fwmark
 //!    rules and, last, the tables.
 //! 5. At SIGTERM the guard turns TPROXY rules to ACCEPT, lets the server finish its connections, and undoes the
-//!    rest in the opposite order. If the server dies, it undoes everything at once.
+//!    rest in the opposite order. If the server dies, it undoes everything immediately.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use tproxy_pod::guard::{self, Guard};
 use tproxy_pod::log::logger;
 use tproxy_pod::nftables::batch::CommitMode;
 use tproxy_pod::nftables::bridge::BridgeRedirect;
-use tproxy_pod::nftables::table::Table;
+use tproxy_pod::nftables::table::Tables;
 use tproxy_pod::options::{self, Command, HELP, Options};
 use tproxy_pod::routing::bridges::BridgeMonitor;
 use tproxy_pod::routing::monitor::Monitor;
@@ -79,14 +79,14 @@ fn run(options: &Options, scripts: Vec<Script>) -> ExitCode {
 /// The first request that the kernel refused before the guard runs: nothing is installed then.
 fn start_processes(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error> {
     let signals = guard::block_signals()?;
-    let table = Table::claim(CommitMode::Commit, options.families())?;
+    let tables = Tables::claim(CommitMode::Commit, options.families())?;
     let listeners = bind(options)?;
     let fault = |error: std::io::Error| Error::new("start the server", error);
     let (guard_end, server_end) = UnixStream::pair().map_err(fault)?;
     let guard_pid = getpid();
     match sys::fork_single_threaded().map_err(fault)? {
         ForkResult::Child => {
-            drop((table, signals, guard_end));
+            drop((tables, signals, guard_end));
             let limit = options.max_connections;
             let served = server::run(listeners, server_end, guard_pid, limit);
             Ok(status(served))
@@ -97,7 +97,7 @@ fn start_processes(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, 
             let guard = Guard {
                 signals,
                 server: ServerProcess::new(child, guard_end),
-                table,
+                tables,
                 reconciler: Reconciler::new(routing, Monitor::start()?),
                 sock_diag: SockDiag::new(&options.cidrs, &options.dports)?,
                 scripts,

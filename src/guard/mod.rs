@@ -7,26 +7,27 @@
 //! From SIGTERM to the end of both processes:
 //!
 //! ```text
-//!     guard: Guard::drain                            server: Workers::drain (server/workers.rs)
+//!     guard                                          server: Workers::drain (server/workers.rs)
 //!     SIGTERM
-//!      │ TPROXY rules become ACCEPT                  serves
+//!      │ Guard::drain: TPROXY rules become ACCEPT    serves
 //!      │ "Stopping: new connections go to the Pods"
 //!      │ destroys sockets in TIME_WAIT
 //!      │ waits until handshakes have ended [≤ 3 s]   accepts their connections
 //!      ├─ shutdown(control, SHUT_WR) ──────────────▶ reads the end of the stream
 //!      │                                              │ responses say "Connection: close"
-//!      │ restores losses meanwhile                    │ none accepted for 300 ms: closes those without a request
-//!      │                                              │ waits until none is open [≤ 10 s]
+//!      │ keeps restoring rules and routes             │ no new connection for 300 ms: closes parked ones
+//!      │                                              │ waits until none is open [≤ 10 s]; cuts off the rest
 //!      │                                              │ "Served N requests on M connections"
 //!      ◀── end of the stream ────────────────────────┘ flushes the log, exits with 0
-//!      │ waits until all responses are acknowledged [≤ LONGEST_STOP in all]
+//!      │ waits until all responses are acknowledged [≤ 16 s in all]
 //!      │ destroys the sockets that the server closed
 //!      │ Guard::undo: removes the tables, then mark rules and routes
 //!      ▼ exits with 0
 //! ```
 //!
-//! A server that has not exited after [`LONGEST_STOP`] is killed. If it ends before it was requested to, or
-//! not with status 0, the guard skips the rest of `drain`, undoes everything and exits with 1.
+//! A server that has not exited after [`LONGEST_STOP`], 16 s, is killed. If it ends before it was requested to,
+//! or not with status 0, the guard skips the rest of `drain`, undoes everything and exits with 1. A stop signal
+//! before the server is ready undoes what there is at once, and the server dies with the guard.
 
 pub mod backoff;
 pub mod reconciler;
@@ -46,7 +47,7 @@ use crate::guard::reconciler::Reconciler;
 use crate::guard::server_process::{ServerExit, ServerProcess};
 use crate::nftables::bridge::BridgeRedirect;
 use crate::nftables::compile::compile;
-use crate::nftables::table::Table;
+use crate::nftables::table::Tables;
 use crate::routing::bridges::BridgeMonitor;
 use crate::routing::sock_diag::{SockDiag, TcpStates};
 use crate::rules::script::Script;
@@ -89,12 +90,12 @@ pub struct Guard {
     /// The server, its child.
     pub server: ServerProcess,
     /// The nf_tables tables.
-    pub table: Table,
+    pub tables: Tables,
     /// The mark rules and AnyIP routes.
     pub reconciler: Reconciler,
     /// The kernel's sockets of captured connections.
     pub sock_diag: SockDiag,
-    /// The rules for `table`.
+    /// The rules of the scripts.
     pub scripts: Vec<Script>,
     /// The rules for bridges.
     pub bridge_redirect: BridgeRedirect,
@@ -150,7 +151,7 @@ impl Guard {
     /// The first request that the kernel refused, or how the server ended.
     pub fn run(mut self) -> Result<(), Failure> {
         let outcome = match self.wait_until_ready() {
-            Ok(true) => self.intercept(),
+            Ok(true) => self.install_and_run(),
             Ok(false) => Ok(()),
             Err(failure) => Err(failure),
         };
@@ -174,8 +175,8 @@ impl Guard {
         }
     }
 
-    /// Installs everything, the table last, and runs to the end of the server.
-    fn intercept(&mut self) -> Result<(), Failure> {
+    /// Installs everything, the tables last, and runs to the end of the server.
+    fn install_and_run(&mut self) -> Result<(), Failure> {
         self.reconciler.install()?;
         self.install_tables()?;
         let outcome = self.watch_until_signal().and_then(|()| self.drain());
@@ -186,10 +187,12 @@ impl Guard {
     fn install_tables(&mut self) -> Result<(), Error> {
         self.bridge_monitor.refresh()?;
         let bridge_table = self.bridge_redirect.table(self.bridge_monitor.topology());
-        let not_redirected = self.table.install(&compile(&self.scripts), &bridge_table)?;
+        let not_redirected = self
+            .tables
+            .install(&compile(&self.scripts), &bridge_table)?;
         self.bridge_monitor.mark_applied();
-        for table in self.table.installed() {
-            match self.table.is_owned() {
+        for table in self.tables.installed() {
+            match self.tables.is_owned() {
                 true => log::info!(
                     "Created table {table}, owned: the kernel removes it with this process"
                 ),
@@ -218,7 +221,7 @@ impl Guard {
     /// the end of open ones.
     fn drain(&mut self) -> Result<(), Failure> {
         self.scripts = self.scripts.iter().map(Script::draining).collect();
-        self.table
+        self.tables
             .update(&compile(&self.scripts), &self.bridge_redirect.draining())?;
         log::info!("Stopping: new connections go to the Pods");
         let start = Instant::now();
@@ -241,7 +244,8 @@ impl Guard {
         }
     }
 
-    /// Waits until no captured connection is in one of these states.
+    /// Waits until no orphaned socket of a captured connection is in one of these states, or until the
+    /// deadline.
     fn wait_for_sockets(&mut self, states: TcpStates, deadline: Instant) -> Result<(), Failure> {
         while Instant::now() < deadline {
             match self.sock_diag.has_any(states) {
@@ -268,11 +272,10 @@ impl Guard {
         }
     }
 
-    /// Removes the tables before the routing: a mark without a route is harmless, a route without
-    /// a mark too.
+    /// Removes the tables before the routing: no packet is marked any more when its route goes.
     fn undo(&mut self) -> Result<(), Error> {
-        let tables = self.table.installed();
-        let removed = self.table.remove();
+        let tables = self.tables.installed();
+        let removed = self.tables.remove();
         if removed.is_ok() {
             for table in tables {
                 log::info!("Removed table {table}");
@@ -287,7 +290,7 @@ impl Guard {
             self.reconciler.reconcile();
             self.refresh_bridges();
             let bridges = self.bridge_monitor.deadline();
-            let bridges = bridges.filter(|_| self.table.has_bridge_table());
+            let bridges = bridges.filter(|_| self.tables.has_bridge_table());
             let deadlines = [until, self.reconciler.deadline(), bridges];
             let timeout = deadlines.into_iter().flatten().min();
             let ready = self.poll(self.reconciler.notifications(), timeout)?;
@@ -309,7 +312,7 @@ impl Guard {
         if self.reconciler.have_devices_changed() {
             self.bridge_monitor.schedule_refresh();
         }
-        if !self.table.has_bridge_table() || !self.bridge_monitor.is_due() {
+        if !self.tables.has_bridge_table() || !self.bridge_monitor.is_due() {
             return;
         }
         if let Err(error) = self.replace_bridge_rules()
@@ -325,7 +328,7 @@ impl Guard {
         if self.bridge_monitor.is_stale() {
             let topology = self.bridge_monitor.topology();
             let change = self.bridge_redirect.changed_bridges(topology);
-            self.table.update(&compile(&self.scripts), &change)?;
+            self.tables.update(&compile(&self.scripts), &change)?;
             self.bridge_monitor.mark_applied();
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! Keeps the mark rules and the AnyIP routes in place: restores what another process removes. Which
-//! entries are needed is `routing::policy`'s; that one is lost, `routing::monitor` reads from the
+//! Keeps the mark rules and the AnyIP routes in place: restores what another process removes.
+//! `routing::policy` knows which entries are needed, and `routing::monitor` learns of losses from the
 //! notifications of rtnetlink(7).
 
 use std::os::fd::{AsFd, BorrowedFd};

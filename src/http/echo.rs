@@ -125,10 +125,10 @@ impl Served<'_> {
     }
 }
 
-/// The number of bytes that the log line of an unanswered request shows.
+/// The number of bytes that the log line of a refused or lost request shows.
 const SHOWN: usize = 64;
 
-/// The log line of a request that was refused; `input` begins with its first byte.
+/// The log line of a request that was refused; `input` is what has arrived of it.
 pub fn refused_line(endpoints: &Endpoints, rejection: Rejection, input: &[u8]) -> String {
     format!(
         "Refused request : {endpoints} status={} reason=\"{}\" bytes=\"{}\"",
@@ -138,8 +138,8 @@ pub fn refused_line(endpoints: &Endpoints, rejection: Rejection, input: &[u8]) -
     )
 }
 
-/// The log line of a request that could not be read or answered to its end; `input` begins with its
-/// first byte.
+/// The log line of a request that could not be read or answered to its end; `input` is what has arrived
+/// of it.
 pub fn lost_line(endpoints: &Endpoints, reason: &str, input: &[u8]) -> String {
     format!(
         "Lost request : {endpoints} reason=\"{reason}\" bytes=\"{}\"",

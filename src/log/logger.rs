@@ -1,8 +1,8 @@
 //! The logger behind the `log` crate. A line is the time, the level and the message, and goes to stderr.
 //! The level is `RUST_LOG`, `info` if unset.
 //!
-//! Lines of the guard and of the server do not mix: each write has whole lines, and at most `PIPE_BUF`
-//! bytes, which a pipe takes in one piece (pipe(7)). A file takes any length in one piece.
+//! Lines of the guard and of the server do not mix: each write has whole lines of at most `PIPE_BUF` bytes
+//! together, which a pipe takes in one piece (pipe(7)). A file takes any length in one piece.
 
 use std::cell::Cell;
 use std::fmt::{self, Write as _};
@@ -32,7 +32,7 @@ thread_local! {
     static WHEN_FULL: Cell<WhenFull> = const { Cell::new(WhenFull::Discard) };
 }
 
-/// Starts logging. Each line is written before the call that logs it returns.
+/// Starts logging. Until [`start_writer`], each line is written before the call that logs it returns.
 pub fn start() {
     let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
     let is_file = stderr.and_then(|stderr| Ok(stderr.metadata()?.is_file()));

@@ -6,8 +6,8 @@
 //! 3. `logger` appends the line to `queue`, and the thread of the request goes on. If the queue is full,
 //!    a thread that serves clients waits; other threads discard the line, and the next says how many.
 //! 4. The writer thread takes all queued lines, 4 ms after the first of them or when they are 128 KiB,
-//!    and passes them to `logger::write_stderr`: one write(2) for many lines, to a pipe of at most
-//!    `PIPE_BUF` bytes.
+//!    and passes them to `logger::write_stderr`: one write(2) for many lines, of at most `PIPE_BUF` bytes
+//!    unless stderr is a file.
 //!
 //! Before the writer thread has started, step 3 writes the line to stderr at once. The guard and the
 //! server are two processes, and each has a queue and a writer thread of its own.

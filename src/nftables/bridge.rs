@@ -1,8 +1,9 @@
-//! The table `bridge tproxy-pod`: redirects captured frames from a bridge to IP, where the rules of the
-//! scripts see them. Without it two Pods of one bridge talk below IP, and are not captured.
+//! The table `bridge tproxy-pod`: redirects captured frames from a bridge to the host's IP stack, where the
+//! rules of the scripts see them. Without it two Pods of one bridge talk below IP, and are not captured.
 //!
-//! A redirected frame gets the hardware address of the port by which it came in: a bridge passes a
-//! frame with the address of one of its ports to IP (`br_fdb_add_local`, net/bridge/br_fdb.c).
+//! As with ebtables' `redirect` target, a redirected frame gets the MAC address of the port by which it
+//! came in: a bridge passes a frame with the address of one of its ports to IP (`br_fdb_add_local`,
+//! net/bridge/br_fdb.c). There is no NAT.
 //! Connections that are older than the table, or that the Pod itself answers, stay on the bridge.
 //!
 //! A client's frame passes these chains; the names of chains and sets end in `-v4` or `-v6`:
@@ -10,9 +11,9 @@
 //! ```text
 //! chain        a frame                                        goes to
 //! PREROUTING   for a captured address and port                senders
-//! senders      whose sender IP reaches through the bridge:    states
-//!              its source is in a subnet of a bridge, or the
-//!              frame is for the bridge's own hardware address
+//! senders      whose answer finds its way back by IP: its     states
+//!              source is in a subnet of a bridge, or the
+//!              frame is for the bridge's own MAC address
 //! states       that is a SYN                                  handshakes
 //!              of a connection in one of the sets             the bridge or IP, by the table below
 //! handshakes   any (during a stop the chain is empty)         IP; the connection enters syn-seen
@@ -22,14 +23,14 @@
 //! on the bridge, and so does a connection that finds its set full.
 //!
 //! ```text
-//! set            entered when the             left                       the client's frames but SYNs
+//! set            entered when the             left                       other frames of the client
 //! syn-seen       client sends a SYN           after 10 s; after 1 s if   are redirected, and the
 //!                                             another set is entered     connection enters established
-//! pod-answered   Pod sends a SYN-ACK, and     after 2 s                  stay on the bridge, unless it
-//!                it is in syn-seen                                       is in established, too
+//! pod-answered   Pod sends a SYN-ACK to a     after 2 s                  stay on the bridge, unless the
+//!                connection in syn-seen                                  connection is in established, too
 //! established    client sends a frame after   after 120 s without PSH,   are redirected
-//!                the SYN, and it is in        or 20 s after FIN or RST
-//!                syn-seen alone
+//!                the SYN, with the connec-    or 20 s after FIN or RST
+//!                tion in syn-seen alone
 //! ```
 //!
 //! If `established` is full, the connection stays in `syn-seen`, 120 s after each frame.
@@ -37,7 +38,7 @@
 use crate::nftables::expression::Expression;
 use crate::nftables::matches;
 use crate::nftables::nft::{self, Field, TYPE_IFINDEX};
-use crate::nftables::ruleset::{MapElements, NamedSet, REDIRECTED_PRIORITY, Ruleset, SetKind};
+use crate::nftables::ruleset::{MapElements, NamedSet, REDIRECTED_TAG, Ruleset, SetKind};
 use crate::routing::bridges::BridgeTopology;
 use crate::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Test, merge};
 use crate::rules::script::PREROUTING;
@@ -75,7 +76,7 @@ fn ether_type(family: Family) -> u16 {
     }
 }
 
-/// The map from the ports of bridges to their hardware addresses.
+/// The map from the ports of bridges to their MAC addresses.
 const PORTS: &str = "ports";
 
 /// The rules that redirect frames to captured destinations.
@@ -84,7 +85,7 @@ pub struct BridgeRedirect {
     /// The captured addresses of each family.
     addresses: Vec<(Family, Ranges)>,
     /// The captured ports.
-    ports: Ranges,
+    dports: Ranges,
 }
 
 impl BridgeRedirect {
@@ -96,7 +97,7 @@ impl BridgeRedirect {
         };
         BridgeRedirect {
             addresses: families(cidrs).map(of).collect(),
-            ports: merge(dports.iter().map(PortRange::range).collect()),
+            dports: merge(dports.iter().map(PortRange::range).collect()),
         }
     }
 
@@ -116,10 +117,10 @@ impl BridgeRedirect {
             kind: SetKind::EtherMap,
         });
         for (family, addresses) in &self.addresses {
-            let of_family = FamilyTable::new(*family);
+            let of_family = FamilyNames::new(*family);
             of_family.add_chains_and_sets(&mut ruleset);
             of_family.add_states(&mut ruleset);
-            of_family.add_prerouting(&mut ruleset, addresses, &self.ports);
+            of_family.add_prerouting(&mut ruleset, addresses, &self.dports);
         }
         self.add_bridges(&mut ruleset, bridges);
         ruleset
@@ -128,7 +129,7 @@ impl BridgeRedirect {
     /// The change of the table when the bridges have changed.
     pub fn changed_bridges(&self, bridges: &BridgeTopology) -> Ruleset {
         let mut ruleset = Ruleset::default();
-        let chains = self.families().map(|it| FamilyTable::new(it).senders);
+        let chains = self.families().map(|it| FamilyNames::new(it).senders);
         ruleset.flushed_chains.extend(chains);
         self.add_bridges(&mut ruleset, bridges);
         ruleset
@@ -137,7 +138,7 @@ impl BridgeRedirect {
     /// The change of the table when a stop begins: no new connection is redirected.
     pub fn draining(&self) -> Ruleset {
         let mut ruleset = Ruleset::default();
-        let chains = self.families().map(|it| FamilyTable::new(it).handshakes);
+        let chains = self.families().map(|it| FamilyNames::new(it).handshakes);
         ruleset.flushed_chains.extend(chains);
         ruleset
     }
@@ -145,9 +146,9 @@ impl BridgeRedirect {
     /// The rules of the chains `senders`, and the ports.
     fn add_bridges(&self, ruleset: &mut Ruleset, bridges: &BridgeTopology) {
         for family in self.families() {
-            let FamilyTable {
+            let FamilyNames {
                 senders, states, ..
-            } = FamilyTable::new(family);
+            } = FamilyNames::new(family);
             let jump = [Expression::Jump(states)];
             let subnets = bridges.subnets.iter().filter(|it| it.family() == family);
             let sources = merge(subnets.map(Cidr::range).collect());
@@ -169,14 +170,14 @@ impl BridgeRedirect {
     }
 }
 
-/// A hardware address as a number, in network order.
+/// A MAC address as a number, in network order.
 fn mac_number(address: [u8; 6]) -> u128 {
     let add = |number: u128, byte| number << 8 | u128::from(byte);
     address.into_iter().fold(0, add)
 }
 
 /// The names of the chains and sets of one family.
-struct FamilyTable {
+struct FamilyNames {
     family: Family,
     senders: String,
     states: String,
@@ -186,10 +187,10 @@ struct FamilyTable {
     established: String,
 }
 
-impl FamilyTable {
-    fn new(family: Family) -> FamilyTable {
+impl FamilyNames {
+    fn new(family: Family) -> FamilyNames {
         let name = |name| format!("{name}{}", family.suffix());
-        FamilyTable {
+        FamilyNames {
             family,
             senders: name("senders"),
             states: name("states"),
@@ -306,13 +307,13 @@ impl FamilyTable {
     }
 }
 
-/// Sends the frame to IP. The packet priority tells the rules of the scripts that it was redirected.
+/// Passes the frame to the host's IP stack. The tag tells the rules of the scripts that it was redirected.
 fn redirect() -> [Expression; 4] {
-    let priority = REDIRECTED_PRIORITY.to_ne_bytes();
+    let tag = REDIRECTED_TAG.to_ne_bytes();
     [
         Expression::SetEtherDestination,
         Expression::SetMeta(libc::NFT_META_PKTTYPE, vec![PACKET_HOST]),
-        Expression::SetMeta(libc::NFT_META_PRIORITY, priority.into()),
+        Expression::SetMeta(libc::NFT_META_PRIORITY, tag.into()),
         Expression::Verdict(libc::NF_ACCEPT),
     ]
 }

@@ -5,7 +5,7 @@
 
 use crate::nftables::expression::{Expression, NFT_SOCKET_WILDCARD};
 use crate::nftables::matches;
-use crate::nftables::ruleset::{REDIRECTED, REDIRECTED_PRIORITY, Ruleset};
+use crate::nftables::ruleset::{REDIRECTED, REDIRECTED_TAG, Ruleset};
 use crate::rules::rule::{Match, PortOf, Rule, Target, Test};
 use crate::rules::script::{PREROUTING, Script};
 use crate::selectors::Family;
@@ -37,11 +37,11 @@ fn compile_rule(ruleset: &mut Ruleset, chain: &str, rule: &Rule, family: Family)
     ];
     let is_redirected = [
         Expression::Meta(libc::NFT_META_PRIORITY),
-        Expression::equals(REDIRECTED_PRIORITY.to_ne_bytes().into()),
+        Expression::equals(REDIRECTED_TAG.to_ne_bytes().into()),
     ];
-    let is_both = [is_redirected, is_family.clone()].concat();
+    let is_redirected_family = [is_redirected, is_family.clone()].concat();
     add_rule(ruleset, PREROUTING, &is_family, rule, family);
-    add_rule(ruleset, REDIRECTED, &is_both, rule, family);
+    add_rule(ruleset, REDIRECTED, &is_redirected_family, rule, family);
 }
 
 /// Adds a rule to a chain, with `first` in front of its own expressions.

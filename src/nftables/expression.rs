@@ -75,7 +75,7 @@ const VALUE: c_int = libc::NFT_REG_1;
 const PORT: c_int = libc::NFT_REG_2;
 /// First of the 4-byte registers that make up [`VALUE`], for a concatenation
 const CONCATENATION: c_int = libc::NFT_REG32_00;
-/// Registers of a hardware address, after the longest concatenation (40 bytes)
+/// Registers of a MAC address, after the longest concatenation (40 bytes)
 const ETHER_ADDRESS: c_int = libc::NFT_REG32_12;
 
 /// One step of a rule. If a test fails, the rule ends, and the chain goes on to the next one.
@@ -145,7 +145,7 @@ pub enum Expression {
     SetMark(Mark),
     /// Sets metadata of the packet (`NFT_META_…`).
     SetMeta(c_int, Vec<u8>),
-    /// Loads the hardware address that the map of this name holds for the input device:
+    /// Loads the MAC address that the map of this name holds for the input device:
     /// `iif map @ports`. Without an element the rule ends.
     MapInputDevice(String),
     /// Sets `ether daddr` to the address that [`Expression::MapInputDevice`] has loaded.

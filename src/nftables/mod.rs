@@ -1,15 +1,16 @@
-//! Typed rules, written to the kernel as one nf_tables transaction.
+//! Parsed rules, written to the kernel as one nf_tables transaction.
 //!
-//! Whether a packet is captured is decided by two lines of src/rules/bundled.iptables: in PREROUTING
-//! `-j TPROXY-POD` selects captured addresses and ports, in TPROXY-POD `--syn -j TPROXY` hands the packet
-//! to the listener. The way of such a line into the kernel, in the order of the calls:
+//! Three lines of src/rules/bundled.iptables decide whether a packet is captured: `-j TPROXY-POD` selects
+//! the captured addresses and ports, `--syn -j TPROXY` hands a SYN to the listener, `-m socket -j MARK`
+//! marks the later packets of its connections. The way of such a line into the kernel, in the order of
+//! the calls:
 //!
 //! ```text
-//! rules::script::parse        text                -> Script of typed rules
+//! rules::load                 template            -> Script: chains of parsed rules
 //! compile::compile            Script              -> Ruleset: chains, sets, rules
-//!   matches::expressions        -d, --dport, --syn  -> expressions that test the packet
+//!   matches::expressions        -d, --dports, --syn -> expressions that test the packet
 //!   compile::action             -j TPROXY           -> expressions that act on it
-//! Table::install              owns the tables     -> one transaction for both
+//! Tables::install             both Rulesets       -> one transaction
 //!   Batch::write                Ruleset             -> messages, in order
 //!   messages::new_rule          rule                -> netlink message
 //!   Expression::write           expression          -> netlink attributes
@@ -20,7 +21,8 @@
 //! packets that were redirected from a bridge (`ruleset::REDIRECTED` says why).
 //!
 //! The guard makes these calls once the server is ready (src/guard). `bridge` builds the rules of the
-//! second table, which redirects frames from bridges to these rules; `nft` lists header fields.
+//! second table, which redirects frames from bridges to the IP stack, so that the first table sees them.
+//! It selects them by `--cidr` and `--dport`, whatever the script says. `nft` lists header fields.
 //!
 //! Imports go one way: nft, expression, ruleset, matches, compile and bridge, messages, batch, table;
 //! each file imports only files before it.

@@ -16,9 +16,9 @@ const PRIORITY_MANGLE: c_int = -150;
 /// socket that TPROXY chose there is lost between bridge and IP (`ip_rcv_core`).
 pub const REDIRECTED: &str = "REDIRECTED";
 
-/// The packet priority (`skb->priority`) of a redirected frame. For a packet that is delivered locally,
-/// the field has no other use.
-pub const REDIRECTED_PRIORITY: u32 = u32::from_be_bytes(*b"TPxy");
+/// The tag of a redirected frame, in `skb->priority`. For a packet that is delivered locally, the field has
+/// no other use.
+pub const REDIRECTED_TAG: u32 = u32::from_be_bytes(*b"TPxy");
 
 /// What a transaction writes into a table, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub enum SetKind {
         /// Most elements.
         size: u32,
     },
-    /// A map to hardware addresses, values of `ether daddr`.
+    /// A map to MAC addresses, values of `ether daddr`.
     EtherMap,
 }
 
@@ -74,7 +74,7 @@ pub enum SetKind {
 pub struct MapElements {
     /// The map's name.
     pub map: String,
-    /// Indices of network devices and hardware addresses.
+    /// Indices of network devices and MAC addresses.
     pub elements: Vec<(u32, [u8; 6])>,
 }
 

@@ -30,7 +30,7 @@ const CLAIM_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The tables, and the socket that owns them.
 #[derive(Debug)]
-pub struct Table {
+pub struct Tables {
     socket: Socket,
     mode: CommitMode,
     /// The family of the table of the scripts.
@@ -40,12 +40,12 @@ pub struct Table {
     /// The lock against a second instance, if the table cannot have an owner.
     instance_lock: Option<UnixDatagram>,
     /// The table of the scripts has rules.
-    is_installed: bool,
+    has_rules: bool,
     /// The table of the bridge exists.
     has_bridge_table: bool,
 }
 
-impl Table {
+impl Tables {
     /// Claims the table of the scripts, for rules of these families: it is empty, and this process is
     /// its owner. Before Linux 5.12 the table is only checked, and a lock excludes other instances.
     ///
@@ -56,29 +56,29 @@ impl Table {
     pub fn claim(
         mode: CommitMode,
         mut families: impl Iterator<Item = Family>,
-    ) -> Result<Table, Error> {
-        let mut table = Table {
+    ) -> Result<Tables, Error> {
+        let mut tables = Tables {
             socket: open_socket()?,
             mode,
             family: TableFamily::Inet,
             flags: 0,
             instance_lock: None,
-            is_installed: false,
+            has_rules: false,
             has_bridge_table: false,
         };
         let is_ipv4_only = families.all(|family| family == Family::V4);
         let mut flags = NFT_TABLE_F_OWNER;
         let start = Instant::now();
-        while let Err(error) = table.create(flags) {
-            let family = table.family;
-            let owner = table.owner(family).map_err(|refusal| refusal.errno);
+        while let Err(error) = tables.create(flags) {
+            let family = tables.family;
+            let owner = tables.owner(family).map_err(|refusal| refusal.errno);
             match error.errno() {
                 libc::EINVAL if flags != 0 => {
-                    table.instance_lock = Some(lock_instance(family)?);
+                    tables.instance_lock = Some(lock_instance(family)?);
                     flags = 0;
                 }
                 libc::EOPNOTSUPP | libc::ENOENT if is_ipv4_only && family == TableFamily::Inet => {
-                    table.family = TableFamily::Ip;
+                    tables.family = TableFamily::Ip;
                 }
                 libc::EPERM if start.elapsed() < longest_wait(owner) => {
                     thread::sleep(CLAIM_INTERVAL);
@@ -86,7 +86,7 @@ impl Table {
                 _ => return Err(explain(error, owner)),
             }
         }
-        Ok(table)
+        Ok(tables)
     }
 
     /// The tables that exist and have no owner. Before anything is installed, they belong to another
@@ -109,7 +109,7 @@ impl Table {
 
     /// The tables that have rules.
     pub fn installed(&self) -> Vec<TableFamily> {
-        let scripts = self.is_installed.then_some(self.family);
+        let scripts = self.has_rules.then_some(self.family);
         let bridge = self.has_bridge_table.then_some(TableFamily::Bridge);
         scripts.into_iter().chain(bridge).collect()
     }
@@ -133,7 +133,7 @@ impl Table {
             Err(refused) => return Err(refused.error),
         };
         self.has_bridge_table = no_bridge.is_none();
-        self.is_installed = true;
+        self.has_rules = true;
         Ok(no_bridge)
     }
 

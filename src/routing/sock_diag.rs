@@ -81,7 +81,7 @@ impl SockDiag {
     /// `ENOENT` without module tcp_diag, or any other error of the dump.
     pub fn has_any(&mut self, states: TcpStates) -> Result<bool, Error> {
         for family in self.families.clone() {
-            if !self.find(family, states).map_err(error)?.is_empty() {
+            if !self.find(family, states)?.is_empty() {
                 return Ok(true);
             }
         }
@@ -96,31 +96,32 @@ impl SockDiag {
     pub fn destroy(&mut self, states: TcpStates) -> Result<(), Error> {
         let mut outcome = Ok(());
         for family in self.families.clone() {
-            outcome = outcome.and(self.destroy_family(family, states).map_err(error));
+            outcome = outcome.and(self.destroy_family(family, states));
         }
         outcome
     }
 
-    fn destroy_family(&mut self, family: Family, states: TcpStates) -> Result<(), Refusal> {
+    fn destroy_family(&mut self, family: Family, states: TcpStates) -> Result<(), Error> {
         let mut outcome = Ok(());
         for ids in self.find(family, states)?.chunks(SOCKETS_PER_REQUEST) {
             match destroy(&mut self.socket, family, states, ids) {
                 // The socket has ended since the dump.
                 Err(refusal) if refusal.errno == libc::ENOENT => {}
-                result => outcome = outcome.and(result),
+                result => outcome = outcome.and(result.map_err(|it| error("destroy", it))),
             }
         }
         outcome
     }
 
-    fn find(&mut self, family: Family, states: TcpStates) -> Result<Vec<[u8; SOCKET_ID]>, Refusal> {
+    fn find(&mut self, family: Family, states: TcpStates) -> Result<Vec<[u8; SOCKET_ID]>, Error> {
         let mut ids = Vec::new();
         let any = [0; SOCKET_ID];
         let query = request(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, family, states, &any);
         let (cidrs, ports) = (&self.cidrs, &self.ports);
-        self.socket.query(query, |reply| {
+        let found = self.socket.query(query, |reply| {
             ids.extend(read_orphan(family, reply.payload, cidrs, ports));
-        })?;
+        });
+        found.map_err(|it| error("find", it))?;
         Ok(ids)
     }
 }
@@ -174,8 +175,9 @@ fn request(
     Message::new(kind, flags, &header)
 }
 
-fn error(refusal: Refusal) -> Error {
-    Error::numbered("destroy sockets of ended connections", refusal.errno)
+fn error(attempt: &str, refusal: Refusal) -> Error {
+    let attempt = format!("{attempt} sockets of ended connections");
+    Error::numbered(attempt, refusal.errno)
         .hint("for a minute, a client that uses its port again may not reach the Pod")
 }
 

@@ -1,4 +1,4 @@
-//! A script in iptables-restore syntax, parsed into typed rules.
+//! A script in iptables-restore syntax, and what it parses to.
 //!
 //! In the order in which data passes through: `template` renders the bundled template
 //! (`bundled.iptables`) or a file into lines; `script` parses chains, `line` one rule, whose `words`
@@ -8,11 +8,12 @@
 //! A new match, such as `-m ttl`, needs a change in each of these places:
 //!
 //! ```text
-//! src/rules/rule.rs         a variant of Test; the compiler then finds the functions that lack it
-//! src/rules/line.rs         its option in LineParser::test; its module in LineParser::module and MODULES
+//! src/rules/rule.rs         a variant of Test; split_lists and merge_pair, if its value is a list
+//! src/rules/line.rs         its option in LineParser::test; its module in LineParser::module and MODULES;
+//!                           a refusal for a family that has no such match
 //! src/rules/values.rs       a parser of its value, if no other option has such values
 //! src/nftables/nft.rs       the header field that it reads, if no other match reads it
-//! src/nftables/matches.rs   its nf_tables expressions and their cost
+//! src/nftables/matches.rs   its nf_tables expressions and their cost; the compiler points here
 //! tests/rules/              what it means, and what is refused
 //! fuzz/src/                 iptables.rs: the model; packet.rs: packets at its edges; spelling.rs
 //! docs/rules.md             the table of supported options

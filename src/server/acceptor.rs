@@ -58,7 +58,7 @@ impl Acceptor {
     }
 
     /// The number of listeners.
-    pub fn listeners(&self) -> usize {
+    pub fn listener_count(&self) -> usize {
         self.listeners.len()
     }
 

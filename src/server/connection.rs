@@ -113,7 +113,7 @@ impl<'c> Connection<'c> {
             let arrived = self.wait_for_request(buffers, &mut filled);
             match arrived.and_then(|()| self.exchange(buffers, &mut filled)) {
                 Ok(Persistence::Close) if filled > 0 || self.context.is_draining() => {
-                    break self.stream.drain(self.deadlines.linger);
+                    break self.stream.linger(self.deadlines.linger);
                 }
                 Ok(Persistence::Close) => break,
                 Ok(_) => is_used = true,
@@ -169,6 +169,7 @@ impl<'c> Connection<'c> {
             status,
             took: started.elapsed(),
         };
+        // The response is sent: its buffer is free for the log line.
         self.log(&served, response.content());
         *filled = body.unread.len();
         let [start, end] = [body.unread.start, body.unread.end].map(|at| span.range.end + at);
@@ -339,7 +340,7 @@ impl<'c> Connection<'c> {
         self.count();
         log::warn!("{}", echo::refused_line(&self.endpoints, rejection, bytes));
         if written.is_ok() {
-            self.stream.drain(self.deadlines.linger);
+            self.stream.linger(self.deadlines.linger);
         }
     }
 

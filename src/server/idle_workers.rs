@@ -1,5 +1,5 @@
-//! The count of idle workers: threads that wait for a client. At least one waits whenever the kernel lets a
-//! thread start.
+//! The count of idle workers: threads that wait for a client, or at the limit. There is at least one whenever
+//! the kernel lets a thread start.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard};

@@ -1,7 +1,9 @@
 //! The limit on connections: a counting semaphore with a queue.
 //!
 //! At the limit `acquire` waits. If no connection ends within [`PATIENCE`], it evicts an idle one. Threads
-//! acquire in the order in which they ask: each draws a ticket.
+//! acquire in the order in which they ask: each draws a ticket. At most one for each listener asks at a time
+//! ([`Acceptor`](crate::server::acceptor::Acceptor)), and the tickets keep those of one family from always
+//! overtaking the other.
 
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;

@@ -20,7 +20,7 @@ use crate::server::deadlines::{DEADLINES, DIRECT_DEADLINES, IDLE_AFTER};
 use crate::sys;
 
 /// Length of a transparent listener's accept queue: `net.core.somaxconn` (listen(2)), so that the node's
-/// administrator decides. A SYN that finds the queue full goes to the Pod.
+/// administrator decides. The kernel drops a SYN that finds the queue full, and the client sends it again.
 const BACKLOG: Backlog = Backlog::MAXALLOWABLE;
 
 /// Length of a direct listener's accept queue.

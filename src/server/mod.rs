@@ -4,19 +4,20 @@
 //!
 //! ```text
 //!  SYN
-//!   │ the kernel queues the connection (listener); if the queue is full, the SYN goes to the Pod
+//!   │ the kernel queues the connection (listener); if the queue is full, it drops the SYN, and the client
+//!   │     sends it again
 //!   │ epoll_wait(2) wakes one idle worker (acceptor)
 //!   │ ConnectionLimit::acquire (limit): below --max-connections at once.
-//!   │     At the limit it waits; clients behind this one stay in the kernel's queue.
+//!   │     At the limit it waits; this client and those after it stay in the kernel's queue.
 //!   │     After 10 ms in which no connection ended: logs "The limit of … connections is reached",
-//!   │     and evicts the connection that has been idle longest (parked). None idle: waits on.
+//!   │     and evicts the connection that has been idle longest (parked). Without an idle one it waits on.
 //!   │     300 ms after an eviction that freed no place: evicts the next one.
 //!   │ accept4(2). The last idle worker starts another now (idle_workers)
 //!   │ Connection::serve (connection): reads requests from the stream, within deadlines
 //!   ▼     without a request for 1 s: the connection is idle (parked)
 //! ```
 //!
-//! A worker is a thread (`workers`); it is *idle* while it waits for a client. A connection is *parked*
+//! A worker is a thread (`workers`); it is *idle* until it has accepted a client. A connection is *parked*
 //! while its worker waits for a request, and *idle* once that took 1 s and the client has acknowledged all
 //! responses: then it keeps little memory, and may be evicted.
 //!

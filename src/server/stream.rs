@@ -216,10 +216,10 @@ impl Stream {
         }
     }
 
-    /// Reads and discards until the client closes its side, for up to `limit`. A close with unread data in
+    /// Lingers: reads and discards until the client closes its side, for up to `limit`. A close with unread data in
     /// the receive buffer is a reset, which may cost the client the end of its response (RFC 9112, 9.6).
     #[inline(never)]
-    pub fn drain(&mut self, limit: Duration) {
+    pub fn linger(&mut self, limit: Duration) {
         let deadline = Instant::now() + limit;
         let mut discarded = [0; 1024];
         while self.read_until(deadline, &mut discarded).is_ok() {}

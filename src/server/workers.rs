@@ -74,7 +74,7 @@ impl Workers {
             spawn_log: LogOnce::default(),
         });
         workers.ensure_idle_worker()?;
-        for _ in 0..PROBE_WORKERS * workers.probes.listeners() {
+        for _ in 0..PROBE_WORKERS * workers.probes.listener_count() {
             let workers = Arc::clone(&workers);
             spawn(move || workers.serve_probes())?;
         }
