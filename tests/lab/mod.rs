@@ -425,6 +425,10 @@ pub struct Daemon {
 impl Daemon {
     /// Starts a command, and collects its stderr.
     pub fn spawn(mut command: Command) -> Daemon {
+        assert!(
+            option_env!("PROGRAM").is_some() || cfg!(target_env = "musl"),
+            "the sandbox fits musl: name a binary of scripts/build.sh in PROGRAM"
+        );
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new((Mutex::new(String::new()), Condvar::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
