@@ -2,8 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::lab::{Daemon, Lab, POD, PROGRAM, peak_memory};
-use tproxy_pod::server::deadlines::IDLE_AFTER;
+use crate::lab::{Daemon, Lab, POD, PROGRAM, peak_memory, wait_until};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -400,11 +399,10 @@ fn an_empty_line_behind_a_body_is_no_request() {
 #[test]
 fn a_line_end_behind_a_body_may_come_in_two_pieces_with_time_between() {
     let lab = Lab::new();
-    let _daemon = lab.start(&[]);
+    let daemon = lab.start(&[]);
     let mut connection = lab.client.http(POD);
     connection.request("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi\r");
-    // Longer than a connection is busy without a request.
-    std::thread::sleep(IDLE_AFTER + IDLE_AFTER / 2);
+    wait_until("the connection is idle", || daemon.idle_connections() == 1);
     let answer = connection.request("\nGET /next HTTP/1.1\r\nHost: a\r\n\r\n");
     assert!(answer.text().contains(" destination /next : GET /next "));
 }
