@@ -181,19 +181,3 @@ impl AsFd for Socket {
         self.fd.as_fd()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn acknowledgements_that_were_lost_do_not_spoil_the_next_request() {
-        let mut socket = Socket::open(libc::NETLINK_ROUTE).unwrap();
-        let header = [libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        let absent = Message::new(libc::RTM_DELRULE, libc::NLM_F_ACK, &header);
-        let refused = socket.request(&vec![absent.clone(); 2000]).unwrap_err();
-        assert_eq!(refused.errno, libc::ENOBUFS);
-        let refused = socket.request(&[absent]).unwrap_err();
-        assert_eq!(refused.errno, libc::ENOENT);
-    }
-}

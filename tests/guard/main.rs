@@ -7,6 +7,7 @@ mod breach;
 mod check;
 mod death;
 mod lifecycle;
+mod netlink;
 mod reconciler;
 mod sandbox;
 mod stop;
