@@ -189,7 +189,7 @@ fn check_node(options: &Options, report: &mut Report) {
 fn check_sysctls() {
     match sysctl("net.ipv4.tcp_syncookies") {
         Some(always @ 2..) => limited(format_args!(
-            "net.ipv4.tcp_syncookies is {always}: the Pod refuses what comes behind a cookie; 1 \
+            "net.ipv4.tcp_syncookies is {always}: the Pod refuses what comes after a cookie; 1 \
              would do"
         )),
         value => ok(format_args!(

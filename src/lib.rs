@@ -5,7 +5,7 @@
 //! | module       | what it does                                    | uses                                       |
 //! |--------------|-------------------------------------------------|--------------------------------------------|
 //! | `main.rs`    | starts the two processes                        | all                                        |
-//! | [`check`]    | `--check`: reports what the node can do         | `options`, and the rooms of both processes |
+//! | [`check`]    | `--check`: reports what the node can do         | `options`, and what both processes use     |
 //! | [`options`]  | command line → checked options                  |                                            |
 //! | [`guard`]    | installs, reconciles, drains, undoes            | `server`, `nftables`, `routing`, `rules`   |
 //! | [`server`]   | accepts and serves connections: threads, limits | `http`, `log`, `sandbox`                   |

@@ -53,21 +53,21 @@ enum State {
     ExtensionStart,
     /// The rest of the chunk extensions.
     Extension,
-    /// The LF behind a chunk size and its extensions.
+    /// The LF after a chunk size and its extensions.
     SizeLf,
     /// Content of a chunk.
     ChunkData,
-    /// The CR behind the content of a chunk.
+    /// The CR after the content of a chunk.
     ChunkCr,
-    /// The LF behind the content of a chunk.
+    /// The LF after the content of a chunk.
     ChunkLf,
-    /// A trailer field, or the CR of the empty line behind them.
+    /// A trailer field, or the CR of the empty line after them.
     TrailerStart,
     /// The name of a trailer field.
     TrailerName,
     /// The value of a trailer field.
     TrailerValue,
-    /// The LF behind a trailer field.
+    /// The LF after a trailer field.
     TrailerLf,
     /// The LF of the empty line.
     LastLf,
@@ -119,10 +119,10 @@ impl Decoder {
                 State::Content | State::ChunkData => {
                     let length =
                         usize::try_from(self.left).map_or(rest.len(), |left| left.min(rest.len()));
-                    let (data, behind) = rest.split_at(length);
+                    let (data, after) = rest.split_at(length);
                     content(data);
                     self.count_content(length as u64);
-                    rest = behind;
+                    rest = after;
                 }
                 _ => {
                     self.count_overhead()?;
@@ -145,7 +145,7 @@ impl Decoder {
         }
     }
 
-    /// The state behind a byte that is not content.
+    /// The state after a byte that is not content.
     fn next_state(&mut self, byte: u8) -> Result<State, Rejection> {
         Ok(match (self.state, byte) {
             (State::FirstDigit | State::Size, byte) if byte.is_ascii_hexdigit() => {

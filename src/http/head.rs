@@ -1,4 +1,4 @@
-//! The head of a request: the request line, the field lines and the empty line behind them.
+//! The head of a request: the request line, the field lines and the empty line after them.
 //!
 //! `HeadScanner` looks for the end of a head in input that arrives in pieces, and refuses it as soon as
 //! it cannot become one. `Head::parse` then reads the complete head.
@@ -152,7 +152,7 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Reads at most `N` field lines and the empty line behind them. Not inlined, so that only a call with
+/// Reads at most `N` field lines and the empty line after them. Not inlined, so that only a call with
 /// a large `N` needs a large stack frame.
 #[inline(never)]
 fn parse_fields<const N: usize>(lines: &[u8]) -> Result<Fields<'_>, Rejection> {

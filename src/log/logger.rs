@@ -1,4 +1,4 @@
-//! The logger behind the `log` crate. A line is the time, the level and the message, and goes to stderr.
+//! The logger of the `log` crate. A line is the time, the level and the message, and goes to stderr.
 //! The level is `RUST_LOG`, `info` if unset.
 //!
 //! Lines of the guard and of the server do not mix: each write has whole lines of at most `PIPE_BUF` bytes

@@ -53,7 +53,7 @@ pub fn parse(
         }
     }
     if negated {
-        return Err(SyntaxError::new("!", "expected an option behind it"));
+        return Err(SyntaxError::new("!", "expected an option after it"));
     }
     parser.finish()
 }
@@ -239,7 +239,7 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
     fn blocks(&mut self, negated: bool) -> Result<Ranges, SyntaxError> {
         self.words
             .parse(|text| match negated && text.contains(',') {
-                true => Err("expected a single block behind !".to_owned()),
+                true => Err("expected a single block after !".to_owned()),
                 false => blocks(text, self.family),
             })
     }
@@ -302,7 +302,7 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
             require(agrees, name, format!("expected -p {name} as well"))?;
         }
         for (name, missing) in &self.modules {
-            let expected = format!("expected {} behind it", missing.unwrap_or_default());
+            let expected = format!("expected {} after it", missing.unwrap_or_default());
             require(missing.is_none(), name, expected)?;
         }
         Ok(())

@@ -124,7 +124,7 @@ impl ScriptParser {
                 None => self.append(line)?,
             },
             Section::AfterCommit => {
-                return Err(SyntaxError::new(text, "expected nothing behind COMMIT"));
+                return Err(SyntaxError::new(text, "expected nothing after COMMIT"));
             }
         }
         Ok(())

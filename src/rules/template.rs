@@ -162,16 +162,16 @@ fn split_list<T: fmt::Display>(
     weight: impl Fn(&T) -> usize,
 ) -> Vec<String> {
     let mut lists: Vec<String> = Vec::new();
-    let mut room = 0;
+    let mut space = 0;
     for item in items {
         match (lists.last_mut(), weight(item)) {
-            (Some(list), weight) if weight <= room => {
+            (Some(list), weight) if weight <= space => {
                 list.push_str(&format!(",{item}"));
-                room -= weight;
+                space -= weight;
             }
             (_, weight) => {
                 lists.push(item.to_string());
-                room = limit - weight;
+                space = limit - weight;
             }
         }
     }

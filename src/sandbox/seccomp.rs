@@ -69,7 +69,7 @@ pub fn compile(allowed: &[Allowed<'_>]) -> Vec<sock_filter> {
     filter
 }
 
-/// The instructions for one call. A comparison that fails jumps behind them, to the next call.
+/// The instructions for one call. A comparison that fails jumps past them, to the next call.
 fn entry(allowed: &Allowed<'_>) -> Vec<sock_filter> {
     let mut entry = vec![
         instruction(LOAD, offset_of!(seccomp_data, nr) as u32),
@@ -116,8 +116,8 @@ mod tests {
             at if at == offset_of!(seccomp_data, nr) => call.nr.cast_unsigned(),
             at if at == offset_of!(seccomp_data, arch) => call.arch,
             at => {
-                let behind = at - offset_of!(seccomp_data, args);
-                (call.args[behind / 8] >> (8 * (behind % 8))) as u32
+                let offset = at - offset_of!(seccomp_data, args);
+                (call.args[offset / 8] >> (8 * (offset % 8))) as u32
             }
         };
         let (mut at, mut loaded) = (0, 0);

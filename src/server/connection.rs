@@ -190,7 +190,7 @@ impl<'c> Connection<'c> {
         Ok(())
     }
 
-    /// Reads behind the first `filled` bytes of the input buffer. After [`IDLE_AFTER`] the deadline starts
+    /// Reads after the first `filled` bytes of the input buffer. After [`IDLE_AFTER`] the deadline starts
     /// to count, and the connection becomes idle, unless its last response is not acknowledged yet: it frees
     /// its buffers and its stack, and may be evicted.
     fn read_first(
@@ -273,7 +273,7 @@ impl<'c> Connection<'c> {
         echo: &mut Buffer,
     ) -> Result<ReadBody, End> {
         let mut decoder = Decoder::new(head.framing);
-        let mut room = if self.is_direct { 0 } else { echo::MAX_ECHO };
+        let mut space = if self.is_direct { 0 } else { echo::MAX_ECHO };
         let mut unread = 0..filled;
         if head.expects_continue && !decoder.is_complete() && unread.is_empty() {
             self.write_continue()?;
@@ -281,9 +281,9 @@ impl<'c> Connection<'c> {
         let mut deadline = None;
         loop {
             unread.start += decoder.decode(&input[unread.clone()], |piece| {
-                let shown = piece.len().min(room);
+                let shown = piece.len().min(space);
                 echo.push(&piece[..shown]);
-                room -= shown;
+                space -= shown;
             })?;
             if decoder.is_complete() {
                 break;

@@ -87,7 +87,7 @@ fn head_is_answered_with_the_length_of_get_and_no_content() {
     assert_eq!(
         connection.request(GET).status,
         "200 OK",
-        "it comes right behind"
+        "it follows at once"
     );
 }
 
@@ -216,7 +216,7 @@ fn chunks_are_joined_and_extensions_and_trailers_left_out() {
     assert_eq!(
         connection.request(GET).status,
         "200 OK",
-        "it comes right behind"
+        "it follows at once"
     );
 }
 

@@ -207,13 +207,13 @@ impl Namespace {
         Ok(stream)
     }
 
-    /// Connects to an address with a receive buffer of `room` bytes, which the kernel doubles (socket(7)).
-    pub fn connect_narrow(&self, address: &str, room: usize) -> TcpStream {
+    /// Connects to an address with a receive buffer of `size` bytes, which the kernel doubles (socket(7)).
+    pub fn connect_narrow(&self, address: &str, size: usize) -> TcpStream {
         let address: SocketAddrV4 = address.parse().unwrap();
         let stream = self.enter(|| {
             let (kind, flag) = (SockType::Stream, SockFlag::SOCK_CLOEXEC);
             let socket = socket(AddressFamily::Inet, kind, flag, None).unwrap();
-            setsockopt(&socket, sockopt::RcvBuf, &room).unwrap();
+            setsockopt(&socket, sockopt::RcvBuf, &size).unwrap();
             connect(socket.as_raw_fd(), &SockaddrIn::from(address)).unwrap();
             TcpStream::from(socket)
         });

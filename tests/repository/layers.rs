@@ -234,7 +234,7 @@ fn a_cycle_of_two_and_one_of_three_are_found() {
         "rules/line.rs → rules/rule.rs → rules/values.rs → rules/line.rs",
     ];
     assert!(cycles(&found).into_iter().eq(expected.map(str::to_owned)));
-    assert_none("rooms", cycles(&modules(&found)));
+    assert_none("modules", cycles(&modules(&found)));
 }
 
 #[test]

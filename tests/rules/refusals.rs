@@ -260,6 +260,25 @@ fn a_comment_that_iptables_would_cut_is_refused() {
 }
 
 #[test]
+fn jumps_nested_15_deep_are_loaded_and_one_more_leaves_nothing() {
+    let lab = Lab::new();
+    for (depth, status) in [(15, 0), (16, 1)] {
+        let chains: String = (1..=depth).map(|it| format!(":C{it} - [0:0]\n")).collect();
+        let jump = |it| format!("-A C{} -j C{it}\n", it - 1);
+        let jumps: String = (2..=depth).map(jump).collect();
+        let body = format!("{chains}-A PREROUTING -j C1\n{jumps}-A C{depth} -j ACCEPT");
+        let script = ScriptFile::new(&whole(&body));
+        let mut daemon = lab.spawn(&["--rules", script.path()]);
+        if status == 0 {
+            daemon.wait_for("Created table inet");
+            daemon.stop();
+        }
+        assert_eq!(daemon.wait().code(), Some(status), "{}", daemon.log());
+        assert_eq!(lab.remains(), [""; 0]);
+    }
+}
+
+#[test]
 fn a_refused_script_changes_nothing_at_all() {
     let lab = Lab::new();
     let mut monitor = lab.node.command("sh");

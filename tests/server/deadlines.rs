@@ -126,8 +126,8 @@ fn reads_slowly(lab: &Lab, daemon: &Daemon, bytes: usize) {
 }
 
 /// A response that fits into the kernel's send buffer, but not into the client's receive buffer.
-fn leave_response_unread(lab: &Lab, daemon: &Daemon, persistence: &str, room: usize) -> HttpClient {
-    let mut connection = HttpClient(BufReader::new(lab.client.connect_narrow(POD, room)));
+fn leave_response_unread(lab: &Lab, daemon: &Daemon, persistence: &str, size: usize) -> HttpClient {
+    let mut connection = HttpClient(BufReader::new(lab.client.connect_narrow(POD, size)));
     let (client, body) = (connection.client(), "x".repeat(30_000));
     connection.send(format!(
         "POST /left HTTP/1.1\r\nHost: a\r\nConnection: {persistence}\r\nContent-Length: {}\r\n\r\n{body}",
@@ -140,8 +140,8 @@ fn leave_response_unread(lab: &Lab, daemon: &Daemon, persistence: &str, room: us
 /// A client reads some of such a response every two seconds, or nothing: the kernel keeps the rest for 15 s.
 fn reads_last_response_slowly(lab: &Lab, daemon: &Daemon, persistence: &str, reads: bool) {
     let watch = Stopwatch::start();
-    let (room, bytes) = if reads { (8192, 1000) } else { (2048, 0) };
-    let mut connection = leave_response_unread(lab, daemon, persistence, room);
+    let (size, bytes) = if reads { (8192, 1000) } else { (2048, 0) };
+    let mut connection = leave_response_unread(lab, daemon, persistence, size);
     let client = connection.client();
     for round in 0.. {
         if !lab.node.run("ss -tanH").contains(&client) {
