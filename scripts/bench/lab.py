@@ -90,6 +90,10 @@ class Lab:
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         self._link("client", self.client, "192.0.2.2", "192.0.2.1")
         self._link("pod", self.pod, POD, "10.244.0.1")
+        # Where the client closes first, as with the floor and Go, its ports stay in TIME_WAIT until none is left.
+        with self.client:
+            Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("1024 65535")
+            Path("/proc/sys/net/ipv4/tcp_tw_reuse").write_text("1")
 
     @staticmethod
     def _link(name: str, there: Namespace, its: str, ours: str) -> None:
@@ -109,7 +113,7 @@ def until(what: str, condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            raise RuntimeError(f"it never came to be: {what}")
+            raise RuntimeError(f"this did not happen: {what}")
         time.sleep(0.01)
 
 
