@@ -216,8 +216,9 @@ impl Stream {
         }
     }
 
-    /// Lingers: reads and discards until the client closes its side, for up to `limit`. A close with unread data in
-    /// the receive buffer is a reset, which may cost the client the end of its response (RFC 9112, 9.6).
+    /// Lingers: reads and discards until the client closes its side, for up to `limit`. A close with unread
+    /// data in the receive buffer is a reset, which may cost the client the end of its response (RFC 9112,
+    /// 9.6).
     #[inline(never)]
     pub fn linger(&mut self, limit: Duration) {
         let deadline = Instant::now() + limit;
