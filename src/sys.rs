@@ -218,16 +218,31 @@ pub fn keep_capabilities(kept: u64) -> io::Result<()> {
     check(result as c_int).map(drop)
 }
 
+/// Attaches a filter to the group of sockets that listen to one address: it returns the number of the socket
+/// that gets a connection (`SO_ATTACH_REUSEPORT_CBPF`, socket(7)).
+///
+/// # Errors
+/// `EINVAL` if the socket does not listen with `SO_REUSEPORT` or the kernel refuses the filter, or `ENOMEM`.
+pub fn set_reuseport_filter(fd: BorrowedFd<'_>, filter: &[libc::sock_filter]) -> io::Result<()> {
+    let option = libc::SO_ATTACH_REUSEPORT_CBPF;
+    set_option(fd, libc::SOL_SOCKET, option, program(filter))
+}
+
+/// A filter as the kernel reads it; it writes nothing.
+fn program(filter: &[libc::sock_filter]) -> libc::sock_fprog {
+    libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_ptr().cast_mut(),
+    }
+}
+
 /// Installs a filter of system calls for this thread and those that it starts (`SECCOMP_SET_MODE_FILTER`,
 /// seccomp(2)). It cannot be removed.
 ///
 /// # Errors
 /// `EACCES` without no_new_privs, `EINVAL` if the kernel refuses the filter, or `ENOSYS`.
 pub fn set_seccomp_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
-    let program = libc::sock_fprog {
-        len: filter.len() as u16,
-        filter: filter.as_ptr().cast_mut(),
-    };
+    let program = program(filter);
     let operation = libc::SECCOMP_SET_MODE_FILTER;
     // SAFETY: the kernel reads `len` instructions, and writes none.
     let result = unsafe { libc::syscall(libc::SYS_seccomp, operation, 0, &raw const program) };

@@ -6,12 +6,12 @@
 //! `TCP_NODELAY`, the buffer sizes and the time-outs (socket(7), tcp(7)).
 
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use libc::c_int;
+use libc::{c_int, sock_filter};
 use nix::sys::socket::{self, Backlog, SockaddrStorage};
 
 use crate::error::Error;
@@ -73,21 +73,15 @@ pub fn bind(family: Family, port: u16) -> Result<TcpListener, Error> {
     })
 }
 
-/// Binds a direct listener to the address of a transparent one, and to the device `lo`. A connection that
-/// arrives on `lo` goes to the socket that is bound to `lo` (`compute_score`, net/ipv4/inet_hashtables.c).
-/// Both sockets get `SO_REUSEPORT`, so another program of the same user can listen there too.
+/// Binds a direct listener to the address of a transparent one. Both get `SO_REUSEPORT`, so another program
+/// of the same user can listen there too, and a filter that selects the direct one for connections to the
+/// address itself.
 ///
 /// # Errors
-/// `EPERM` before Linux 5.7, where `SO_BINDTODEVICE` needs CAP_NET_RAW, `ENODEV` without a device `lo`, or
-/// any other error of socket(2), setsockopt(2), bind(2) or listen(2).
+/// Any error of socket(2), setsockopt(2), bind(2) or listen(2).
 pub fn bind_direct(transparent: &TcpListener) -> Result<TcpListener, Error> {
-    listen_direct(transparent).map_err(|cause| {
-        let error = Error::new("bind to lo for probes", cause);
-        match error.errno() {
-            libc::EPERM => error.hint("before Linux 5.7 CAP_NET_RAW is needed"),
-            _ => error,
-        }
-    })
+    let bound = listen_direct(transparent);
+    bound.map_err(|cause| Error::new("bind a listener for probes", cause))
 }
 
 fn listen_direct(transparent: &TcpListener) -> io::Result<TcpListener> {
@@ -98,7 +92,6 @@ fn listen_direct(transparent: &TcpListener) -> io::Result<TcpListener> {
     };
     let socket = sys::socket(domain, libc::SOCK_STREAM, 0)?;
     let fd = socket.as_fd();
-    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, *b"lo\0")?;
     // Connections in TIME_WAIT must not block the address at the next start.
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1 as c_int)?;
     // Not before the first bind(2), which has to fail where another program listens.
@@ -106,7 +99,43 @@ fn listen_direct(transparent: &TcpListener) -> io::Result<TcpListener> {
     reuse_port(transparent.as_fd())?;
     reuse_port(fd)?;
     set_timeouts(fd, DIRECT_DEADLINES.response)?;
-    listen(socket, address, Backlog::new(DIRECT_BACKLOG)?)
+    let direct = listen(socket, address, Backlog::new(DIRECT_BACKLOG)?)?;
+    sys::set_reuseport_filter(direct.as_fd(), &selection(address.ip()))?;
+    Ok(direct)
+}
+
+/// A filter (bpf(4), socket(7)) that returns the number of a socket in the group of those that listen to one
+/// address, in the order of their listen(2): 1, the direct listener, for packets to `address`, and 0, the
+/// transparent listener, for packets to any other. TPROXY looks up the listener with the packet's own
+/// destination (`nf_tproxy_get_sock_v4`, net/ipv4/netfilter/nf_tproxy_ipv4.c).
+fn selection(address: IpAddr) -> Vec<sock_filter> {
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const COMPARE: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    // The offset of the destination in the IP header (RFC 791, 3.1; RFC 8200, 3).
+    let (offset, octets) = match address {
+        IpAddr::V4(address) => (16, address.octets().to_vec()),
+        IpAddr::V6(address) => (24, address.octets().to_vec()),
+    };
+    let words = octets.as_chunks().0.iter().copied().map(u32::from_be_bytes);
+    let instruction = |code: u32, k| sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let mut filter = Vec::new();
+    for (at, word) in (offset..).step_by(4).zip(words) {
+        filter.push(instruction(LOAD, (libc::SKF_NET_OFF + at) as u32));
+        // If equal, skips the next instruction.
+        filter.push(sock_filter {
+            jt: 1,
+            ..instruction(COMPARE, word)
+        });
+        filter.push(instruction(RETURN, 0));
+    }
+    filter.push(instruction(RETURN, 1));
+    filter
 }
 
 fn listen_transparent(family: Family, address: SocketAddr) -> io::Result<TcpListener> {
