@@ -127,7 +127,7 @@ fn check_kernel(options: &Options, scripts: &[Script], report: &mut Report) {
     match entered {
         Err(error) => limited(format_args!("mark rule and routes were not tried: {error}")),
         Ok(()) => {
-            let routing = Routing::new(&options.cidrs, options.mark, options.table);
+            let routing = Routing::new(&options.cidrs, options.marks, options.table);
             let installed = routing.and_then(|mut routing| routing.install().1);
             report.part("mark rule and AnyIP routes", installed);
         }
@@ -148,7 +148,7 @@ fn check_rules(options: &Options, scripts: &[Script], mut tables: Tables, report
     }
     let bridge_redirect = BridgeRedirect::new(&options.cidrs, &options.dports);
     let bridge_table = bridge_redirect.table(&BridgeTopology::default());
-    let installed = tables.install(&compile(scripts), &bridge_table);
+    let installed = tables.install(&compile(scripts, options.marks.received), &bridge_table);
     let rules = "the rules, with TPROXY and the sockets that own packets";
     match report.part(rules, installed) {
         Some(None) => ok("Pods of one bridge are captured"),
@@ -176,11 +176,13 @@ fn check_node(options: &Options, report: &mut Report) {
             ));
         }
     }
-    let (mark, table) = (options.mark, options.table);
-    let routing = Routing::new(&options.cidrs, mark, table);
+    let table = options.table;
+    let marks: Vec<String> = options.marks.all().map(|mark| mark.to_string()).collect();
+    let marks = marks.join(" or ");
+    let routing = Routing::new(&options.cidrs, options.marks, table);
     report.part(
         format_args!(
-            "no rule or route of others uses mark {mark} or table {table} for something else"
+            "no rule or route of others uses mark {marks} or table {table} for something else"
         ),
         routing.and_then(|mut routing| routing.check_conflicts()),
     );

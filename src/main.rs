@@ -22,6 +22,7 @@ use tproxy_pod::guard::{self, Guard};
 use tproxy_pod::log::logger;
 use tproxy_pod::nftables::batch::CommitMode;
 use tproxy_pod::nftables::bridge::BridgeRedirect;
+use tproxy_pod::nftables::compile::compile;
 use tproxy_pod::nftables::table::Tables;
 use tproxy_pod::options::{self, Command, HELP, Options};
 use tproxy_pod::routing::bridges::BridgeMonitor;
@@ -77,9 +78,12 @@ fn run(options: &Options, scripts: Vec<Script>) -> ExitCode {
 ///
 /// # Errors
 /// The first request that the kernel refused before the guard runs: nothing is installed then.
-fn start_processes(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, Error> {
+fn start_processes(options: &Options, mut scripts: Vec<Script>) -> Result<ExitCode, Error> {
     let signals = guard::block_signals()?;
     let tables = Tables::claim(CommitMode::Commit, options.families())?;
+    if !tables.is_owned() {
+        clear_output(&mut scripts);
+    }
     let listeners = bind(options)?;
     let fault = |error: std::io::Error| Error::new("start the server", error);
     let (guard_end, server_end) = UnixStream::pair().map_err(fault)?;
@@ -93,14 +97,16 @@ fn start_processes(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, 
         }
         ForkResult::Parent { child } => {
             drop((listeners, server_end));
-            let routing = Routing::new(&options.cidrs, options.mark, options.table)?;
+            let draining: Vec<Script> = scripts.iter().map(Script::draining).collect();
+            let routing = Routing::new(&options.cidrs, options.marks, options.table)?;
             let guard = Guard {
                 signals,
                 server: ServerProcess::new(child, guard_end),
                 tables,
                 reconciler: Reconciler::new(routing, Monitor::start()?),
                 sock_diag: SockDiag::new(&options.cidrs, &options.dports)?,
-                scripts,
+                rules: compile(&scripts, options.marks.received),
+                draining_rules: compile(&draining, options.marks.received),
                 bridge_redirect: BridgeRedirect::new(&options.cidrs, &options.dports),
                 bridge_monitor: BridgeMonitor::open()?,
             };
@@ -110,6 +116,19 @@ fn start_processes(options: &Options, scripts: Vec<Script>) -> Result<ExitCode, 
             Ok(status(guard.run()))
         }
     }
+}
+
+/// Removes the rules for what the node itself sends. Where the kernel does not remove the tables with this
+/// process, they would refuse the node's connections to Pods after a SIGKILL: TPROXY cannot let a packet go
+/// to the Pod that OUTPUT has routed to lo.
+fn clear_output(scripts: &mut [Script]) {
+    if scripts.iter().any(Script::has_output) {
+        log::warn!(
+            "Not capturing what the node sends: without an owner, which tables have since Linux 5.12, \
+             SIGKILL would leave the rules"
+        );
+    }
+    scripts.iter_mut().for_each(Script::clear_output);
 }
 
 /// Binds a transparent listener for each family with a captured CIDR, and a direct one at the same address:
@@ -145,7 +164,7 @@ fn values(options: &Options, family: Family) -> Values {
         dports: options.dports.clone(),
         on_ip: family.loopback(),
         on_port: options.port,
-        mark: options.mark,
+        marks: options.marks,
     }
 }
 

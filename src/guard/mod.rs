@@ -34,6 +34,7 @@ pub mod reconciler;
 pub mod server_process;
 
 use std::fmt;
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -46,11 +47,10 @@ use crate::error::Error;
 use crate::guard::reconciler::Reconciler;
 use crate::guard::server_process::{ServerExit, ServerProcess};
 use crate::nftables::bridge::BridgeRedirect;
-use crate::nftables::compile::compile;
+use crate::nftables::ruleset::Ruleset;
 use crate::nftables::table::Tables;
 use crate::routing::bridges::BridgeMonitor;
 use crate::routing::sock_diag::{SockDiag, TcpStates};
-use crate::rules::script::Script;
 use crate::server::GRACE;
 
 /// The signals that request an orderly stop.
@@ -96,7 +96,9 @@ pub struct Guard {
     /// The kernel's sockets of captured connections.
     pub sock_diag: SockDiag,
     /// The rules of the scripts.
-    pub scripts: Vec<Script>,
+    pub rules: Ruleset,
+    /// The rules that replace them when a stop begins.
+    pub draining_rules: Ruleset,
     /// The rules for bridges.
     pub bridge_redirect: BridgeRedirect,
     /// The bridges that they are for.
@@ -187,9 +189,7 @@ impl Guard {
     fn install_tables(&mut self) -> Result<(), Error> {
         self.bridge_monitor.refresh()?;
         let bridge_table = self.bridge_redirect.table(self.bridge_monitor.topology());
-        let not_redirected = self
-            .tables
-            .install(&compile(&self.scripts), &bridge_table)?;
+        let not_redirected = self.tables.install(&self.rules, &bridge_table)?;
         self.bridge_monitor.mark_applied();
         for table in self.tables.installed() {
             match self.tables.is_owned() {
@@ -217,12 +217,11 @@ impl Guard {
         }
     }
 
-    /// Turns TPROXY rules to ACCEPT ([`Script::draining`]): new connections go to the Pods. Waits for
-    /// the end of open ones.
+    /// Turns TPROXY rules to ACCEPT: new connections go to the Pods. Waits for the end of open ones.
     fn drain(&mut self) -> Result<(), Failure> {
-        self.scripts = self.scripts.iter().map(Script::draining).collect();
+        self.rules = mem::take(&mut self.draining_rules);
         self.tables
-            .update(&compile(&self.scripts), &self.bridge_redirect.draining())?;
+            .update(&self.rules, &self.bridge_redirect.draining())?;
         log::info!("Stopping: new connections go to the Pods");
         let start = Instant::now();
         self.destroy_sockets(TcpStates::TIME_WAIT);
@@ -328,7 +327,7 @@ impl Guard {
         if self.bridge_monitor.is_stale() {
             let topology = self.bridge_monitor.topology();
             let change = self.bridge_redirect.changed_bridges(topology);
-            self.tables.update(&compile(&self.scripts), &change)?;
+            self.tables.update(&self.rules, &change)?;
             self.bridge_monitor.mark_applied();
         }
         Ok(())

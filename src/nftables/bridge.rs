@@ -38,7 +38,7 @@
 use crate::nftables::expression::Expression;
 use crate::nftables::matches;
 use crate::nftables::nft::{self, Field, TYPE_IFINDEX};
-use crate::nftables::ruleset::{MapElements, NamedSet, REDIRECTED_TAG, Ruleset, SetKind};
+use crate::nftables::ruleset::{Hook, MapElements, NamedSet, REDIRECTED_TAG, Ruleset, SetKind};
 use crate::routing::bridges::BridgeTopology;
 use crate::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Test, merge};
 use crate::rules::script::PREROUTING;
@@ -109,7 +109,7 @@ impl BridgeRedirect {
     /// The whole table, for an empty one.
     pub fn table(&self, bridges: &BridgeTopology) -> Ruleset {
         let mut ruleset = Ruleset::default();
-        ruleset.add_base_chain(PREROUTING, PRIORITY);
+        ruleset.add_base_chain(PREROUTING, Hook::prerouting(PRIORITY));
         ruleset.named_sets.push(NamedSet {
             name: PORTS.to_owned(),
             key_type: TYPE_IFINDEX,

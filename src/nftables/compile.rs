@@ -7,53 +7,116 @@ use crate::nftables::expression::{Expression, NFT_SOCKET_WILDCARD};
 use crate::nftables::matches;
 use crate::nftables::ruleset::{REDIRECTED, REDIRECTED_TAG, Ruleset};
 use crate::rules::rule::{Match, PortOf, Rule, Target, Test};
-use crate::rules::script::{PREROUTING, Script};
-use crate::selectors::Family;
+use crate::rules::script::{OUTPUT, PREROUTING, Script};
+use crate::selectors::{Family, Mark};
 
-/// Compiles scripts, at most one for each family.
-pub fn compile(scripts: &[Script]) -> Ruleset {
+/// Compiles scripts, at most one for each family; `selector` is the mark that selects the table with the
+/// AnyIP routes.
+pub fn compile(scripts: &[Script], selector: Mark) -> Ruleset {
     let mut ruleset = Ruleset::without_rules();
+    if scripts.iter().any(Script::has_output) {
+        ruleset.add_output();
+    }
     for script in scripts {
+        let family = script.family;
+        for chain in script.user_chains() {
+            ruleset.add_chain(user_chain(&chain.name, family));
+        }
+        let mut compiler = Compiler {
+            ruleset: &mut ruleset,
+            selector,
+            family,
+        };
         for chain in &script.chains {
-            if chain.name != PREROUTING {
-                ruleset.add_chain(user_chain(&chain.name, script.family));
-            }
             for rule in &chain.rules {
-                compile_rule(&mut ruleset, &chain.name, rule, script.family);
+                compiler.rule(&chain.name, rule);
             }
         }
     }
     ruleset
 }
 
-/// Adds a rule to its user chain, or to both base chains.
-fn compile_rule(ruleset: &mut Ruleset, chain: &str, rule: &Rule, family: Family) {
-    if chain != PREROUTING {
-        return add_rule(ruleset, &user_chain(chain, family), &[], rule, family);
-    }
-    let is_family = [
-        Expression::Meta(libc::NFT_META_NFPROTO),
-        Expression::equals(vec![family.number()]),
-    ];
-    let is_redirected = [
-        Expression::Meta(libc::NFT_META_PRIORITY),
-        Expression::equals(REDIRECTED_TAG.to_ne_bytes().into()),
-    ];
-    let is_redirected_family = [is_redirected, is_family.clone()].concat();
-    add_rule(ruleset, PREROUTING, &is_family, rule, family);
-    add_rule(ruleset, REDIRECTED, &is_redirected_family, rule, family);
+/// Compiles the rules of one family.
+struct Compiler<'r> {
+    ruleset: &'r mut Ruleset,
+    selector: Mark,
+    family: Family,
 }
 
-/// Adds a rule to a chain, with `first` in front of its own expressions.
-fn add_rule(ruleset: &mut Ruleset, chain: &str, first: &[Expression], rule: &Rule, family: Family) {
-    for matches in alternatives(&rule.matches) {
-        let tests = matches::expressions(&matches, family);
-        let mut action = action(rule.target.as_ref(), family);
-        if !action.is_empty() && matches.iter().any(excludes_wildcards) {
-            let chain = add_wildcard_chain(ruleset, chain, &action);
-            action = vec![Expression::Jump(chain)];
+impl Compiler<'_> {
+    /// Adds a rule to its base chains, or to its user chain.
+    fn rule(&mut self, chain: &str, rule: &Rule) {
+        let is_family = [
+            Expression::Meta(libc::NFT_META_NFPROTO),
+            Expression::equals(vec![self.family.number()]),
+        ];
+        match chain {
+            PREROUTING => {
+                let is_redirected = [
+                    Expression::Meta(libc::NFT_META_PRIORITY),
+                    Expression::equals(REDIRECTED_TAG.to_ne_bytes().into()),
+                ];
+                let is_redirected_family = [is_redirected, is_family.clone()].concat();
+                self.add_rule(PREROUTING, &is_family, rule);
+                self.add_rule(REDIRECTED, &is_redirected_family, rule);
+            }
+            OUTPUT => self.add_rule(OUTPUT, &is_family, rule),
+            _ => self.add_rule(&user_chain(chain, self.family), &[], rule),
         }
-        ruleset.append(chain, &[first, &tests, &action]);
+    }
+
+    /// Adds a rule to a chain, with `first` in front of its own expressions.
+    fn add_rule(&mut self, chain: &str, first: &[Expression], rule: &Rule) {
+        for matches in alternatives(&rule.matches) {
+            let tests = matches::expressions(&matches, self.family);
+            let mut action = self.action(rule.target.as_ref());
+            if !action.is_empty() && matches.iter().any(excludes_wildcards) {
+                let chain = add_wildcard_chain(self.ruleset, chain, &action);
+                action = vec![Expression::Jump(chain)];
+            }
+            self.ruleset.append(chain, &[first, &tests, &action]);
+        }
+    }
+
+    /// The expressions of a target.
+    ///
+    /// TPROXY comes before its mark: without a listener the expression ends the rule, and the packet goes
+    /// to the Pod unmarked. iptables would drop it.
+    fn action(&self, target: Option<&Target>) -> Vec<Expression> {
+        match target {
+            None => Vec::new(),
+            Some(Target::Accept) => vec![Expression::Verdict(libc::NF_ACCEPT)],
+            Some(Target::Drop) => vec![Expression::Verdict(libc::NF_DROP)],
+            Some(Target::Return) => vec![Expression::Verdict(libc::NFT_RETURN)],
+            Some(Target::Mark(mark)) => self.set_mark(*mark),
+            Some(Target::ConnectionMark(mark)) => vec![Expression::SetConnectionMark(*mark)],
+            Some(Target::Jump(chain)) => vec![Expression::Jump(user_chain(chain, self.family))],
+            Some(Target::Tproxy {
+                address,
+                port,
+                mark,
+            }) => {
+                let mut action = vec![Expression::Tproxy {
+                    family: self.family,
+                    address: *address,
+                    port: *port,
+                }];
+                action.append(&mut self.set_mark(*mark));
+                action.push(Expression::Verdict(libc::NF_ACCEPT));
+                action
+            }
+        }
+    }
+
+    /// Sets the mark. A packet that it leads to the listener is tagged as if it were redirected: if
+    /// br_netfilter runs the hooks of IP for it on a bridge, the chain [`REDIRECTED`] has to meet it again.
+    fn set_mark(&self, mark: Mark) -> Vec<Expression> {
+        let tag = REDIRECTED_TAG.to_ne_bytes();
+        let mut action = vec![Expression::SetMark(mark)];
+        if mark.sets(self.selector) {
+            action.push(Expression::SetMeta(libc::NFT_META_PRIORITY, tag.into()));
+        }
+        action
     }
 }
 
@@ -110,34 +173,6 @@ fn alternatives(matches: &[Match]) -> Vec<Vec<Match>> {
         lists = doubled;
     }
     lists
-}
-
-/// The expressions of a target.
-///
-/// TPROXY comes before its mark: without a listener the expression ends the rule, and the packet goes
-/// to the Pod unmarked. iptables would drop it.
-fn action(target: Option<&Target>, family: Family) -> Vec<Expression> {
-    match target {
-        None => Vec::new(),
-        Some(Target::Accept) => vec![Expression::Verdict(libc::NF_ACCEPT)],
-        Some(Target::Drop) => vec![Expression::Verdict(libc::NF_DROP)],
-        Some(Target::Return) => vec![Expression::Verdict(libc::NFT_RETURN)],
-        Some(Target::Mark(mark)) => vec![Expression::SetMark(*mark)],
-        Some(Target::Jump(chain)) => vec![Expression::Jump(user_chain(chain, family))],
-        Some(Target::Tproxy {
-            address,
-            port,
-            mark,
-        }) => vec![
-            Expression::Tproxy {
-                family,
-                address: *address,
-                port: *port,
-            },
-            Expression::SetMark(*mark),
-            Expression::Verdict(libc::NF_ACCEPT),
-        ],
-    }
 }
 
 fn user_chain(name: &str, family: Family) -> String {

@@ -9,7 +9,7 @@ use libc::c_int;
 
 use crate::netlink::message::Message;
 use crate::nftables::nft::{self, Field};
-use crate::rules::rule::Ranges;
+use crate::rules::rule::{AddressOf, Ranges};
 use crate::selectors::{Family, Mark};
 
 /// One item of a list
@@ -56,6 +56,15 @@ const NFTA_META_KEY: u16 = 2;
 const NFTA_META_SREG: u16 = 3;
 const NFTA_SOCKET_KEY: u16 = 1;
 const NFTA_SOCKET_DREG: u16 = 2;
+const NFTA_FIB_DREG: u16 = 1;
+const NFTA_FIB_RESULT: u16 = 2;
+const NFTA_FIB_FLAGS: u16 = 3;
+const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
+const NFTA_FIB_F_SADDR: u32 = 1 << 0;
+const NFTA_FIB_F_DADDR: u32 = 1 << 1;
+const NFTA_CT_DREG: u16 = 1;
+const NFTA_CT_KEY: u16 = 2;
+const NFTA_CT_SREG: u16 = 4;
 const NFTA_TPROXY_FAMILY: u16 = 1;
 const NFTA_TPROXY_REG_ADDR: u16 = 2;
 const NFTA_TPROXY_REG_PORT: u16 = 3;
@@ -89,6 +98,10 @@ pub enum Expression {
     Concatenation(Vec<Field>),
     /// Loads a property of the socket that owns the packet (`NFT_SOCKET_…`).
     Socket(u32),
+    /// Loads the type of an address in the node's routing, such as `RTN_LOCAL`.
+    AddressType(AddressOf),
+    /// Loads the mark of the packet's conntrack entry; without one the rule ends.
+    ConnectionMark,
     /// `value = value & mask`
     Mask(Vec<u8>),
     /// Tests whether the value starts with these bytes.
@@ -143,6 +156,8 @@ pub enum Expression {
     },
     /// `mark = mark & !mask ^ value`
     SetMark(Mark),
+    /// Sets the mark of the packet's conntrack entry in the same way.
+    SetConnectionMark(Mark),
     /// Sets metadata of the packet (`NFT_META_…`).
     SetMeta(c_int, Vec<u8>),
     /// Loads the MAC address that the map of this name holds for the input device:
@@ -173,6 +188,8 @@ impl Expression {
                 data.put_be32(NFTA_SOCKET_KEY, *key)
                     .put_be32(NFTA_SOCKET_DREG, VALUE as u32);
             }),
+            Expression::AddressType(of) => address_type(list, *of),
+            Expression::ConnectionMark => conntrack_mark(list, NFTA_CT_DREG),
             Expression::Mask(mask) => bitwise(list, mask, &vec![0; mask.len()]),
             Expression::Compare { negated, data } => compare(list, *negated, data),
             Expression::Range { negated, from, to } => range(list, *negated, from, to),
@@ -191,6 +208,11 @@ impl Expression {
                 meta(list, NFTA_META_DREG, libc::NFT_META_MARK);
                 bitwise(list, &(!mark.mask).to_ne_bytes(), &mark.value.to_ne_bytes());
                 meta(list, NFTA_META_SREG, libc::NFT_META_MARK);
+            }
+            Expression::SetConnectionMark(mark) => {
+                conntrack_mark(list, NFTA_CT_DREG);
+                bitwise(list, &(!mark.mask).to_ne_bytes(), &mark.value.to_ne_bytes());
+                conntrack_mark(list, NFTA_CT_SREG);
             }
             Expression::SetMeta(key, bytes) => {
                 load(list, VALUE, bytes);
@@ -275,6 +297,26 @@ fn meta(list: &mut Message, direction: u16, key: c_int) {
     element(list, "meta", |data| {
         data.put_be32(direction, VALUE as u32)
             .put_be32(NFTA_META_KEY, key as u32);
+    });
+}
+
+/// `direction` is `NFTA_CT_DREG` to load the mark, `NFTA_CT_SREG` to set it.
+fn conntrack_mark(list: &mut Message, direction: u16) {
+    element(list, "ct", |data| {
+        data.put_be32(direction, VALUE as u32)
+            .put_be32(NFTA_CT_KEY, libc::NFT_CT_MARK as u32);
+    });
+}
+
+fn address_type(list: &mut Message, of: AddressOf) {
+    let address = match of {
+        AddressOf::Source => NFTA_FIB_F_SADDR,
+        AddressOf::Destination => NFTA_FIB_F_DADDR,
+    };
+    element(list, "fib", |data| {
+        data.put_be32(NFTA_FIB_DREG, VALUE as u32)
+            .put_be32(NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE)
+            .put_be32(NFTA_FIB_FLAGS, address);
     });
 }
 

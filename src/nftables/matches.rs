@@ -18,7 +18,8 @@ pub fn expressions(matches: &[Match], family: Family) -> Vec<Expression> {
         .collect()
 }
 
-/// The cost of a test, relative to others: lookups in sets come late, lookups of sockets last.
+/// The cost of a test, relative to others: lookups in sets come late, then those of the node's addresses,
+/// and lookups of sockets last.
 fn cost(test: &Test) -> u8 {
     match test {
         Test::Protocol(_) => 0,
@@ -27,7 +28,9 @@ fn cost(test: &Test) -> u8 {
         Test::Ports(..) => 3,
         Test::Interface { .. } => 4,
         Test::Address(..) => 5,
-        Test::Socket { .. } => 6,
+        Test::ConnectionMark(_) => 6,
+        Test::Local(_) => 7,
+        Test::Socket { .. } => 8,
     }
 }
 
@@ -42,6 +45,15 @@ fn expressions_of(it: &Match, family: Family) -> Vec<Expression> {
             Expression::Meta(libc::NFT_META_MARK),
             Expression::Mask(mark.mask.to_ne_bytes().into()),
             compare(negated, mark.value.to_ne_bytes().into()),
+        ],
+        Test::ConnectionMark(mark) => vec![
+            Expression::ConnectionMark,
+            Expression::Mask(mark.mask.to_ne_bytes().into()),
+            compare(negated, mark.value.to_ne_bytes().into()),
+        ],
+        Test::Local(of) => vec![
+            Expression::AddressType(*of),
+            compare(negated, u32::from(libc::RTN_LOCAL).to_ne_bytes().into()),
         ],
         Test::TcpFlags { mask, set } => vec![
             Expression::Payload(nft::TCP_FLAGS),

@@ -125,14 +125,14 @@ pub fn new_chain(family: TableFamily, chain: &Chain) -> Message {
     let mut new = request(family, libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE);
     new.put_text(NFTA_CHAIN_TABLE, TABLE)
         .put_text(NFTA_CHAIN_NAME, &chain.name);
-    if let Some(priority) = chain.priority {
-        // NF_BR_PRE_ROUTING is the same number.
-        new.nest(NFTA_CHAIN_HOOK, |hook| {
-            hook.put_be32(NFTA_HOOK_HOOKNUM, libc::NF_INET_PRE_ROUTING as u32)
-                .put_be32(NFTA_HOOK_PRIORITY, priority as u32);
+    if let Some(hook) = chain.hook {
+        new.nest(NFTA_CHAIN_HOOK, |nested| {
+            nested
+                .put_be32(NFTA_HOOK_HOOKNUM, hook.number as u32)
+                .put_be32(NFTA_HOOK_PRIORITY, hook.priority as u32);
         })
         .put_be32(NFTA_CHAIN_POLICY, libc::NF_ACCEPT as u32)
-        .put_text(NFTA_CHAIN_TYPE, "filter");
+        .put_text(NFTA_CHAIN_TYPE, hook.kind);
     }
     new
 }

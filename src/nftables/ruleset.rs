@@ -5,10 +5,12 @@
 use libc::c_int;
 
 use crate::nftables::expression::Expression;
-use crate::rules::script::PREROUTING;
+use crate::rules::script::{OUTPUT, PREROUTING};
 
-/// `NF_IP_PRI_MANGLE` (linux/netfilter_ipv4.h)
-const PRIORITY_MANGLE: c_int = -150;
+/// Behind the translation of Services: a packet to a Service is one to a Pod then. The kernel runs all
+/// chains of the type `nat` at -100, whatever priorities they have (`NF_IP_PRI_NAT_DST`,
+/// linux/netfilter_ipv4.h; `nf_nat_register_fn`, net/netfilter/nf_nat_core.c).
+const PRIORITY: c_int = libc::NF_IP_PRI_NAT_DST + 10;
 
 /// The base chain for packets that were redirected from a bridge; it has the rules of [`PREROUTING`].
 /// It has to be the first chain of all: if br_netfilter has already passed such a packet through the IP
@@ -40,8 +42,31 @@ pub struct Ruleset {
 pub struct Chain {
     /// The name.
     pub name: String,
-    /// The priority in the prerouting hook; `None` if the chain is no base chain.
-    pub priority: Option<c_int>,
+    /// The hook that calls the chain; `None` if the chain is no base chain.
+    pub hook: Option<Hook>,
+}
+
+/// A hook of netfilter, and the place of a base chain in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// The number (`NF_INET_…`).
+    pub number: c_int,
+    /// The type of the chain, `filter` or `route`.
+    pub kind: &'static str,
+    /// Chains are called in ascending order.
+    pub priority: c_int,
+}
+
+impl Hook {
+    /// A chain of the type `filter` in the prerouting hook; that of a bridge has the same number
+    /// (`NF_BR_PRE_ROUTING`).
+    pub fn prerouting(priority: c_int) -> Hook {
+        Hook {
+            number: libc::NF_INET_PRE_ROUTING,
+            kind: "filter",
+            priority,
+        }
+    }
 }
 
 /// A set that rules find by name.
@@ -88,19 +113,29 @@ pub struct CompiledRule {
 }
 
 impl Ruleset {
-    /// The base chains of the table of the scripts, without rules.
+    /// The base chains that every table of the scripts has, without rules.
     pub fn without_rules() -> Ruleset {
         let mut ruleset = Ruleset::default();
-        ruleset.add_base_chain(PREROUTING, PRIORITY_MANGLE);
-        ruleset.add_base_chain(REDIRECTED, libc::NF_IP_PRI_FIRST);
+        ruleset.add_base_chain(PREROUTING, Hook::prerouting(PRIORITY));
+        ruleset.add_base_chain(REDIRECTED, Hook::prerouting(libc::NF_IP_PRI_FIRST));
         ruleset
     }
 
-    /// Adds a chain that the prerouting hook calls.
-    pub fn add_base_chain(&mut self, name: &str, priority: c_int) {
+    /// Adds the base chain [`OUTPUT`], which routes a packet again that it has marked.
+    pub fn add_output(&mut self) {
+        let hook = Hook {
+            number: libc::NF_INET_LOCAL_OUT,
+            kind: "route",
+            priority: PRIORITY,
+        };
+        self.add_base_chain(OUTPUT, hook);
+    }
+
+    /// Adds a chain that a hook calls.
+    pub fn add_base_chain(&mut self, name: &str, hook: Hook) {
         self.chains.push(Chain {
             name: name.to_owned(),
-            priority: Some(priority),
+            hook: Some(hook),
         });
     }
 
@@ -108,7 +143,7 @@ impl Ruleset {
     pub fn add_chain(&mut self, name: impl Into<String>) {
         self.chains.push(Chain {
             name: name.into(),
-            priority: None,
+            hook: None,
         });
     }
 

@@ -10,8 +10,8 @@ use libc::c_int;
 
 use crate::netlink::message::Message;
 use crate::routing::rtnetlink::{
-    FR_ACT_TO_TBL, FRA_FWMARK, FRA_FWMASK, FRA_IIFNAME, FRA_PRIORITY, FRA_PROTOCOL, FRA_TABLE,
-    LOOPBACK, ROUTE_HEADER,
+    FR_ACT_TO_TBL, FRA_FWMARK, FRA_FWMASK, FRA_IIFNAME, FRA_PRIORITY, FRA_PROTOCOL,
+    FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, LOOPBACK, ROUTE_HEADER,
 };
 use crate::selectors::{Cidr, Family, Mark};
 
@@ -25,7 +25,7 @@ const REVERSE_PATH_RULE_PRIORITY: u32 = 7;
 /// A rule of the routing policy, or a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// `iif lo fwmark MARK lookup main`
+    /// `iif lo fwmark MARK lookup main suppress_prefixlength 0`
     ReversePathRule {
         /// The address family.
         family: Family,
@@ -91,7 +91,9 @@ impl Entry {
         match self {
             Entry::ReversePathRule { family, mark } => {
                 let mut message = rule(family, mark, libc::RT_TABLE_MAIN.into());
-                message.put_text(FRA_IIFNAME, "lo");
+                message
+                    .put_text(FRA_IIFNAME, "lo")
+                    .put_ne32(FRA_SUPPRESS_PREFIXLEN, 0);
                 message
             }
             Entry::MarkRule {
@@ -112,7 +114,11 @@ impl fmt::Display for Entry {
         };
         match self {
             Entry::ReversePathRule { family, mark } => {
-                write!(f, "{}rule iif lo fwmark {mark} lookup main", prefix(family))
+                let prefix = prefix(family);
+                write!(
+                    f,
+                    "{prefix}rule iif lo fwmark {mark} lookup main suppress_prefixlength 0"
+                )
             }
             Entry::MarkRule {
                 family,

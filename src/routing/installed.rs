@@ -150,7 +150,7 @@ pub fn read_rule(payload: &[u8]) -> Option<InstalledEntry> {
         mask: u32::MAX,
     };
     let (mut table, mut priority, mut protocol) = (u32::from(header[4]), 0, 0);
-    let mut has_iif_lo = false;
+    let (mut has_iif_lo, mut suppressed) = (false, None);
     for (kind, value) in attributes(&payload[ROUTE_HEADER..]) {
         match (kind, u32_at(value, 0)) {
             (FRA_FWMARK, Some(number)) => mark.value = number,
@@ -160,6 +160,7 @@ pub fn read_rule(payload: &[u8]) -> Option<InstalledEntry> {
             (FRA_PROTOCOL, _) => protocol = *value.first()?,
             (FRA_IIFNAME, _) if value == b"lo\0" => has_iif_lo = true,
             (FRA_SUPPRESS_PREFIXLEN | FRA_SUPPRESS_IFGROUP, Some(u32::MAX)) => {}
+            (FRA_SUPPRESS_PREFIXLEN, Some(length)) => suppressed = Some(length),
             // Any other attribute is a further condition or action.
             (FRA_DST.., _) => is_exact = false,
             _ => {}
@@ -173,7 +174,10 @@ pub fn read_rule(payload: &[u8]) -> Option<InstalledEntry> {
             table,
         },
     };
-    is_exact &= !has_iif_lo || matches!(entry, Entry::ReversePathRule { .. });
+    is_exact &= match entry {
+        Entry::ReversePathRule { .. } => suppressed == Some(0),
+        _ => !has_iif_lo && suppressed.is_none(),
+    };
     (mark.value != 0 && flags & FIB_RULE_INVERT == 0).then_some(InstalledEntry {
         entry,
         priority,

@@ -1,14 +1,18 @@
 //! Adds and removes the rules and AnyIP routes of the captured CIDRs.
 //!
 //! ```text
-//! ip rule   7: iif lo fwmark MARK lookup main   per family: the reverse path of captured packets
-//! ip rule   8: fwmark MARK lookup TABLE         per family: captured packets
-//! ip route  local CIDR dev lo table TABLE       per CIDR: all its addresses are local (AnyIP)
+//! ip rule   7: iif lo fwmark MARK lookup main suppress_prefixlength 0    per family: the reverse path of
+//!                                                                        captured packets
+//! ip rule   8: fwmark MARK lookup TABLE        per family: captured packets
+//! ip rule   8: fwmark NODE_MARK lookup TABLE   per family, with --from-node: those that the node sends
+//! ip route  local CIDR dev lo table TABLE      per CIDR: all its addresses are local (AnyIP)
 //! ```
 //!
 //! Source validation by mark (`src_valid_mark`, or `fib saddr . mark` in a firewall) looks up the
 //! client's address with the mark and `iif lo` (`__fib_validate_source`, net/ipv4/fib_frontend.c). The
-//! first rule directs that lookup to the main table, because a client may have a captured address.
+//! first rule directs that lookup to the main table, because a client may have a captured address; the
+//! default route does not count there, because another table may have a client's route (Tailscale,
+//! wg-quick). What the node itself sends has `iif lo` too, so it has a mark of its own.
 //!
 //! A rule or route of another process that does the same is used instead, and not removed. If one
 //! conflicts, nothing is installed; one that appears later does not stop the restoring of entries. From
@@ -19,7 +23,7 @@ use crate::netlink::socket::Socket;
 use crate::routing::entry::Entry;
 use crate::routing::installed::{self, InstalledEntry, another_route, read_route, read_rule};
 use crate::routing::{loopback, rtnetlink};
-use crate::selectors::{self, Cidr, Family, Mark};
+use crate::selectors::{self, Cidr, Family, Marks};
 
 /// The rules and AnyIP routes of the captured CIDRs, and the socket that adds and removes them.
 #[derive(Debug)]
@@ -36,20 +40,22 @@ impl Routing {
     ///
     /// # Errors
     /// `EMFILE`, or any other error of socket(2).
-    pub fn new(cidrs: &[Cidr], mark: Mark, table: u32) -> Result<Routing, Error> {
+    pub fn new(cidrs: &[Cidr], marks: Marks, table: u32) -> Result<Routing, Error> {
         let families: Vec<Family> = selectors::families(cidrs).collect();
         let routes = cidrs
             .iter()
             .map(|cidr| Entry::AnyIpRoute { cidr: *cidr, table });
         let rules = families.iter().flat_map(|&family| {
-            [
-                Entry::ReversePathRule { family, mark },
-                Entry::MarkRule {
-                    family,
-                    mark,
-                    table,
-                },
-            ]
+            let reverse = Entry::ReversePathRule {
+                family,
+                mark: marks.received,
+            };
+            let lookup = move |mark| Entry::MarkRule {
+                family,
+                mark,
+                table,
+            };
+            std::iter::once(reverse).chain(marks.all().map(lookup))
         });
         Ok(Routing {
             socket: Socket::open(libc::NETLINK_ROUTE)?,

@@ -8,7 +8,9 @@ use std::str::FromStr;
 use crate::rules::error::{SyntaxError, require};
 use crate::rules::limits::LONGEST_COMMENT;
 use crate::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test};
-use crate::rules::values::{TARGETS, blocks, interface, multiport, protocol, target, tcp_flags};
+use crate::rules::values::{
+    TARGETS, blocks, check_address_type, interface, multiport, protocol, target, tcp_flags,
+};
 use crate::rules::words::{Words, split};
 use crate::selectors::{Family, Mark, PortRange};
 
@@ -16,7 +18,7 @@ use crate::selectors::{Family, Mark, PortRange};
 const OPTIONS: &str = "-A, -p, -s, -d, -i, -m and -j; with -p tcp or -p udp: --sport, --dport; with -p tcp: --syn, --tcp-flags";
 
 /// The supported modules, for error messages.
-const MODULES: &str = "-m tcp, udp, multiport, socket, mark or comment";
+const MODULES: &str = "-m tcp, udp, multiport, addrtype, socket, mark, connmark or comment";
 
 /// Options that exclude each other.
 const EXCLUSIVE: [[&str; 2]; 2] = [["--syn", "--tcp-flags"], ["--set-mark", "--set-xmark"]];
@@ -128,10 +130,9 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
                     set: self.words.parse(tcp_flags)?,
                 }
             }
-            "--mark" => {
-                self.satisfy("mark", word)?;
-                Test::Mark(self.words.parse(Mark::from_str)?)
-            }
+            "--mark" => self.mark(word)?,
+            "--src-type" => self.local(AddressOf::Source, word)?,
+            "--dst-type" => self.local(AddressOf::Destination, word)?,
             _ => return Ok(None),
         }))
     }
@@ -141,7 +142,8 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
         match word {
             "-A" => self.chain = Some(self.words.value()?.to_owned()),
             "-p" => {
-                let protocol = self.words.parse(protocol)?;
+                let family = self.family;
+                let protocol = self.words.parse(|text| protocol(text, family))?;
                 self.protocol = Some(protocol);
                 self.matches.push(Test::Protocol(protocol).into());
             }
@@ -167,7 +169,8 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
         let required = match name {
             "tcp" | "udp" | "socket" => None,
             "multiport" => Some("--sports, --dports or --ports"),
-            "mark" => Some("--mark"),
+            "mark" | "connmark" => Some("--mark"),
+            "addrtype" => Some("--src-type or --dst-type"),
             "comment" => Some("--comment"),
             _ => return Err(SyntaxError::new(name, format!("supported are {MODULES}"))),
         };
@@ -199,7 +202,10 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
     fn target_option(&mut self, word: &str) -> Result<(), SyntaxError> {
         let family = self.family;
         match (&mut self.target, word) {
-            (Some(Target::Mark(mark)), "--set-mark" | "--set-xmark") => {
+            (
+                Some(Target::Mark(mark) | Target::ConnectionMark(mark)),
+                "--set-mark" | "--set-xmark",
+            ) => {
                 *mark = self.words.parse(Mark::from_str)?;
                 if word == "--set-mark" {
                     mark.mask |= mark.value;
@@ -221,7 +227,8 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
                 *mark = self.words.parse(Mark::from_str)?;
             }
             (_, "--set-mark" | "--set-xmark") => {
-                return Err(SyntaxError::new(word, "expected -j MARK in front of it"));
+                let expected = "expected -j MARK or -j CONNMARK in front of it";
+                return Err(SyntaxError::new(word, expected));
             }
             (_, "--on-port" | "--on-ip" | "--tproxy-mark") => {
                 return Err(SyntaxError::new(word, "expected -j TPROXY in front of it"));
@@ -234,6 +241,25 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
             }
         }
         Ok(())
+    }
+
+    /// Parses the mark of the last `-m mark` or `-m connmark`, as iptables does.
+    fn mark(&mut self, word: &str) -> Result<Test, SyntaxError> {
+        let mut modules = self.modules.iter().rev().map(|(name, _)| *name);
+        let module = modules.find(|name| matches!(*name, "mark" | "connmark"));
+        let module = module.unwrap_or("mark");
+        self.satisfy(module, word)?;
+        let mark = self.words.parse(Mark::from_str)?;
+        Ok(match module {
+            "connmark" => Test::ConnectionMark(mark),
+            _ => Test::Mark(mark),
+        })
+    }
+
+    fn local(&mut self, of: AddressOf, word: &str) -> Result<Test, SyntaxError> {
+        self.satisfy("addrtype", word)?;
+        self.words.parse(check_address_type)?;
+        Ok(Test::Local(of))
     }
 
     fn blocks(&mut self, negated: bool) -> Result<Ranges, SyntaxError> {
@@ -268,7 +294,11 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
 
     fn require_protocol(&self, word: &str) -> Result<(), SyntaxError> {
         let expected = "expected -p tcp or -p udp in front of it";
-        require(self.protocol.is_some(), word, expected)
+        require(
+            self.protocol.is_some_and(Protocol::has_ports),
+            word,
+            expected,
+        )
     }
 
     fn require_tcp(&self, word: &str) -> Result<(), SyntaxError> {
@@ -316,11 +346,16 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
             Some(Target::Tproxy { .. }) if !self.has("--on-port") => {
                 ("TPROXY", "expected --on-port")
             }
-            Some(Target::Tproxy { .. }) if self.protocol.is_none() => {
+            Some(Target::Tproxy { .. }) if !self.protocol.is_some_and(Protocol::has_ports) => {
                 ("TPROXY", "expected -p tcp or -p udp")
             }
             Some(Target::Mark(_)) if !self.has("--set-mark") && !self.has("--set-xmark") => {
                 ("MARK", "expected --set-mark or --set-xmark")
+            }
+            Some(Target::ConnectionMark(_))
+                if !self.has("--set-mark") && !self.has("--set-xmark") =>
+            {
+                ("CONNMARK", "expected --set-mark or --set-xmark")
             }
             _ => return Ok(()),
         };

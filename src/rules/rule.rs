@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use crate::rules::tcp::{ACK, FIN, RST, SYN};
-use crate::selectors::Mark;
+use crate::selectors::{Family, Mark};
 
 /// A rule: a packet that passes every match goes to the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +52,10 @@ pub enum Test {
     },
     /// `-m mark --mark`
     Mark(Mark),
+    /// `-m connmark --mark`: the mark of the packet's conntrack entry; without one the test fails
+    ConnectionMark(Mark),
+    /// `-m addrtype --src-type LOCAL`, `--dst-type LOCAL`: the address is one of the node's own
+    Local(AddressOf),
     /// `-i NAME`, or `-i PREFIX+`
     Interface {
         /// The name, or the prefix of it.
@@ -78,13 +82,17 @@ impl Test {
     };
 }
 
-/// A transport protocol, with its number in the IP header.
+/// A protocol above IP, with its number in the IP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// TCP
     Tcp = libc::IPPROTO_TCP as isize,
     /// UDP
     Udp = libc::IPPROTO_UDP as isize,
+    /// ICMP, of IPv4
+    Icmp = libc::IPPROTO_ICMP as isize,
+    /// ICMPv6
+    Icmpv6 = libc::IPPROTO_ICMPV6 as isize,
 }
 
 impl Protocol {
@@ -93,6 +101,21 @@ impl Protocol {
         match self {
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",
+            Protocol::Icmp => "icmp",
+            Protocol::Icmpv6 => "ipv6-icmp",
+        }
+    }
+
+    /// Whether its header has ports.
+    pub fn has_ports(self) -> bool {
+        matches!(self, Protocol::Tcp | Protocol::Udp)
+    }
+
+    /// The protocol of ICMP messages in this family.
+    pub fn icmp_of(family: Family) -> Protocol {
+        match family {
+            Family::V4 => Protocol::Icmp,
+            Family::V6 => Protocol::Icmpv6,
         }
     }
 }
@@ -128,6 +151,8 @@ pub enum Target {
     Return,
     /// The packet gets a mark: `mark = mark & !mask ^ value`
     Mark(Mark),
+    /// The packet's conntrack entry gets a mark in the same way.
+    ConnectionMark(Mark),
     /// A transparent socket gets the packet, which is marked as in [`Target::Mark`] and accepted.
     /// Without such a socket the packet continues with the next rule.
     Tproxy {

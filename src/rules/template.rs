@@ -8,7 +8,8 @@ use std::path::Path;
 use crate::error::words;
 use crate::rules::error::{ScriptError, SyntaxError};
 use crate::rules::limits::{LONGEST_WORD, MULTIPORT_SLOTS};
-use crate::selectors::{Cidr, Mark, PortRange};
+use crate::rules::rule::Protocol;
+use crate::selectors::{Cidr, Family, Marks, PortRange};
 
 /// The bundled template.
 pub const BUNDLED: &str = include_str!("bundled.iptables");
@@ -52,8 +53,9 @@ pub struct Values {
     pub on_ip: IpAddr,
     /// `${ON_PORT}`: port of the listener, host order.
     pub on_port: u16,
-    /// `${MARK}`: mark of packets for the listener.
-    pub mark: Mark,
+    /// `${MARK}`, and `${NODE_MARK}` for packets that the node itself sends; a line with `${NODE_MARK}` is left
+    /// out if these are not captured.
+    pub marks: Marks,
 }
 
 /// A rendered line.
@@ -69,17 +71,22 @@ pub struct Line {
 /// [`MULTIPORT_SLOTS`] becomes several lines.
 ///
 /// # Errors
-/// An unknown variable, or a list that needs several lines in a line with `!` or with the variable twice.
+/// An unknown variable, or a list that needs several lines in a line with the variable after `!` or twice.
 pub fn render(template: &str, values: &Values) -> Result<Vec<Line>, ScriptError> {
     let cidr_length = |cidr: &Cidr| cidr.to_string().len() + 1;
     let cidr_lists = split_list(&values.cidrs, LONGEST_WORD, cidr_length);
     let dport_lists = split_list(&values.dports, MULTIPORT_SLOTS, PortRange::multiport_slots);
+    let icmp = Protocol::icmp_of(Family::of(values.on_ip));
     let mut lines = Vec::new();
     let template = template.strip_suffix('\n').unwrap_or(template);
     for (number, text) in (1..).zip(template.split('\n')) {
         if text.starts_with('#') {
             let text = text.to_owned();
             lines.push(Line { number, text });
+            continue;
+        }
+        let is_for_node = tokens(text).any(|token| token == "${NODE_MARK}");
+        if is_for_node && values.marks.sent.is_none() {
             continue;
         }
         let refuse = |error: SyntaxError| error.at(number);
@@ -90,10 +97,12 @@ pub fn render(template: &str, values: &Values) -> Result<Vec<Line>, ScriptError>
                     "${DPORTS}" => Ok(dports.clone()),
                     "${ON_IP}" => Ok(values.on_ip.to_string()),
                     "${ON_PORT}" => Ok(values.on_port.to_string()),
-                    "${MARK}" => Ok(values.mark.to_string()),
+                    "${ICMP}" => Ok(icmp.name().to_owned()),
+                    "${MARK}" => Ok(values.marks.received.to_string()),
+                    "${NODE_MARK}" => Ok(values.marks.sent.map_or_else(String::new, |it| it.to_string())),
                     unknown if unknown.starts_with(VARIABLE) => Err(SyntaxError::new(
                         unknown,
-                        "supported are ${CIDRS}, ${DPORTS}, ${ON_IP}, ${ON_PORT} and ${MARK}",
+                        "supported are ${CIDRS}, ${DPORTS}, ${ON_IP}, ${ON_PORT}, ${ICMP}, ${MARK} and ${NODE_MARK}",
                     )),
                     text => Ok(text.to_owned()),
                 });
@@ -115,14 +124,17 @@ fn lists_for<'v>(
     lists: &'v [String],
 ) -> Result<&'v [String], SyntaxError> {
     let uses = tokens(text).filter(|token| *token == variable).count();
-    let negated = text.split_ascii_whitespace().any(|word| word == "!");
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let negated = words
+        .windows(3)
+        .any(|it| it[0] == "!" && it[2].contains(variable));
     match (uses, lists.len()) {
         (0, _) => Ok(UNUSED),
         (1, _) if !negated => Ok(lists),
         (_, 0..=1) => Ok(lists),
         _ => Err(SyntaxError::new(
             variable,
-            "expected it once, in a line without !, because the list needs several lines",
+            "expected it once, and not after !, because the list needs several lines",
         )),
     }
 }

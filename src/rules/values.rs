@@ -9,7 +9,8 @@ use crate::rules::tcp::{ACK, FIN, PSH, RST, SYN, URG};
 use crate::selectors::{Cidr, Family, Mark, PortRange, list};
 
 /// The supported targets, for error messages.
-pub const TARGETS: &str = "-j ACCEPT, DROP, RETURN, MARK, TPROXY or a chain declared above";
+pub const TARGETS: &str =
+    "-j ACCEPT, DROP, RETURN, MARK, CONNMARK, TPROXY or a chain declared above";
 
 /// Parses the address blocks of `-s` and `-d`, and keeps their order.
 ///
@@ -43,12 +44,26 @@ pub fn multiport(text: &str) -> Result<Ranges, String> {
 /// Parses the protocol of `-p`.
 ///
 /// # Errors
-/// Any other protocol than TCP and UDP.
-pub fn protocol(text: &str) -> Result<Protocol, String> {
+/// Any other protocol than TCP, UDP and the family's ICMP.
+pub fn protocol(text: &str, family: Family) -> Result<Protocol, String> {
+    let icmp = Protocol::icmp_of(family);
     match text {
         "tcp" => Ok(Protocol::Tcp),
         "udp" => Ok(Protocol::Udp),
-        _ => Err("expected tcp or udp".to_owned()),
+        "icmpv6" if family == Family::V6 => Ok(icmp),
+        name if name == icmp.name() => Ok(icmp),
+        _ => Err(format!("expected tcp, udp or {}", icmp.name())),
+    }
+}
+
+/// Parses the address type of `-m addrtype`.
+///
+/// # Errors
+/// Any other type than LOCAL.
+pub fn check_address_type(text: &str) -> Result<(), String> {
+    match text {
+        "LOCAL" => Ok(()),
+        _ => Err("the one supported type is LOCAL".to_owned()),
     }
 }
 
@@ -100,6 +115,7 @@ pub fn target(name: &str, is_declared: impl Fn(&str) -> bool) -> Result<Target, 
         "DROP" => Target::Drop,
         "RETURN" => Target::Return,
         "MARK" => Target::Mark(unset),
+        "CONNMARK" => Target::ConnectionMark(unset),
         "TPROXY" => Target::Tproxy {
             address: None,
             port: 0,

@@ -190,7 +190,7 @@ fn requests_to(cluster: &Cluster, to: [IpAddr; 2]) -> Vec<Request<'_>> {
 
 impl Service {
     fn measure(self) -> [Row; 2] {
-        let expected = both(&[Pod, A, Pod, A, Pod, A]);
+        let expected = both(&[A, B, A, B, Pod, A]);
         let mut measured = (self.exists)().then(|| {
             let cluster = Cluster::new();
             PTP.wire(&cluster);
@@ -267,7 +267,7 @@ fn a_client_of_an_address_without_a_pod_is_captured_if_its_packet_leaves() {
 }
 
 #[test]
-fn a_client_of_a_service_is_captured_on_the_pods_node_if_another_translates_it() {
+fn a_client_of_a_service_is_captured_on_the_node_that_translates_it() {
     all_are_as_expected(&SERVICE_ROWS);
 }
 

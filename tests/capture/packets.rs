@@ -170,8 +170,8 @@ fn a_thousand_blocks_are_captured() {
     let rules = lab.node.run("nft list chain inet tproxy-pod PREROUTING");
     assert_eq!(
         rules.matches("jump").count(),
-        2,
-        "one rule a family:\n{rules}"
+        4,
+        "for each family, a rule for TCP and one for ICMP errors:\n{rules}"
     );
 }
 

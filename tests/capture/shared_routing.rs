@@ -24,9 +24,9 @@ fn is_lost(lab: &Lab, address: &str) -> bool {
 const OURS: [&str; 6] = [
     "route local 10.244.0.0/16 dev lo table 100",
     "route local fd00:10:244::/56 dev lo table 100",
-    "rule iif lo fwmark 0x1/0x1 lookup main",
+    "rule iif lo fwmark 0x1/0x1 lookup main suppress_prefixlength 0",
     "rule fwmark 0x1/0x1 lookup 100",
-    "IPv6 rule iif lo fwmark 0x1/0x1 lookup main",
+    "IPv6 rule iif lo fwmark 0x1/0x1 lookup main suppress_prefixlength 0",
     "IPv6 rule fwmark 0x1/0x1 lookup 100",
 ];
 
@@ -281,14 +281,34 @@ fn a_rule_that_sets_the_default_mark_harms_nothing_where_ours_is_another() {
 }
 
 #[test]
-fn a_rule_that_clears_our_mark_loses_captured_connections_and_no_others() {
+fn a_rule_that_clears_our_mark_behind_ours_loses_captured_connections_and_no_others() {
     let lab = Lab::new();
     lab.pod.serve(80);
     let _daemon = lab.start(&[]);
-    lab.node
-        .run("iptables -t nat -I PREROUTING -m conntrack --ctstate NEW -j MARK --set-mark 0x0");
+    lab.node.load(
+        "nft -f -",
+        "table ip other {
+            chain clear {
+                type filter hook prerouting priority 0
+                meta mark set 0
+            }
+        }",
+    );
     assert!(lab.client.get("10.244.0.5:80", "/").ends_with("pod"));
     assert!(is_lost(&lab, POD));
+}
+
+#[test]
+fn rules_of_iptables_that_clear_the_mark_harm_nothing() {
+    let lab = Lab::new();
+    lab.pod.serve(80);
+    let _daemon = lab.start(&[]);
+    for table in ["raw", "mangle", "nat"] {
+        let rule = format!("iptables -t {table} -I PREROUTING -j MARK --set-mark 0x0");
+        lab.node.run(&rule);
+    }
+    assert!(lab.client.get("10.244.0.5:80", "/").ends_with("pod"));
+    assert_captured(&lab, POD);
 }
 
 #[test]

@@ -92,8 +92,8 @@ impl Fixture {
         let mut remains = self.lab.remains();
         remains.sort();
         let parts = [
-            "fwmark 0x1/0x1 iif lo lookup main",
-            "fwmark 0x1/0x1 iif lo lookup main",
+            "fwmark 0x1/0x1 iif lo lookup main suppress_prefixlength 0",
+            "fwmark 0x1/0x1 iif lo lookup main suppress_prefixlength 0",
             "fwmark 0x1/0x1 lookup 100",
             "fwmark 0x1/0x1 lookup 100",
             "local 10.244.0.0/16 dev lo",

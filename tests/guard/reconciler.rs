@@ -17,8 +17,8 @@ use nix::unistd::Pid;
 
 const V4_RULE: &str = "rule fwmark 0x1/0x1 lookup 100";
 const V6_RULE: &str = "IPv6 rule fwmark 0x1/0x1 lookup 100";
-const V4_RETURN: &str = "rule iif lo fwmark 0x1/0x1 lookup main";
-const V6_RETURN: &str = "IPv6 rule iif lo fwmark 0x1/0x1 lookup main";
+const V4_RETURN: &str = "rule iif lo fwmark 0x1/0x1 lookup main suppress_prefixlength 0";
+const V6_RETURN: &str = "IPv6 rule iif lo fwmark 0x1/0x1 lookup main suppress_prefixlength 0";
 const V4_ROUTE: &str = "route local 10.244.0.0/16 dev lo table 100";
 const V6_ROUTE: &str = "route local fd00:10:244::/56 dev lo table 100";
 

@@ -95,17 +95,17 @@ fn forty_ports_are_captured_the_same_by_both_loaders() {
 }
 
 #[test]
-fn two_hundred_blocks_are_captured_the_same_by_both_loaders() {
-    let v4 = (0..200).map(|it| format!("10.{}.0.0/28", it + 20));
-    let v6 = (0..200).map(|it| format!("fd00:{it:x}::/64"));
+fn a_hundred_blocks_are_captured_the_same_by_both_loaders() {
+    let v4 = (0..100).map(|it| format!("10.{}.0.0/28", it + 20));
+    let v6 = (0..100).map(|it| format!("fd00:{it:x}::/64"));
     let cidrs = v4.chain(v6).collect::<Vec<_>>().join(",");
     for loader in Loader::ALL {
         let lab = Lab::new();
         let beside = [
             "10.20.0.16",
-            "10.219.0.16",
+            "10.119.0.16",
             "fd00:0:0:1::1",
-            "fd00:c7:0:1::1",
+            "fd00:63:0:1::1",
         ];
         for address in beside {
             lab.node.run(&format!("ip address add {address} dev lo"));
@@ -115,14 +115,14 @@ fn two_hundred_blocks_are_captured_the_same_by_both_loaders() {
         for (address, expected) in [
             ("10.20.0.0:8180", "captured"),
             ("10.93.0.15:8180", "captured"),
-            ("10.219.0.15:8180", "captured"),
+            ("10.119.0.15:8180", "captured"),
             ("[fd00::1]:8180", "captured"),
+            ("[fd00:32::1]:8180", "captured"),
             ("[fd00:63::1]:8180", "captured"),
-            ("[fd00:c7::1]:8180", "captured"),
             ("10.20.0.16:8180", "pod"),
-            ("10.219.0.16:8180", "pod"),
+            ("10.119.0.16:8180", "pod"),
             ("[fd00:0:0:1::1]:8180", "pod"),
-            ("[fd00:c7:0:1::1]:8180", "pod"),
+            ("[fd00:63:0:1::1]:8180", "pod"),
         ] {
             assert_eq!(outcome(&lab, address), expected, "{loader:?}: {address}");
         }
@@ -141,7 +141,7 @@ fn long_lists_are_printed_as_lines_that_iptables_can_read() {
     ));
     let lines: Vec<&str> = printed
         .lines()
-        .filter(|line| line.starts_with("-A PREROUTING"))
+        .filter(|line| line.contains(" --dports "))
         .collect();
     let mut pairs: Vec<String> = Vec::new();
     for line in lines {

@@ -1,12 +1,19 @@
 //! What selects packets: address families, CIDRs, port ranges and marks, as the command line and the
 //! script write them. A type holds valid values only, so that nothing is checked twice.
 //!
-//! A parser's error says what was expected; the caller adds the option, or the line and the word.
+//! A parser's error says what was expected; the caller adds the option, or the line and the word. `text` has the
+//! numbers and lists in them, `mark` the marks.
+
+mod mark;
+mod text;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
+
+pub use crate::selectors::mark::{Mark, Marks};
+pub use crate::selectors::text::{join, list, number};
 
 /// An IP address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,79 +239,10 @@ impl fmt::Display for PortRange {
     }
 }
 
-/// A packet mark (fwmark) and its mask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
-    /// The bits to compare with, or to set.
-    pub value: u32,
-    /// The bits to compare, or to write.
-    pub mask: u32,
-}
-
-impl FromStr for Mark {
-    type Err = String;
-
-    /// Parses `VALUE[/MASK]`, hexadecimal (`0x…`) or decimal. The default mask is all ones.
-    fn from_str(text: &str) -> Result<Mark, String> {
-        let part = |text: &str| {
-            number(text)
-                .and_then(|number| u32::try_from(number).ok())
-                .ok_or_else(|| "expected VALUE/MASK, 32 bits each, such as 0x1/0x1".to_owned())
-        };
-        let (value, mask) = text.split_once('/').unwrap_or((text, "0xffffffff"));
-        Ok(Mark {
-            value: part(value)?,
-            mask: part(mask)?,
-        })
-    }
-}
-
-impl fmt::Display for Mark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}/{:#x}", self.value, self.mask)
-    }
-}
-
-/// Parses a number, decimal or hexadecimal (`0x…`), without sign or space.
-///
-/// A leading zero is an error: iptables reads such a number as octal.
-pub fn number(text: &str) -> Option<u64> {
-    let (digits, radix) = match text.strip_prefix("0x") {
-        Some(digits) => (digits, 16),
-        None if text.len() > 1 && text.starts_with('0') => return None,
-        None => (text, 10),
-    };
-    // `from_str_radix` accepts a plus sign.
-    let is_signed = digits.starts_with('+');
-    u64::from_str_radix(digits, radix)
-        .ok()
-        .filter(|_| !is_signed)
-}
-
 /// The families of `cidrs`, IPv4 first.
 pub fn families(cidrs: &[Cidr]) -> impl Iterator<Item = Family> {
     let has = |family: &Family| cidrs.iter().any(|cidr| cidr.family() == *family);
     Family::ALL.into_iter().filter(has)
-}
-
-/// Parses a comma-separated list with `parse` for its items.
-///
-/// # Errors
-/// The first invalid item, and what was expected.
-pub fn list<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
-    text.split(',')
-        .map(|item| {
-            parse(item).map_err(|expected| match item == text {
-                true => expected,
-                false => format!("in the list item \"{item}\": {expected}"),
-            })
-        })
-        .collect()
-}
-
-/// Formats a comma-separated list.
-pub fn join<T: fmt::Display>(items: &[T]) -> String {
-    items.iter().map(T::to_string).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! The command line: text → checked options. Reads no file and changes nothing. An error names the
-//! option, its value and what was expected.
+//! option, its value and what was expected. The values themselves are parsed in `values`.
+
+mod values;
 
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use crate::selectors::{self, Cidr, Family, Mark, PortRange};
+use crate::options::values::{cidrs, dports, family, file, mark, table, up_to_65535};
+use crate::selectors::{self, Cidr, Family, Mark, Marks, PortRange};
 
 /// The text of `--help`
 pub const HELP: &str = "\
@@ -16,7 +18,10 @@ tproxy-pod [OPTIONS]
   -p, --port PORT          where the transparent listener binds, on loopback     [1]
   -c, --cidr CIDR,…        destinations to capture, IPv4 and IPv6                [10.244.0.0/16]
   -d, --dport PORT,…       destination ports to capture, LOW:HIGH for a range    [8180]
+      --from-node          capture what the node itself sends, too: the kubelet's probes
+                           of captured ports, for example
       --mark VALUE/MASK    the mark that selects the routing table               [0x1/0x1]
+      --node-mark VALUE/MASK  the same for what the node itself sends            [0x2/0x2]
       --table ID           the routing table with the AnyIP routes               [100]
       --rules FILE         your own iptables-restore script in place of the bundled one
       --print-rules v4|v6  print the script as it would be loaded, and exit
@@ -38,8 +43,8 @@ pub struct Options {
     pub cidrs: Vec<Cidr>,
     /// The destination ports to capture; not empty.
     pub dports: Vec<PortRange>,
-    /// The mark that selects `table`.
-    pub mark: Mark,
+    /// The marks that select `table`.
+    pub marks: Marks,
     /// The routing table with the AnyIP routes.
     pub table: u32,
     /// The script that replaces the bundled one.
@@ -106,13 +111,15 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
         match (name, &inline) {
             ("-h" | "--help", None) => return Ok(Command::Help),
             ("-V" | "--version", None) => return Ok(Command::Version),
-            ("-h" | "--help" | "-V" | "--version" | "--check", Some(value)) => {
+            ("-h" | "--help" | "-V" | "--version" | "--check" | "--from-node", Some(value)) => {
                 return Err(UsageError(format!("{name} {value}: expected no value")));
             }
             ("--check", None) => {
-                if std::mem::replace(&mut parsed.check, true) {
-                    return Err(UsageError(format!("{name}: the option was given before")));
-                }
+                set_flag(&mut parsed.check, name)?;
+                continue;
+            }
+            ("--from-node", None) => {
+                set_flag(&mut parsed.from_node, name)?;
                 continue;
             }
             _ => {}
@@ -133,11 +140,13 @@ struct ParsedOptions {
     cidrs: Option<Vec<Cidr>>,
     dports: Option<Vec<PortRange>>,
     mark: Option<Mark>,
+    node_mark: Option<Mark>,
     table: Option<u32>,
     rules: Option<PathBuf>,
     print_rules: Option<Family>,
     max_connections: Option<usize>,
     check: bool,
+    from_node: bool,
 }
 
 impl ParsedOptions {
@@ -147,6 +156,7 @@ impl ParsedOptions {
             "-c" | "--cidr" => store(&mut self.cidrs, name, value, cidrs),
             "-d" | "--dport" => store(&mut self.dports, name, value, dports),
             "--mark" => store(&mut self.mark, name, value, mark),
+            "--node-mark" => store(&mut self.node_mark, name, value, mark),
             "--table" => store(&mut self.table, name, value, table),
             "--rules" => store(&mut self.rules, name, value, file),
             "--print-rules" => store(&mut self.print_rules, name, value, family),
@@ -157,6 +167,7 @@ impl ParsedOptions {
     }
 
     fn into_command(self) -> Result<Command, UsageError> {
+        let marks = self.marks()?;
         let options = Options {
             port: self.port.unwrap_or(1),
             cidrs: self
@@ -165,7 +176,7 @@ impl ParsedOptions {
             dports: self
                 .dports
                 .map_or_else(|| dports("8180").map_err(UsageError), Ok)?,
-            mark: self.mark.unwrap_or(Mark { value: 1, mask: 1 }),
+            marks,
             table: self.table.unwrap_or(100),
             rules: self.rules,
             max_connections: self.max_connections.unwrap_or(1024),
@@ -183,6 +194,34 @@ impl ParsedOptions {
             Some(family) => Ok(Command::PrintRules(options, family)),
         }
     }
+
+    fn marks(&self) -> Result<Marks, UsageError> {
+        let received = self.mark.unwrap_or(Mark { value: 1, mask: 1 });
+        let sent = self.node_mark.unwrap_or(Mark { value: 2, mask: 2 });
+        match (self.from_node, self.node_mark) {
+            (true, _) if received.mask & sent.mask != 0 => Err(UsageError(format!(
+                "--node-mark {sent}: expected other bits than those of --mark {received}"
+            ))),
+            (true, _) => Ok(Marks {
+                received,
+                sent: Some(sent),
+            }),
+            (false, None) => Ok(Marks {
+                received,
+                sent: None,
+            }),
+            (false, Some(_)) => Err(UsageError(format!(
+                "--node-mark {sent}: expected --from-node beside it"
+            ))),
+        }
+    }
+}
+
+fn set_flag(flag: &mut bool, name: &str) -> Result<(), UsageError> {
+    match std::mem::replace(flag, true) {
+        false => Ok(()),
+        true => Err(UsageError(format!("{name}: the option was given before"))),
+    }
 }
 
 /// Parses the value of an option, and stores it where none was stored before.
@@ -198,77 +237,6 @@ fn store<T>(
     match slot.replace(parsed) {
         None => Ok(()),
         Some(_) => Err(refused("the option was given before")),
-    }
-}
-
-fn number<T: TryFrom<u64>>(text: &str, low: u64, high: u64) -> Result<T, String> {
-    selectors::number(text)
-        .filter(|number| (low..=high).contains(number))
-        .and_then(|number| T::try_from(number).ok())
-        .ok_or_else(|| format!("expected a number from {low} to {high}"))
-}
-
-/// A port, or a count of connections.
-fn up_to_65535<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
-    number(text, 1, 65535)
-}
-
-fn cidrs(text: &str) -> Result<Vec<Cidr>, String> {
-    let mut cidrs: Vec<Cidr> = Vec::new();
-    for cidr in selectors::list(text, Cidr::from_str)? {
-        if !cidrs.contains(&cidr) {
-            cidrs.push(cidr);
-        }
-    }
-    Ok(cidrs)
-}
-
-fn dports(text: &str) -> Result<Vec<PortRange>, String> {
-    selectors::list(text, |item| match PortRange::from_str(item) {
-        Ok(range) if range.low > 0 => Ok(range),
-        _ if !item.contains(':') => Err("expected a port from 1 to 65535".to_owned()),
-        Ok(_) => Err("expected ports from 1 to 65535".to_owned()),
-        Err(expected) => Err(expected),
-    })
-}
-
-fn mark(text: &str) -> Result<Mark, String> {
-    let mark = Mark::from_str(text)?;
-    if !text.contains('/') {
-        return Err("expected VALUE/MASK, such as 0x1/0x1".to_owned());
-    }
-    if mark.value & !mark.mask != 0 {
-        return Err("expected a value within its mask".to_owned());
-    }
-    if mark.value == 0 {
-        return Err("expected a value that is not 0, which is what other packets carry".to_owned());
-    }
-    Ok(mark)
-}
-
-/// Refuses `RT_TABLE_DEFAULT`, `RT_TABLE_MAIN` and `RT_TABLE_LOCAL` (linux/rtnetlink.h), which the node
-/// itself uses.
-fn table(text: &str) -> Result<u32, String> {
-    match number(text, 1, u32::MAX.into())? {
-        253..=255 => {
-            Err("expected a table other than default, main and local (253 to 255)".to_owned())
-        }
-        table => Ok(table),
-    }
-}
-
-fn file(text: &str) -> Result<PathBuf, String> {
-    match text {
-        "" => Err("expected a file".to_owned()),
-        _ => Ok(text.into()),
-    }
-}
-
-fn family(text: &str) -> Result<Family, String> {
-    match text {
-        "v4" => Ok(Family::V4),
-        "v6" => Ok(Family::V6),
-        _ => Err("expected v4 or v6".to_owned()),
     }
 }
 
