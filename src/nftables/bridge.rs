@@ -12,8 +12,7 @@
 //! chain        a frame                                        goes to
 //! PREROUTING   for a captured address and port                senders
 //! senders      whose answer finds its way back by IP: its     states
-//!              source is in a subnet of a bridge, or the
-//!              frame is for the bridge's own MAC address
+//!              source is in a subnet of a bridge
 //! states       that is a SYN                                  handshakes
 //!              of a connection in one of the sets             the bridge or IP, by the table below
 //! handshakes   any (during a stop the chain is empty)         IP; the connection enters syn-seen
@@ -152,28 +151,17 @@ impl BridgeRedirect {
             let jump = [Expression::Jump(states)];
             let subnets = bridges.subnets.iter().filter(|it| it.family() == family);
             let sources = merge(subnets.map(Cidr::range).collect());
-            let addresses = bridges.macs.iter().copied().map(mac_number);
-            let addresses = merge(addresses.map(|it| it..=it).collect());
-            let mut add = |field: Field, ranges: &Ranges| {
-                if !ranges.is_empty() {
-                    let is_sender = matches::in_ranges(field, ranges, false);
-                    ruleset.append(&senders, &[&is_sender, &jump]);
-                }
-            };
-            add(nft::source_address(family), &sources);
-            add(nft::ETHER_DESTINATION, &addresses);
+            if !sources.is_empty() {
+                let source = nft::source_address(family);
+                let is_sender = matches::in_ranges(source, &sources, false);
+                ruleset.append(&senders, &[&is_sender, &jump]);
+            }
         }
         ruleset.map = Some(MapElements {
             map: PORTS.to_owned(),
             elements: bridges.ports.clone(),
         });
     }
-}
-
-/// A MAC address as a number, in network order.
-fn mac_number(address: [u8; 6]) -> u128 {
-    let add = |number: u128, byte| number << 8 | u128::from(byte);
-    address.into_iter().fold(0, add)
 }
 
 /// The names of the chains and sets of one family.

@@ -1,5 +1,5 @@
-//! Lists the bridges of this network namespace: their ports, their MAC addresses, and the subnets of
-//! their IP addresses, whose hosts IP reaches through the bridge.
+//! Lists the bridges of this network namespace: their ports, and the subnets of their IP addresses, whose
+//! hosts IP reaches through the bridge.
 //!
 //! Nothing here changes the rules that use the list: the guard calls [`BridgeMonitor::refresh`] when
 //! [`BridgeMonitor::is_due`], and [`BridgeMonitor::mark_applied`] when the rules match the list. From
@@ -37,8 +37,6 @@ const MAX_AGE: Duration = Duration::from_secs(60);
 pub struct BridgeTopology {
     /// Device indices and MAC addresses of the ports of all bridges.
     pub ports: Vec<(u32, [u8; 6])>,
-    /// The MAC addresses of the bridges themselves: a frame to one of them is for IP.
-    pub macs: Vec<[u8; 6]>,
     /// The subnets whose hosts IP reaches through a bridge; those of bridges with VLAN filtering are not
     /// among them.
     pub subnets: Vec<Cidr>,
@@ -157,15 +155,9 @@ impl BridgeMonitor {
         };
         let subnets = subnets.into_iter().filter(is_of_bridge);
         let mut subnets: Vec<Cidr> = subnets.map(|(_, subnet)| subnet).collect();
-        let mut macs: Vec<[u8; 6]> = bridges.iter().map(|it| it.mac).collect();
         ports.sort_unstable();
-        macs.sort_unstable();
         subnets.sort_unstable_by_key(|it| (it.network(), it.prefix()));
-        Ok(BridgeTopology {
-            ports,
-            macs,
-            subnets,
-        })
+        Ok(BridgeTopology { ports, subnets })
     }
 }
 
@@ -174,7 +166,6 @@ impl BridgeMonitor {
 pub struct Bridge {
     /// The device index.
     pub index: u32,
-    mac: [u8; 6],
     /// Whether it filters VLANs. Such a bridge drops a frame to itself, even one between two of its
     /// ports, if it is no member of the frame's VLAN (`br_pass_frame_up`, net/bridge/br_input.c).
     has_vlan_filtering: bool,
@@ -196,7 +187,6 @@ pub fn read_bridge(payload: &[u8]) -> Option<Bridge> {
     let data = attribute(info, IFLA_INFO_DATA)?;
     let bridge = Bridge {
         index: u32_at(payload, IFI_INDEX)?,
-        mac: attribute(device, libc::IFLA_ADDRESS)?.try_into().ok()?,
         has_vlan_filtering: attribute(data, IFLA_BR_VLAN_FILTERING).is_some_and(|on| on != [0]),
     };
     (attribute(info, IFLA_INFO_KIND)? == b"bridge\0").then_some(bridge)
