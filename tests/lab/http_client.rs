@@ -21,6 +21,11 @@ pub struct Response {
 }
 
 impl Response {
+    /// Whether the connection ends with this response.
+    pub fn is_last(&self) -> bool {
+        self.fields.iter().any(|line| line == "Connection: close")
+    }
+
     /// Value of a field.
     pub fn field(&self, name: &str) -> &str {
         let prefix = format!("{name}: ");
