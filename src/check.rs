@@ -15,11 +15,13 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, getpid};
 
 use crate::error::Error;
+use crate::netlink::socket::Socket;
 use crate::nftables::batch::CommitMode;
 use crate::nftables::bridge::BridgeRedirect;
 use crate::nftables::compile::compile;
 use crate::nftables::table::Tables;
 use crate::options::Options;
+use crate::routing::block_survey::survey;
 use crate::routing::bridges::BridgeTopology;
 use crate::routing::loopback;
 use crate::routing::policy::Routing;
@@ -186,6 +188,24 @@ fn check_node(options: &Options, report: &mut Report) {
         ),
         routing.and_then(|mut routing| routing.check_conflicts()),
     );
+    check_blocks(options);
+}
+
+/// Checks whether the node routes the captured blocks.
+fn check_blocks(options: &Options) {
+    let socket = Socket::open(libc::NETLINK_ROUTE);
+    match socket.and_then(|mut socket| survey(&mut socket, &options.cidrs, options.table)) {
+        Err(error) => limited(format_args!(
+            "which captured blocks hold Pods cannot be told: {error}"
+        )),
+        Ok(survey) => options
+            .cidrs
+            .iter()
+            .for_each(|block| match survey.warning(*block) {
+                None => ok(format_args!("a route of this node leads into {block}")),
+                Some(warning) => limited(warning),
+            }),
+    }
 }
 
 fn check_sysctls() {

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use nix::unistd::{ForkResult, getpid};
 
 use tproxy_pod::error::{Error, words};
+use tproxy_pod::guard::block_monitor::BlockMonitor;
 use tproxy_pod::guard::reconciler::Reconciler;
 use tproxy_pod::guard::server_process::ServerProcess;
 use tproxy_pod::guard::{self, Guard};
@@ -109,6 +110,7 @@ fn start_processes(options: &Options, mut scripts: Vec<Script>) -> Result<ExitCo
                 draining_rules: compile(&draining, options.marks.received),
                 bridge_redirect: BridgeRedirect::new(&options.cidrs, &options.dports),
                 bridge_monitor: BridgeMonitor::open()?,
+                block_monitor: BlockMonitor::open(&options.cidrs, options.table)?,
             };
             sandbox::enter_guard(child)?;
             let fault = |error| Error::new("start a thread", error);

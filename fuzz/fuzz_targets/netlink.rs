@@ -16,6 +16,7 @@ use tproxy_pod::routing::bridges::{read_bridge, read_port, read_subnet};
 use tproxy_pod::routing::entry::Entry;
 use tproxy_pod::routing::installed::{InstalledEntry, read_route, read_rule};
 use tproxy_pod::routing::monitor::{affects_devices, affects_routing};
+use tproxy_pod::routing::node_routes::{may_lead_into, read_node_route};
 use tproxy_pod::routing::policy::Routing;
 use tproxy_pod::routing::sock_diag::read_orphan;
 use tproxy_pod::selectors::{Cidr, Family, Mark, PortRange};
@@ -76,6 +77,12 @@ fn read(message: ReceivedMessage<'_>) {
         assert_eq!(index, Some(&bridge.index.to_ne_bytes()[..]));
     }
     let _ = affects_devices(message);
+    if let Some(route) = read_node_route(TABLE, message.payload) {
+        assert!(route.leads_into(route.destination) || route.destination.prefix() == 0);
+    }
+    if may_lead_into(&*CIDRS, message) {
+        assert_eq!(message.kind, libc::RTM_NEWROUTE);
+    }
     if let Some(found) = read_rule(message.payload) {
         assert_request_parses_as(found);
     }

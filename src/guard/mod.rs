@@ -3,6 +3,7 @@
 //!
 //! - `server_process`: the server as the guard's child: ready, requested to stop, ended.
 //! - `reconciler`: keeps the mark rules and routes in place; `backoff` says how soon.
+//! - `block_monitor`: logs captured blocks into which no route leads.
 //!
 //! From SIGTERM to the end of both processes:
 //!
@@ -30,6 +31,7 @@
 //! before the server is ready undoes what there is at once, and the server dies with the guard.
 
 pub mod backoff;
+pub mod block_monitor;
 pub mod reconciler;
 pub mod server_process;
 
@@ -44,6 +46,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::Error;
+use crate::guard::block_monitor::BlockMonitor;
 use crate::guard::reconciler::Reconciler;
 use crate::guard::server_process::{ServerExit, ServerProcess};
 use crate::nftables::bridge::BridgeRedirect;
@@ -103,6 +106,8 @@ pub struct Guard {
     pub bridge_redirect: BridgeRedirect,
     /// The bridges that they are for.
     pub bridge_monitor: BridgeMonitor,
+    /// The captured blocks without a route of the node.
+    pub block_monitor: BlockMonitor,
 }
 
 /// Why the guard could not run to an orderly stop.
@@ -286,11 +291,13 @@ impl Guard {
     /// Restores the routing and refreshes the rules for bridges, until an event.
     fn watch(&mut self, until: Option<Instant>) -> Result<Event, Error> {
         loop {
-            self.reconciler.reconcile();
+            self.reconciler.reconcile(self.block_monitor.unrouted());
+            self.block_monitor.refresh(self.reconciler.has_new_route());
             self.refresh_bridges();
             let bridges = self.bridge_monitor.deadline();
             let bridges = bridges.filter(|_| self.tables.has_bridge_table());
-            let deadlines = [until, self.reconciler.deadline(), bridges];
+            let blocks = self.block_monitor.deadline();
+            let deadlines = [until, self.reconciler.deadline(), bridges, blocks];
             let timeout = deadlines.into_iter().flatten().min();
             let ready = self.poll(self.reconciler.notifications(), timeout)?;
             if ready.control {

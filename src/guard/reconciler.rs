@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::guard::backoff::Backoff;
 use crate::routing::monitor::Monitor;
 use crate::routing::policy::Routing;
+use crate::selectors::Cidr;
 
 /// Interval at which a failed restore is tried again: not everything that lets it succeed causes a
 /// notification.
@@ -26,6 +27,8 @@ pub struct Reconciler {
     is_lost: bool,
     /// Devices or their addresses have changed.
     have_devices_changed: bool,
+    /// A route has appeared that may lead into a block which had none.
+    has_new_route: bool,
     retry: Option<Retry>,
 }
 
@@ -45,6 +48,7 @@ impl Reconciler {
             backoff: Backoff::new(Instant::now()),
             is_lost: false,
             have_devices_changed: false,
+            has_new_route: false,
             retry: None,
         }
     }
@@ -93,8 +97,14 @@ impl Reconciler {
         std::mem::take(&mut self.have_devices_changed)
     }
 
-    /// Reads notifications. Restores what was found lost before, or what could not be restored then.
-    pub fn reconcile(&mut self) {
+    /// Whether a route has appeared since the last call that may lead into a block which had none.
+    pub fn has_new_route(&mut self) -> bool {
+        std::mem::take(&mut self.has_new_route)
+    }
+
+    /// Reads notifications. Restores what was found lost before, or what could not be restored then. `unrouted`
+    /// are the captured blocks without a route of the node.
+    pub fn reconcile(&mut self, unrouted: &[Cidr]) {
         let now = Instant::now();
         if self.backoff.is_paused(now) {
             return;
@@ -103,8 +113,9 @@ impl Reconciler {
             log::info!("Rules and routes are left alone again, after {losses} more changes");
             self.log_retry(Level::Warn);
         }
-        let changes = self.monitor.changes(&self.routing);
+        let changes = self.monitor.changes(&self.routing, unrouted);
         self.have_devices_changed |= changes.devices;
+        self.has_new_route |= changes.routes;
         if self.is_lost {
             self.restore();
         } else if changes.loss {

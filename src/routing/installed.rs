@@ -83,7 +83,8 @@ fn overlap(one: Mark, other: Mark) -> bool {
     common != 0 && (one.value ^ other.value) & common == 0
 }
 
-fn is_within(inner: Cidr, outer: Cidr) -> bool {
+/// Whether `outer` contains all of `inner`.
+pub fn is_within(inner: Cidr, outer: Cidr) -> bool {
     inner.prefix() >= outer.prefix() && outer.contains(inner.network())
 }
 

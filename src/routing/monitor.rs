@@ -6,8 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::error::Error;
 use crate::netlink::message::{ReceivedMessage, u32_at};
 use crate::netlink::socket::Socket;
+use crate::routing::node_routes::may_lead_into;
 use crate::routing::policy::Routing;
 use crate::routing::rtnetlink::{IFI_INDEX, LOOPBACK};
+use crate::selectors::Cidr;
 
 /// The multicast groups (linux/rtnetlink.h). Those of addresses are among them because the kernel
 /// deletes IPv4 routes with the last address of their device and sends no notification of a route, and
@@ -29,6 +31,8 @@ pub struct Changes {
     pub loss: bool,
     /// A device other than lo, or one of its addresses, has changed.
     pub devices: bool,
+    /// A route has appeared that may lead into a block which had none.
+    pub routes: bool,
 }
 
 /// A socket that receives notifications.
@@ -51,17 +55,19 @@ impl Monitor {
         Ok(Monitor { socket })
     }
 
-    /// Reads pending notifications; more may be pending afterwards. If some were lost (`ENOBUFS`), or
-    /// reading fails, everything counts as changed.
-    pub fn changes(&mut self, routing: &Routing) -> Changes {
+    /// Reads pending notifications; more may be pending afterwards. `unrouted` are the blocks without a route.
+    /// If some notifications were lost (`ENOBUFS`), or reading fails, everything counts as changed.
+    pub fn changes(&mut self, routing: &Routing, unrouted: &[Cidr]) -> Changes {
         let mut changes = Changes::default();
         let read = self.socket.read_notifications(|message| {
             changes.loss |= affects_routing(routing, message);
             changes.devices |= affects_devices(message);
+            changes.routes |= may_lead_into(unrouted, message);
         });
         Changes {
             loss: changes.loss || read.is_err(),
             devices: changes.devices || read.is_err(),
+            routes: changes.routes || read.is_err(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `--check`: its report, and that it leaves the node unchanged.
 
+use crate::blocks::ELSEWHERE;
 use crate::lab::{CIDRS, Lab, Namespace, POD, PROGRAM};
 
 /// Output and exit status of a check.
@@ -62,6 +63,8 @@ fn nothing_is_missing_on_a_capable_node() {
         "transparent listener at [::1]:1",
         "the tables have no other owner",
         "uses mark 0x1/0x1 or table 100",
+        "a route of this node leads into 10.244.0.0/16",
+        "a route of this node leads into fd00:10:244::/56",
     ] {
         checked.assert_has("ok", part);
     }
@@ -162,6 +165,37 @@ fn sysctls_that_limit_it_are_reported_with_the_required_value() {
         let checked = Checked::run(&lab.node, &format!("{PROGRAM} --check"));
         checked.assert_has("limited", line);
         assert_eq!(checked.status, Some(0));
+    }
+}
+
+/// Routes that a killed start left are no routes to Pods.
+#[test]
+fn a_block_without_a_route_is_limited_and_no_error() {
+    let lab = Lab::new();
+    lab.start(&["--cidr", ELSEWHERE]).kill();
+    assert_ne!(lab.node.run("ip route show table 100"), "");
+    lab.node.ip(
+        "route add 10.244.1.0/24 via 192.0.2.2\nroute add fd00:10:244:1::/64 via 2001:db8:1::2",
+    );
+    let line = format!("{PROGRAM} --check --cidr 10.244.0.0/16,{ELSEWHERE}");
+    let checked = Checked::run(&lab.node, &line);
+    assert_eq!(checked.status, Some(0), "{:#?}", checked.lines);
+    checked.assert_has("ok", "a route of this node leads into 10.244.0.0/16");
+    for (block, instead) in [
+        (
+            "192.168.0.0/16",
+            "10.244.0.0/24 (pod), 10.244.1.0/24 via 192.0.2.2",
+        ),
+        (
+            "fd00:192:168::/56",
+            "fd00:10:244::/64 (pod), fd00:10:244:1::/64 via 2001:db8:1::2",
+        ),
+    ] {
+        let warning = format!(
+            "No route of this node leads into {block}: it probably holds no Pods. The node routes \
+             {instead}. See --cidr"
+        );
+        checked.assert_has("limited", &warning);
     }
 }
 

@@ -3,6 +3,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod blocks;
 mod breach;
 mod check;
 mod death;
