@@ -137,17 +137,14 @@ fn clear_output(scripts: &mut [Script]) {
 /// probes of the node must not wait behind clients.
 ///
 /// # Errors
-/// `EADDRINUSE`, `EPERM`, or any other error of the transparent listener.
+/// `EADDRINUSE`, `EPERM`, or any other error of a listener.
 fn bind(options: &Options) -> Result<Listeners, Error> {
     let (mut transparent, mut direct) = (Vec::new(), Vec::new());
     for family in options.families() {
         let listener = listener::bind(family, options.port)?;
         let address = SocketAddr::new(family.loopback(), options.port);
         log::info!("Binding TCP TProxy listener to {address}");
-        match listener::bind_direct(&listener) {
-            Ok(listener) => direct.push(listener),
-            Err(error) => log::info!("Probes of {address} wait behind clients: {error}"),
-        }
+        direct.push(listener::bind_direct(&listener)?);
         transparent.push(listener);
     }
     let cidrs = selectors::join(&options.cidrs);

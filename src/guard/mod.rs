@@ -295,7 +295,6 @@ impl Guard {
             self.block_monitor.refresh(self.reconciler.has_new_route());
             self.refresh_bridges();
             let bridges = self.bridge_monitor.deadline();
-            let bridges = bridges.filter(|_| self.tables.has_bridge_table());
             let blocks = self.block_monitor.deadline();
             let deadlines = [until, self.reconciler.deadline(), bridges, blocks];
             let timeout = deadlines.into_iter().flatten().min();
@@ -318,7 +317,7 @@ impl Guard {
         if self.reconciler.have_devices_changed() {
             self.bridge_monitor.schedule_refresh();
         }
-        if !self.tables.has_bridge_table() || !self.bridge_monitor.is_due() {
+        if !self.bridge_monitor.is_due() {
             return;
         }
         if let Err(error) = self.replace_bridge_rules()

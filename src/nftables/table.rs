@@ -102,11 +102,6 @@ impl Tables {
         self.flags & NFT_TABLE_F_OWNER != 0
     }
 
-    /// Whether frames of bridges are redirected.
-    pub fn has_bridge_table(&self) -> bool {
-        self.has_bridge_table
-    }
-
     /// The tables that have rules.
     pub fn installed(&self) -> Vec<TableFamily> {
         let scripts = self.has_rules.then_some(self.family);
@@ -156,7 +151,7 @@ impl Tables {
     /// Replaces the table of the scripts, and writes a change into the table of the bridge, if there is
     /// one.
     ///
-    /// The first table is replaced even if its rules stay: its chain for redirected packets has to run
+    /// The first table is replaced even if its rules stay: its chain for tagged packets has to run
     /// before the hooks of br_netfilter, which come with a bridge, and of two hooks with one priority the
     /// later one runs first (`nf_hook_entries_grow`, net/netfilter/core.c).
     ///

@@ -18,10 +18,9 @@ tproxy-pod [OPTIONS]
   -p, --port PORT          where the transparent listener binds, on loopback     [1]
   -c, --cidr CIDR,…        destinations to capture, IPv4 and IPv6                [10.244.0.0/16]
   -d, --dport PORT,…       destination ports to capture, LOW:HIGH for a range    [8180]
-      --from-node          capture what the node itself sends, too: the kubelet's probes
-                           of captured ports, for example
+      --from-node          capture what the node itself sends, too
       --mark VALUE/MASK    the mark that selects the routing table               [0x1/0x1]
-      --node-mark VALUE/MASK  the same for what the node itself sends            [0x2/0x2]
+      --node-mark VALUE/MASK  with --from-node, the mark of what the node sends  [0x2/0x2]
       --table ID           the routing table with the AnyIP routes               [100]
       --rules FILE         your own iptables-restore script in place of the bundled one
       --print-rules v4|v6  print the script as it would be loaded, and exit
@@ -29,6 +28,7 @@ tproxy-pod [OPTIONS]
       --check              say what this node can do before anything is installed, and exit
   -h, --help    -V, --version
 
+With --from-node, tproxy-pod answers the kubelet's probes of captured ports in place of the Pods.
 Environment: RUST_LOG is the log level (info if unset), NODE_NAME is shown in every echo.
 Exit status: 0 after an orderly stop, 1 for a failure while running, 2 for wrong usage; of --check,
 0 if it would work.

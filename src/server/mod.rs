@@ -75,7 +75,7 @@ const OTHER_FILES: usize = 34;
 pub struct Listeners {
     /// Transparent listeners, for connections to captured addresses.
     pub transparent: Vec<TcpListener>,
-    /// Direct listeners, where the kernel allows them.
+    /// Direct listeners, for connections to the same addresses.
     pub direct: Vec<TcpListener>,
 }
 

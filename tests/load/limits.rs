@@ -33,19 +33,6 @@ fn probes_do_not_wait_long_for_silent_connections_of_the_node() {
 }
 
 #[test]
-fn where_nothing_can_be_bound_to_lo_probes_are_answered_among_clients() {
-    let lab = Lab::new();
-    // As on Linux before 5.7, which refuses it: here no device has that name.
-    lab.node.run("ip link set dev lo down");
-    lab.node.run("ip link set dev lo name loopback");
-    lab.node.run("ip link set dev loopback up");
-    let daemon = lab.start(&[]);
-    daemon.wait_for("INFO  Probes of 127.0.0.1:1 wait behind clients: bind to lo for probes: ");
-    assert!(lab.node.get("127.0.0.1:1", "/healthz").ends_with("ok\n"));
-    assert!(lab.client.get(POD, "/").contains("Request received"));
-}
-
-#[test]
 fn threads_that_served_one_family_serve_the_other() {
     let lab = Lab::new();
     let daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "8"]);
