@@ -12,14 +12,15 @@ use crate::rules::script::{OUTPUT, PREROUTING};
 /// linux/netfilter_ipv4.h; `nf_nat_register_fn`, net/netfilter/nf_nat_core.c).
 const PRIORITY: c_int = libc::NF_IP_PRI_NAT_DST + 10;
 
-/// The base chain for packets that were redirected from a bridge; it has the rules of [`PREROUTING`].
-/// It has to be the first chain of all: if br_netfilter has already passed such a packet through the IP
-/// hooks, the kernel skips all other chains (`ip_sabotage_in`, net/bridge/br_netfilter_hooks.c), and the
-/// socket that TPROXY chose there is lost between bridge and IP (`ip_rcv_core`).
+/// The base chain for packets that come from a bridge with the tag below; it has the rules of
+/// [`PREROUTING`]. It has to be the first chain of all: if br_netfilter has already passed such a packet
+/// through the IP hooks, the kernel skips all other chains (`ip_sabotage_in`,
+/// net/bridge/br_netfilter_hooks.c), and the socket that TPROXY chose there is lost between bridge and IP
+/// (`ip_rcv_core`).
 pub const REDIRECTED: &str = "REDIRECTED";
 
-/// The tag of a redirected frame, in `skb->priority`. For a packet that is delivered locally, the field has
-/// no other use.
+/// The tag, in `skb->priority`, of redirected frames and of all captured packets: on a bridge it is not known
+/// whether IP will meet the packet again. For a packet that is delivered locally, the field has no other use.
 pub const REDIRECTED_TAG: u32 = u32::from_be_bytes(*b"TPxy");
 
 /// What a transaction writes into a table, in this order.
