@@ -61,7 +61,7 @@ fn expressions_of(it: &Match, family: Family) -> Vec<Expression> {
             compare(negated, vec![*set]),
         ],
         Test::Ports(of, ranges) => in_ranges(port_field(*of), ranges, negated).into(),
-        Test::Interface { name, prefix } => interface(name, *prefix, negated).into(),
+        Test::Interface { name, prefix } => interface(name, *prefix, negated),
         Test::Address(of, ranges) => in_ranges(address_field(*of, family), ranges, negated).into(),
         Test::Socket { transparent, .. } => socket(*transparent),
     }
@@ -90,16 +90,22 @@ fn compare(negated: bool, data: Vec<u8>) -> Expression {
     Expression::Compare { negated, data }
 }
 
-/// The kernel compares at least one byte: the prefix "" becomes "the name is not empty".
-fn interface(name: &str, is_prefix: bool, negated: bool) -> [Expression; 2] {
+/// The kernel compares at least one byte, so that the prefix "" needs no comparison, or one that never holds.
+fn interface(name: &str, is_prefix: bool, negated: bool) -> Vec<Expression> {
+    if is_prefix && name.is_empty() {
+        let never = [
+            Expression::Meta(libc::NFT_META_NFPROTO),
+            compare(false, vec![0]),
+        ];
+        return never.into_iter().filter(|_| negated).collect();
+    }
     let mut data = name.as_bytes().to_vec();
-    let is_any = is_prefix && name.is_empty();
-    if is_any || !is_prefix {
+    if !is_prefix {
         data.resize(libc::IFNAMSIZ, 0);
     }
-    [
+    vec![
         Expression::Meta(libc::NFT_META_IIFNAME),
-        compare(negated != is_any, data),
+        compare(negated, data),
     ]
 }
 

@@ -183,6 +183,9 @@ const LOSSES: &[(&str, &str)] = &[
     // a rule that is tried twice toggles its bit twice
     ("-A PREROUTING -p tcp --dport 80 -j MARK --set-xmark 0x10/0x0\n-A PREROUTING -p tcp --dport 80:81 -j MARK --set-xmark 0x10/0x0\n-A PREROUTING -m mark --mark 0x10 -j DROP", "alt bound"),
     ("-A PREROUTING -p tcp -m multiport --ports 80:82 -j MARK --set-xmark 0x10/0x0\n-A PREROUTING -p tcp -m multiport --ports 4000:4999 -j MARK --set-xmark 0x10/0x0\n-A PREROUTING -p tcp --syn -m mark --mark 0x10 -j DROP", "web alt other twin back any bound"),
+    // what the node sends has no input interface
+    (":X - [0:0]\n-A OUTPUT -j X\n-A X -i + -p tcp --sport 80 -d {client} -j DROP", "any"),
+    (":X - [0:0]\n-A OUTPUT -j X\n-A X ! -i + -p tcp --sport 80 -d {client} -j DROP", ""),
     // sockets of the node
     ("-A PREROUTING -p tcp -m socket --nowildcard -j DROP", "web other twin back any bound"),
     ("-A PREROUTING -p tcp -m socket -j DROP", "any bound"),
