@@ -19,7 +19,7 @@ use tproxy_pod::routing::monitor::{affects_devices, affects_routing};
 use tproxy_pod::routing::node_routes::{may_lead_into, read_node_route};
 use tproxy_pod::routing::policy::Routing;
 use tproxy_pod::routing::sock_diag::read_orphan;
-use tproxy_pod::selectors::{Cidr, Family, Mark, PortRange};
+use tproxy_pod::selectors::{Cidr, Family, Mark, Marks, PortRange};
 
 const TABLE: u32 = 100;
 
@@ -28,8 +28,11 @@ static CIDRS: LazyLock<[Cidr; 2]> =
 
 /// Has a socket, and sends nothing here.
 static ROUTING: LazyLock<Routing> = LazyLock::new(|| {
-    let mark = Mark { value: 1, mask: 1 };
-    Routing::new(&*CIDRS, mark, TABLE).unwrap()
+    let marks = Marks {
+        received: Mark { value: 1, mask: 1 },
+        sent: Some(Mark { value: 2, mask: 2 }),
+    };
+    Routing::new(&*CIDRS, marks, TABLE).unwrap()
 });
 
 fuzz_target!(|input: &[u8]| {

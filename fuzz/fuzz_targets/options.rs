@@ -9,7 +9,8 @@ use std::os::unix::ffi::OsStringExt;
 use libfuzzer_sys::fuzz_target;
 use tproxy_pod::nftables::compile::compile;
 use tproxy_pod::options::{Command, Options, parse};
-use tproxy_pod::rules::script;
+use tproxy_pod::rules::rule::Protocol;
+use tproxy_pod::rules::script::Listing;
 use tproxy_pod::rules::template::{BUNDLED, Values, render};
 use tproxy_pod::selectors::{Cidr, Family, join};
 use tproxy_pod_fuzz::iptables;
@@ -35,7 +36,9 @@ fuzz_target!(|input: &[u8]| {
         assert_eq!(parse(words).as_ref(), Ok(&command));
     }
     assert!((1..=65_535).contains(&options.max_connections) && options.port > 0);
-    assert!(options.mark.value != 0 && options.mark.value & !options.mark.mask == 0);
+    for mark in options.marks.all() {
+        assert!(mark.value != 0 && mark.value & !mark.mask == 0);
+    }
     for family in options.families() {
         assert_captures(options, family);
     }
@@ -51,7 +54,16 @@ fn formatted(options: &Options, print: Option<Family>, short: bool) -> Vec<OsStr
         ("-p", "--port", Some(options.port.to_string().into())),
         ("-c", "--cidr", Some(join(&options.cidrs).into())),
         ("-d", "--dport", Some(join(&options.dports).into())),
-        ("--mark", "--mark", Some(options.mark.to_string().into())),
+        (
+            "--mark",
+            "--mark",
+            Some(options.marks.received.to_string().into()),
+        ),
+        (
+            "--node-mark",
+            "--node-mark",
+            options.marks.sent.map(|mark| mark.to_string().into()),
+        ),
         ("--table", "--table", Some(options.table.to_string().into())),
         (
             "--rules",
@@ -66,6 +78,7 @@ fn formatted(options: &Options, print: Option<Family>, short: bool) -> Vec<OsStr
         ),
     ];
     let mut words = Vec::new();
+    words.extend(options.marks.sent.map(|_| OsString::from("--from-node")));
     for (short_name, name, value) in pairs {
         match value {
             Some(value) if short => words.extend([short_name.into(), value]),
@@ -83,19 +96,25 @@ fn assert_captures(options: &Options, family: Family) {
         dports: options.dports.clone(),
         on_ip: family.loopback(),
         on_port: options.port,
-        mark: options.mark,
+        marks: options.marks,
     };
     let lines = render(BUNDLED, &values).unwrap();
-    let script = script::parse(&lines, family).unwrap();
-    let ruleset = compile(std::slice::from_ref(&script));
+    let script = Listing::parse(&lines, family).unwrap().into_script();
+    let selector = options.marks.received;
+    let ruleset = compile(std::slice::from_ref(&script), selector);
     let machine = Machine::new(&ruleset);
     for packet in packet::at_the_edges(&script) {
-        let fate = iptables::fate(&script, &packet).unwrap();
+        let fate = iptables::fate(&script, &packet, selector).unwrap();
         assert_eq!(machine.fate(&packet), Some(fate.clone()));
-        let handed = is_named(options, &packet) && is_syn(&packet) && packet.has_listener;
+        let is_captured = is_named(options, &packet) && !packet.is_local[1];
+        let handed = is_captured && !packet.is_sent && is_syn(&packet) && packet.has_listener;
         let listener = handed.then_some((Some(family.loopback()), options.port));
         assert_eq!(fate.listener, listener, "{packet:?}");
         assert!(fate.accepted);
+        if let Some(mark) = options.marks.sent.filter(|_| packet.is_sent) {
+            let opens = is_captured && is_syn(&packet) && packet.connection_mark.is_some();
+            assert!(!opens || fate.mark & mark.mask == mark.value, "{packet:?}");
+        }
     }
 }
 
@@ -115,5 +134,5 @@ fn is_named(options: &Options, packet: &Packet) -> bool {
 }
 
 fn is_syn(packet: &Packet) -> bool {
-    packet.flags & 0x17 == 0x02
+    packet.protocol == Protocol::Tcp && packet.flags & 0x17 == 0x02
 }

@@ -6,45 +6,53 @@
 use libfuzzer_sys::fuzz_target;
 use tproxy_pod::netlink::message::{Message, attributes, messages};
 use tproxy_pod::nftables::compile::compile;
+use tproxy_pod::rules::error::ScriptError;
 use tproxy_pod::rules::rule::{merge_adjacent, split_lists};
-use tproxy_pod::rules::script::{self, Script};
-use tproxy_pod::rules::template::{Values, render, text};
-use tproxy_pod::selectors::{Cidr, Family, PortRange, list};
+use tproxy_pod::rules::script::{Listing, Script};
+use tproxy_pod::rules::template::{Line, Values, render, text};
+use tproxy_pod::selectors::{Cidr, Family, Mark, Marks, PortRange, list};
 use tproxy_pod_fuzz::nft::Machine;
 use tproxy_pod_fuzz::{iptables, packet, spelling};
+
+/// Mark of packets to the listener.
+const SELECTOR: Mark = Mark { value: 1, mask: 1 };
 
 fuzz_target!(|input: &[u8]| {
     let Some((choice, template)) = input.split_first() else {
         return;
     };
     let family = Family::ALL[usize::from(choice % 2)];
-    let values = values(family, choice / 2 % 4);
+    let values = values(family, choice / 2 % 8);
     let template = String::from_utf8_lossy(template);
     let Ok(lines) = render(&template, &values) else {
         return;
     };
-    let read = script::parse(&lines, family);
+    let read = parse(&lines, family);
     let printed = render(&text(&lines), &values).unwrap();
     let Ok(script) = read else {
-        assert!(script::parse(&printed, family).is_err());
+        assert!(parse(&printed, family).is_err());
         return;
     };
-    assert_eq!(script::parse(&printed, family), Ok(script.clone()));
+    assert_eq!(parse(&printed, family), Ok(script.clone()));
     assert_same_when_compiled(&script);
     assert_same_when_compiled(&script.draining());
     assert_same_when_joined(&script);
     if let Some(lines) = spelling::lines(&script) {
-        let again = script::parse(&lines, family).unwrap_or_else(|error| {
+        let again = parse(&lines, family).unwrap_or_else(|error| {
             panic!("{error} in\n{}", text(&lines));
         });
         for packet in packet::at_the_edges(&script) {
-            let fates = [&script, &again].map(|script| iptables::fate(script, &packet));
+            let fates = [&script, &again].map(|script| iptables::fate(script, &packet, SELECTOR));
             if let [Some(first), Some(second)] = fates {
                 assert_eq!(first, second, "{packet:?} in\n{}", text(&lines));
             }
         }
     }
 });
+
+fn parse(lines: &[Line], family: Family) -> Result<Script, ScriptError> {
+    Listing::parse(lines, family).map(Listing::into_script)
+}
 
 /// Lists that fit into a line, or do not.
 fn values(family: Family, choice: u8) -> Values {
@@ -73,7 +81,10 @@ fn values(family: Family, choice: u8) -> Values {
         dports,
         on_ip: family.loopback(),
         on_port: 1,
-        mark: "0x1/0x1".parse().unwrap(),
+        marks: Marks {
+            received: SELECTOR,
+            sent: Some(Mark { value: 2, mask: 2 }).filter(|_| choice & 4 == 4),
+        },
     }
 }
 
@@ -86,7 +97,7 @@ fn assert_same_when_joined(script: &Script) {
         joined.rules = merge_adjacent(twice.rules.clone());
     }
     for packet in packet::at_the_edges(script) {
-        let fates = [&twice, &joined].map(|script| iptables::fate(script, &packet));
+        let fates = [&twice, &joined].map(|script| iptables::fate(script, &packet, SELECTOR));
         if let [Some(first), Some(second)] = fates {
             assert_eq!(first, second, "{packet:?} in {twice:?}");
         }
@@ -94,10 +105,13 @@ fn assert_same_when_joined(script: &Script) {
 }
 
 fn assert_same_when_compiled(script: &Script) {
-    let ruleset = compile(std::slice::from_ref(script));
+    let ruleset = compile(std::slice::from_ref(script), SELECTOR);
     let machine = Machine::new(&ruleset);
     for packet in packet::at_the_edges(script) {
-        let fates = (iptables::fate(script, &packet), machine.fate(&packet));
+        let fates = (
+            iptables::fate(script, &packet, SELECTOR),
+            machine.fate(&packet),
+        );
         if let (Some(first), Some(second)) = fates {
             assert_eq!(first, second, "{packet:?} in {script:?}");
         }

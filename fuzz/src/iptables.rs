@@ -1,30 +1,38 @@
 //! Evaluates the rules of a script for a packet, as iptables(8) and iptables-extensions(8) define; except that
 //! TPROXY without a listener lets it continue.
 
-use tproxy_pod::rules::rule::{AddressOf, PortOf, Protocol, Ranges, Rule, Target, Test};
-use tproxy_pod::rules::script::{PREROUTING, Script};
+use tproxy_pod::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test};
+use tproxy_pod::rules::script::{OUTPUT, PREROUTING, Script};
 use tproxy_pod::selectors::Mark;
 
 use crate::packet::{BUDGET, Fate, Packet};
 
-/// Verdict for a packet; `None` if too many rules would have to be tried.
-pub fn fate(script: &Script, packet: &Packet) -> Option<Fate> {
+/// Verdict for a packet; `None` if too many rules would have to be tried. A packet that gets the mark `selector`
+/// is tagged.
+pub fn fate(script: &Script, packet: &Packet, selector: Mark) -> Option<Fate> {
     let mut run = Run {
         script,
+        selector,
+        is_tagged: false,
         packet: packet.clone(),
         listener: None,
         budget: BUDGET,
     };
-    let accepted = run.chain(PREROUTING)?.unwrap_or(true);
+    let start = if packet.is_sent { OUTPUT } else { PREROUTING };
+    let accepted = run.chain(start)?.unwrap_or(true);
     Some(Fate {
         accepted,
         mark: run.packet.mark,
+        connection_mark: run.packet.connection_mark,
+        is_tagged: run.is_tagged,
         listener: run.listener,
     })
 }
 
 struct Run<'s> {
     script: &'s Script,
+    selector: Mark,
+    is_tagged: bool,
     packet: Packet,
     listener: Option<(Option<std::net::IpAddr>, u16)>,
     budget: usize,
@@ -44,6 +52,10 @@ impl Run<'_> {
                 Some(Target::Drop) => return Some(Some(false)),
                 Some(Target::Return) => return Some(None),
                 Some(Target::Mark(mark)) => self.mark(*mark),
+                Some(Target::ConnectionMark(mark)) => {
+                    let old = self.packet.connection_mark;
+                    self.packet.connection_mark = old.map(|old| marked(old, *mark));
+                }
                 Some(Target::Tproxy {
                     address,
                     port,
@@ -64,16 +76,26 @@ impl Run<'_> {
         Some(None)
     }
 
-    /// "Zero out the bits given by mask and XOR value."
     fn mark(&mut self, mark: Mark) {
-        self.packet.mark = (self.packet.mark & !mark.mask) ^ mark.value;
+        self.packet.mark = marked(self.packet.mark, mark);
+        let sets = |old| marked(old, mark) & self.selector.mask == self.selector.value;
+        self.is_tagged |= sets(0) && sets(u32::MAX);
     }
 }
 
+/// "Zero out the bits given by mask and XOR value."
+fn marked(old: u32, mark: Mark) -> u32 {
+    (old & !mark.mask) ^ mark.value
+}
+
 fn matches(rule: &Rule, packet: &Packet) -> bool {
-    rule.matches
-        .iter()
-        .all(|it| holds(&it.test, packet) != it.negated)
+    rule.matches.iter().all(|it| matches_one(it, packet))
+}
+
+/// The mark of a connection is compared only if there is one, whether `!` precedes the test or not.
+fn matches_one(it: &Match, packet: &Packet) -> bool {
+    let can_match = !matches!(it.test, Test::ConnectionMark(_)) || packet.connection_mark.is_some();
+    can_match && holds(&it.test, packet) != it.negated
 }
 
 fn holds(test: &Test, packet: &Packet) -> bool {
@@ -87,6 +109,11 @@ fn holds(test: &Test, packet: &Packet) -> bool {
             packet.protocol == Protocol::Tcp && packet.flags & mask == *set
         }
         Test::Mark(mark) => packet.mark & mark.mask == mark.value,
+        Test::ConnectionMark(mark) => packet
+            .connection_mark
+            .is_some_and(|of_connection| of_connection & mark.mask == mark.value),
+        Test::Local(AddressOf::Source) => packet.is_local[0],
+        Test::Local(AddressOf::Destination) => packet.is_local[1],
         Test::Interface { name, prefix: true } => packet.interface.starts_with(name),
         Test::Interface { name, .. } => packet.interface == *name,
         Test::Address(AddressOf::Source, ranges) => is_in(ranges, packet.addresses[0]),

@@ -6,10 +6,12 @@ use std::ops::RangeInclusive;
 
 use tproxy_pod::nftables::expression::{Expression, NFT_SOCKET_TRANSPARENT, NFT_SOCKET_WILDCARD};
 use tproxy_pod::nftables::nft::Field;
+use tproxy_pod::nftables::ruleset::REDIRECTED_TAG;
 use tproxy_pod::nftables::ruleset::{CompiledRule, Ruleset};
-use tproxy_pod::rules::rule::Protocol;
-use tproxy_pod::rules::script::PREROUTING;
+use tproxy_pod::rules::rule::AddressOf;
+use tproxy_pod::rules::script::{OUTPUT, PREROUTING};
 use tproxy_pod::selectors::Family;
+use tproxy_pod::selectors::Mark;
 
 use crate::packet::{BUDGET, Fate, Packet, address};
 
@@ -58,12 +60,19 @@ impl<'r> Machine<'r> {
             packet: packet.clone(),
             register: Vec::new(),
             listener: None,
+            is_tagged: false,
             budget: 3 * BUDGET,
         };
-        let accepted = run.chain(PREROUTING)?.unwrap_or(true);
+        let start = if packet.is_sent { OUTPUT } else { PREROUTING };
+        let accepted = match self.chains.contains_key(start) {
+            true => run.chain(start)?.unwrap_or(true),
+            false => true,
+        };
         Some(Fate {
             accepted,
             mark: run.packet.mark,
+            connection_mark: run.packet.connection_mark,
+            is_tagged: run.is_tagged,
             listener: run.listener,
         })
     }
@@ -74,6 +83,7 @@ struct Run<'m, 'r> {
     packet: Packet,
     register: Vec<u8>,
     listener: Option<(Option<IpAddr>, u16)>,
+    is_tagged: bool,
     budget: usize,
 }
 
@@ -146,8 +156,30 @@ impl Run<'_, '_> {
                     *byte &= mask;
                 }
             }
+            Expression::AddressType(of) => {
+                let is_local = self.packet.is_local[usize::from(*of == AddressOf::Destination)];
+                let kind = if is_local {
+                    libc::RTN_LOCAL
+                } else {
+                    libc::RTN_UNICAST
+                };
+                self.register = u32::from(kind).to_ne_bytes().to_vec();
+            }
+            Expression::ConnectionMark => match self.packet.connection_mark {
+                Some(mark) => self.register = mark.to_ne_bytes().to_vec(),
+                None => return false,
+            },
             Expression::SetMark(mark) => {
-                self.packet.mark = self.packet.mark & !mark.mask ^ mark.value;
+                self.packet.mark = marked(self.packet.mark, *mark);
+            }
+            Expression::SetConnectionMark(mark) => {
+                let old = self.packet.connection_mark;
+                self.packet.connection_mark = old.map(|old| marked(old, *mark));
+            }
+            Expression::SetMeta(key, value) => {
+                assert_eq!(*key, libc::NFT_META_PRIORITY);
+                assert_eq!(*value, REDIRECTED_TAG.to_ne_bytes());
+                self.is_tagged = true;
             }
             Expression::Tproxy {
                 family,
@@ -167,10 +199,7 @@ impl Run<'_, '_> {
     fn meta(&self, key: i32) -> Vec<u8> {
         match key {
             libc::NFT_META_NFPROTO => vec![self.packet.family.number()],
-            libc::NFT_META_L4PROTO => vec![match self.packet.protocol {
-                Protocol::Tcp => 6,
-                Protocol::Udp => 17,
-            }],
+            libc::NFT_META_L4PROTO => vec![self.packet.protocol as u8],
             libc::NFT_META_MARK => self.packet.mark.to_ne_bytes().to_vec(),
             libc::NFT_META_IIFNAME => {
                 let mut name = self.packet.interface.clone().into_bytes();
@@ -206,6 +235,11 @@ impl Run<'_, '_> {
         let offset = field.offset as usize;
         bytes[offset..offset + field.length as usize].to_vec()
     }
+}
+
+/// `nft_bitwise` with the inverted mask and the value.
+fn marked(old: u32, mark: Mark) -> u32 {
+    old & !mark.mask ^ mark.value
 }
 
 fn verdict(code: i32) -> Flow {

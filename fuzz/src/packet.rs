@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use tproxy_pod::rules::rule::{AddressOf, PortOf, Protocol, Test};
-use tproxy_pod::rules::script::Script;
+use tproxy_pod::rules::script::{OUTPUT, PREROUTING, Script};
 use tproxy_pod::selectors::Family;
 
 /// A packet, and what the node knows about it.
@@ -12,7 +12,7 @@ use tproxy_pod::selectors::Family;
 pub struct Packet {
     /// Address family.
     pub family: Family,
-    /// TCP or UDP.
+    /// TCP, UDP or ICMP.
     pub protocol: Protocol,
     /// Source and destination address, as numbers.
     pub addresses: [u128; 2],
@@ -22,8 +22,14 @@ pub struct Packet {
     pub flags: u8,
     /// fwmark
     pub mark: u32,
-    /// Input interface.
+    /// Mark of its conntrack entry, if it has one.
+    pub connection_mark: Option<u32>,
+    /// Whether the node itself sends it.
+    pub is_sent: bool,
+    /// Input interface; empty if the node itself sends it.
     pub interface: String,
+    /// Whether source and destination address are the node's own.
+    pub is_local: [bool; 2],
     /// Socket to which it belongs.
     pub socket: Option<Owner>,
     /// Whether TPROXY finds a listener.
@@ -48,6 +54,10 @@ pub struct Fate {
     pub accepted: bool,
     /// fwmark at the end
     pub mark: u32,
+    /// Mark of its conntrack entry at the end.
+    pub connection_mark: Option<u32>,
+    /// Whether it was tagged for the chain of redirected packets.
+    pub is_tagged: bool,
     /// Address and port of the listener to which it is assigned.
     pub listener: Option<(Option<IpAddr>, u16)>,
 }
@@ -67,14 +77,18 @@ pub fn at_the_edges(script: &Script) -> Vec<Packet> {
         ports: [40_001, 8180],
         flags: 0x02,
         mark: 0,
+        connection_mark: Some(0),
+        is_sent: false,
         interface: "eth0".to_owned(),
+        is_local: [false; 2],
         socket: None,
         has_listener: true,
     };
     let mut packets = vec![plain.clone()];
     let mut together = plain.clone();
-    let rules = script.chains.iter().flat_map(|chain| &chain.rules);
-    for (nth, rule) in rules.take(PACKETS / 5).enumerate() {
+    let chains = script.chains.iter();
+    let rules = chains.flat_map(|chain| chain.rules.iter().map(|rule| (&chain.name, rule)));
+    for (nth, (chain, rule)) in rules.take(PACKETS / 5).enumerate() {
         for edge in [Edge::First, Edge::Last, Edge::Behind, Edge::Before] {
             let mut alone = plain.clone();
             for it in &rule.matches {
@@ -83,6 +97,10 @@ pub fn at_the_edges(script: &Script) -> Vec<Packet> {
             }
             alone.has_listener = nth % 2 == 0 || edge == Edge::First;
             together.has_listener = edge != Edge::Last;
+            if chain == OUTPUT || chain != PREROUTING && nth % 3 == 0 {
+                packets.push(alone.clone().sent());
+                packets.push(together.clone().sent());
+            }
             packets.push(alone);
             packets.push(together.clone());
         }
@@ -131,6 +149,13 @@ const fn owner(transparent: bool, wildcard: bool, full: bool) -> Option<Owner> {
 }
 
 impl Packet {
+    /// The same packet, sent by the node itself.
+    fn sent(mut self) -> Packet {
+        self.is_sent = true;
+        self.interface.clear();
+        self
+    }
+
     /// Makes the packet match a test, or miss it closely.
     fn meet(&mut self, test: &Test, edge: Edge, nth: usize) {
         match test {
@@ -145,6 +170,12 @@ impl Packet {
             }
             Test::TcpFlags { mask, set } => self.flags = self.flags & !mask | set,
             Test::Mark(mark) => self.mark = mark.value,
+            Test::ConnectionMark(mark) => {
+                self.connection_mark = Some(mark.value).filter(|_| edge != Edge::Before);
+            }
+            Test::Local(of) => {
+                self.is_local[usize::from(*of == AddressOf::Destination)] = edge == Edge::First;
+            }
             Test::Interface { name, prefix } => {
                 self.interface = match *prefix || edge == Edge::Behind {
                     true => format!("{name}x"),

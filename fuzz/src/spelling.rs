@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use tproxy_pod::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test};
-use tproxy_pod::rules::script::{PREROUTING, Script};
+use tproxy_pod::rules::script::Script;
 use tproxy_pod::rules::template::Line;
 use tproxy_pod::selectors::{Cidr, Family};
 
@@ -14,12 +14,19 @@ const LINES: usize = 3000;
 
 /// Lines of a script; `None` if they are too many.
 pub fn lines(script: &Script) -> Option<Vec<Line>> {
-    let users = script
-        .chains
-        .iter()
-        .filter(|chain| chain.name != PREROUTING);
-    let declared = users.map(|chain| format!(":{} - [1:2]", chain.name));
-    let mut texts: Vec<String> = ["*mangle".to_owned()].into_iter().chain(declared).collect();
+    let declared = script
+        .user_chains()
+        .enumerate()
+        .map(|(nth, chain)| match nth % 2 {
+            0 => format!(":{} - [1:2]", chain.name),
+            _ => format!("-N {}", quoted(&chain.name)),
+        });
+    let for_the_other = match script.family {
+        Family::V4 => "-6 what it says",
+        Family::V6 => "-4 what it says",
+    };
+    let first = ["* mangle", ":INPUT ACCEPT [0:0]", for_the_other].map(str::to_owned);
+    let mut texts: Vec<String> = first.into_iter().chain(declared).collect();
     for chain in &script.chains {
         for rule in &chain.rules {
             texts.extend(rule_lines(&chain.name, rule, script.family));
@@ -36,10 +43,8 @@ pub fn lines(script: &Script) -> Option<Vec<Line>> {
 /// Lines of one rule: long lists need several.
 fn rule_lines(chain: &str, rule: &Rule, family: Family) -> Vec<String> {
     let mut parts: Vec<(usize, Vec<String>)> = Vec::new();
-    for (at, it) in rule.matches.iter().enumerate() {
-        parts.push(spellings(it, is_short_form(&rule.matches, at), family));
-    }
-    // The protocol comes first, and single ports before -m multiport.
+    parts.extend(rule.matches.iter().map(|it| spellings(it, family)));
+    // The protocol comes first.
     parts.sort_by_key(|(order, _)| *order);
     let mut lines = vec![format!("-A {chain}")];
     for (_, spellings) in parts {
@@ -50,43 +55,27 @@ fn rule_lines(chain: &str, rule: &Rule, family: Family) -> Vec<String> {
         lines = lines.iter().flat_map(with).take(LINES + 1).collect();
     }
     let target = rule.target.as_ref().map(target).unwrap_or_default();
-    lines.iter().map(|line| format!("{line}{target}")).collect()
-}
-
-/// Whether the ports have to be `--sport` or `--dport`, because there is another list of the same: of the two,
-/// the one that can be split.
-fn is_short_form(matches: &[Match], at: usize) -> bool {
-    let Test::Ports(of, ranges) = &matches[at].test else {
-        return false;
-    };
-    let apart = |it: &Match, ranges: &Ranges| !it.negated || ranges.len() == 1;
-    let other = matches
-        .iter()
-        .enumerate()
-        .find_map(|(other, it)| match &it.test {
-            Test::Ports(too, ranges) if other != at && too == of => {
-                Some((other, apart(it, ranges)))
-            }
-            _ => None,
-        });
-    match other {
-        None => false,
-        Some((other, can)) => apart(&matches[at], ranges) && (!can || at < other),
-    }
+    let counted = |line: &String| format!("[3:180] {line}{target}");
+    lines.iter().map(counted).collect()
 }
 
 /// How a test is written, in one of several lines each, and its position in them.
-fn spellings(it: &Match, short_form: bool, family: Family) -> (usize, Vec<String>) {
+fn spellings(it: &Match, family: Family) -> (usize, Vec<String>) {
     let (order, module, options) = match &it.test {
-        Test::Protocol(Protocol::Tcp) => (0, "", vec!["-p tcp".to_owned()]),
-        Test::Protocol(Protocol::Udp) => (0, "", vec!["-p udp".to_owned()]),
-        Test::Ports(of, ranges) if short_form => (1, "", single_ports(*of, ranges)),
-        Test::Ports(of, ranges) => (3, "-m multiport ", multiport(*of, ranges, it.negated)),
+        Test::Protocol(Protocol::Tcp) => (0, "", vec!["-p TCP".to_owned()]),
+        Test::Protocol(Protocol::Udp) => (0, "", vec!["-p 17".to_owned()]),
+        Test::Protocol(Protocol::Icmp) => (0, "", vec!["-p 1".to_owned()]),
+        Test::Protocol(Protocol::Icmpv6) => (0, "", vec!["-p IPv6-ICMP".to_owned()]),
+        Test::Ports(of, ranges) => (2, "-m multiport ", multiport(*of, ranges, it.negated)),
         Test::TcpFlags { mask, set } => {
             let (mask, set) = (flags(*mask), flags(*set));
-            (2, "", vec![format!("--tcp-flags {mask} {set}")])
+            (2, "-m tcp ", vec![format!("--tcp-flags {mask} {set}")])
         }
         Test::Mark(mark) => (2, "-m mark ", vec![format!("--mark {mark}")]),
+        // Behind the last -m mark, which would get the option otherwise.
+        Test::ConnectionMark(mark) => (3, "-m connmark ", vec![format!("--mark {mark}")]),
+        Test::Local(AddressOf::Source) => (2, "-m addrtype ", vec!["--src-type LOCAL".to_owned()]),
+        Test::Local(_) => (2, "-m addrtype ", vec!["--dst-type LOCAL".to_owned()]),
         Test::Interface { name, prefix } => {
             let plus = if *prefix { "+" } else { "" };
             let name = quoted(&format!("{name}{plus}"));
@@ -122,15 +111,6 @@ fn addresses(of: AddressOf, ranges: &Ranges, family: Family) -> Vec<String> {
     lists
         .map(|some| format!("{name} {}", some.join(",")))
         .collect()
-}
-
-fn single_ports(of: PortOf, ranges: &Ranges) -> Vec<String> {
-    let name = match of {
-        PortOf::Source => "--sport",
-        _ => "--dport",
-    };
-    let option = |range| format!("{name} {}", ports(range));
-    ranges.iter().map(option).collect()
 }
 
 fn multiport(of: PortOf, ranges: &Ranges, negated: bool) -> Vec<String> {
@@ -199,6 +179,7 @@ fn target(target: &Target) -> String {
         Target::Drop => " -j DROP".to_owned(),
         Target::Return => " -j RETURN".to_owned(),
         Target::Mark(mark) => format!(" -j MARK --set-xmark {mark}"),
+        Target::ConnectionMark(mark) => format!(" -j CONNMARK --set-xmark {mark}"),
         Target::Tproxy {
             address,
             port,

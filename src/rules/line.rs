@@ -1,4 +1,4 @@
-//! A parser of `-A` lines. It refuses every word that is not supported, and every line that
+//! A parser of `-A` and `-N` lines. It refuses every word that is not supported, and every line that
 //! iptables-restore refuses or reads in another way. The options are those of iptables(8) and
 //! iptables-extensions(8).
 
@@ -6,24 +6,27 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use crate::rules::error::{SyntaxError, require};
+use crate::rules::hints::unsupported;
 use crate::rules::limits::LONGEST_COMMENT;
+use crate::rules::modules::{self, Modules};
 use crate::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test};
 use crate::rules::values::{
-    TARGETS, blocks, check_address_type, interface, multiport, protocol, target, tcp_flags,
+    blocks, check_address_type, interface, multiport, protocol, target, tcp_flags,
 };
 use crate::rules::words::{Words, split};
-use crate::selectors::{Family, Mark, PortRange};
+use crate::selectors::{Cidr, Family, Mark, PortRange};
 
-/// The supported options beside those of modules, for error messages.
-const OPTIONS: &str = "-A, -p, -s, -d, -i, -m and -j; with -p tcp or -p udp: --sport, --dport; with -p tcp: --syn, --tcp-flags";
+/// What a line does.
+pub enum Command {
+    /// `-A`: the name of the chain, and its new rule.
+    Append(String, Rule),
+    /// `-N`: declares a user chain.
+    NewChain(String),
+    /// Nothing: with `-4` or `-6` it is for the other family. The option as it is written.
+    OtherFamily(String),
+}
 
-/// The supported modules, for error messages.
-const MODULES: &str = "-m tcp, udp, multiport, addrtype, socket, mark, connmark or comment";
-
-/// Options that exclude each other.
-const EXCLUSIVE: [[&str; 2]; 2] = [["--syn", "--tcp-flags"], ["--set-mark", "--set-xmark"]];
-
-/// Parses an `-A` line into the name of its chain and the rule.
+/// Parses a line. What follows a `-4` or `-6` for the other family is not read.
 ///
 /// `is_declared` tells whether the script has declared a user chain of that name above.
 ///
@@ -33,7 +36,7 @@ pub fn parse(
     line: &str,
     family: Family,
     is_declared: impl Fn(&str) -> bool,
-) -> Result<(String, Rule), SyntaxError> {
+) -> Result<Command, SyntaxError> {
     let words = split(line)?;
     let mut parser = LineParser {
         family,
@@ -41,16 +44,23 @@ pub fn parse(
         words: Words::new(&words),
         seen: Vec::new(),
         chain: None,
+        new_chain: None,
         protocol: None,
-        modules: Vec::new(),
+        modules: Modules::default(),
         matches: Vec::new(),
         target: None,
+        other_family: None,
     };
     let mut negated = false;
     while let Some(word) = parser.words.next() {
         match (word, negated) {
             ("!", false) => negated = true,
             ("!", true) => return Err(SyntaxError::new(word, "expected one !")),
+            ("-4" | "--ipv4" | "-6" | "--ipv6", false) => {
+                if !word.ends_with(family_digit(family)) {
+                    return Ok(Command::OtherFamily(word.to_owned()));
+                }
+            }
             _ => parser.option(word, std::mem::take(&mut negated))?,
         }
     }
@@ -60,23 +70,35 @@ pub fn parse(
     parser.finish()
 }
 
+/// The last letter of the options for a family, `-4` or `--ipv4`.
+fn family_digit(family: Family) -> char {
+    match family {
+        Family::V4 => '4',
+        Family::V6 => '6',
+    }
+}
+
 struct LineParser<'a, D> {
     family: Family,
     is_declared: D,
     words: Words<'a>,
-    /// The options up to here, without `-m`.
+    /// The options up to here, without those of modules.
     seen: Vec<&'a str>,
     chain: Option<String>,
+    new_chain: Option<String>,
     protocol: Option<Protocol>,
-    /// The modules, each with the option that it still requires.
-    modules: Vec<(&'a str, Option<&'static str>)>,
+    modules: Modules<'a>,
     matches: Vec<Match>,
     target: Option<Target>,
+    /// The error for blocks of the other family, unless `-4` or `-6` follows.
+    other_family: Option<SyntaxError>,
 }
 
 impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
     fn option(&mut self, word: &'a str, negated: bool) -> Result<(), SyntaxError> {
         self.refuse_repeated(word)?;
+        let is_rule = self.new_chain.is_none();
+        require(is_rule, word, "expected nothing after -N CHAIN")?;
         match self.test(word, negated)? {
             Some(test) => self.matches.push(Match { negated, test }),
             None => {
@@ -91,26 +113,29 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
         self.seen.contains(&option)
     }
 
-    fn has_module(&self, module: &str) -> bool {
-        self.modules.iter().any(|(name, _)| *name == module)
-    }
-
+    /// Refuses an option that was there. Options of modules may be, and are refused by their module.
     fn refuse_repeated(&mut self, word: &'a str) -> Result<(), SyntaxError> {
         require(!self.has(word), word, "expected it once")?;
-        let exclusive = EXCLUSIVE.iter().filter(|pair| pair.contains(&word));
-        if let Some(other) = exclusive.flatten().find(|other| self.has(other)) {
+        let set_mark = ["--set-mark", "--set-xmark"];
+        if let Some(other) = set_mark.iter().find(|other| self.has(other)) {
             let expected = format!("expected it without {other}");
-            return Err(SyntaxError::new(word, expected));
+            require(!set_mark.contains(&word), word, expected)?;
         }
-        if word != "-m" {
+        if word != "-m" && !modules::is_option(word) {
             self.seen.push(word);
         }
         Ok(())
     }
 
     /// Parses an option that may be negated. `None` for any other option.
-    fn test(&mut self, word: &str, negated: bool) -> Result<Option<Test>, SyntaxError> {
+    fn test(&mut self, word: &'a str, negated: bool) -> Result<Option<Test>, SyntaxError> {
         Ok(Some(match word {
+            "-p" => {
+                let family = self.family;
+                let protocol = self.words.parse(|text| protocol(text, family))?;
+                self.protocol = Some(protocol).filter(|_| !negated);
+                Test::Protocol(protocol)
+            }
             "-s" => Test::Address(AddressOf::Source, self.blocks(negated)?),
             "-d" => Test::Address(AddressOf::Destination, self.blocks(negated)?),
             "-i" => self.words.parse(interface)?,
@@ -120,11 +145,11 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
             "--dports" => Test::Ports(PortOf::Destination, self.multiport(word)?),
             "--ports" => Test::Ports(PortOf::Either, self.multiport(word)?),
             "--syn" => {
-                self.require_tcp(word)?;
+                self.tcp_option(word)?;
                 Test::SYN
             }
             "--tcp-flags" => {
-                self.require_tcp(word)?;
+                self.tcp_option(word)?;
                 Test::TcpFlags {
                     mask: self.words.parse(tcp_flags)?,
                     set: self.words.parse(tcp_flags)?,
@@ -138,23 +163,22 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
     }
 
     /// Parses an option that cannot be negated.
-    fn plain_option(&mut self, word: &str) -> Result<(), SyntaxError> {
+    fn plain_option(&mut self, word: &'a str) -> Result<(), SyntaxError> {
         match word {
             "-A" => self.chain = Some(self.words.value()?.to_owned()),
-            "-p" => {
-                let family = self.family;
-                let protocol = self.words.parse(|text| protocol(text, family))?;
-                self.protocol = Some(protocol);
-                self.matches.push(Test::Protocol(protocol).into());
+            "-N" => {
+                let is_first = self.seen == [word] && self.modules.is_empty();
+                require(is_first, word, "expected it first in its line")?;
+                self.new_chain = Some(self.words.value()?.to_owned());
             }
-            "-m" => self.module()?,
+            "-m" => {
+                let name = self.words.value()?;
+                self.modules.load(name)?;
+            }
             "-j" => self.target = Some(self.words.parse(|name| target(name, &self.is_declared))?),
-            "--transparent" | "--nowildcard" => {
-                let is_loaded = self.has_module("socket");
-                require(is_loaded, word, "expected -m socket in front of it")?;
-            }
+            "--transparent" | "--nowildcard" => self.modules.give("socket", word)?,
             "--comment" => {
-                self.satisfy("comment", word)?;
+                self.modules.give("comment", word)?;
                 let text = self.words.value()?;
                 let is_short = text.len() <= LONGEST_COMMENT;
                 require(is_short, text, "expected at most 255 bytes")?;
@@ -162,41 +186,6 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
             _ => return self.target_option(word),
         }
         Ok(())
-    }
-
-    fn module(&mut self) -> Result<(), SyntaxError> {
-        let name = self.words.value()?;
-        let required = match name {
-            "tcp" | "udp" | "socket" => None,
-            "multiport" => Some("--sports, --dports or --ports"),
-            "mark" | "connmark" => Some("--mark"),
-            "addrtype" => Some("--src-type or --dst-type"),
-            "comment" => Some("--comment"),
-            _ => return Err(SyntaxError::new(name, format!("supported are {MODULES}"))),
-        };
-        let is_second_socket = name == "socket" && self.has_module(name);
-        require(!is_second_socket, name, "expected it once")?;
-        self.modules.push((name, required));
-        Ok(())
-    }
-
-    /// Marks the option that the last `-m module` requires as found.
-    fn satisfy(&mut self, module: &str, option: &str) -> Result<(), SyntaxError> {
-        let mut modules = self.modules.iter_mut().rev();
-        match modules.find(|(name, _)| *name == module) {
-            Some((_, missing @ Some(_))) => {
-                *missing = None;
-                Ok(())
-            }
-            Some(_) => Err(SyntaxError::new(
-                option,
-                format!("expected one option for each -m {module}"),
-            )),
-            None => Err(SyntaxError::new(
-                option,
-                format!("expected -m {module} in front of it"),
-            )),
-        }
     }
 
     fn target_option(&mut self, word: &str) -> Result<(), SyntaxError> {
@@ -220,6 +209,7 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
             (Some(Target::Tproxy { address, .. }), "--on-ip") => {
                 *address = Some(self.words.parse(|text| match text.parse::<IpAddr>() {
                     Ok(address) if Family::of(address) == family => Ok(address),
+                    Ok(_) => Err(for_one_family(family, "address")),
                     _ => Err(format!("expected an {family} address")),
                 })?);
             }
@@ -233,22 +223,14 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
             (_, "--on-port" | "--on-ip" | "--tproxy-mark") => {
                 return Err(SyntaxError::new(word, "expected -j TPROXY in front of it"));
             }
-            _ => {
-                return Err(SyntaxError::new(
-                    word,
-                    format!("supported are {OPTIONS}; {MODULES}; {TARGETS}"),
-                ));
-            }
+            _ => return Err(unsupported(word)),
         }
         Ok(())
     }
 
-    /// Parses the mark of the last `-m mark` or `-m connmark`, as iptables does.
-    fn mark(&mut self, word: &str) -> Result<Test, SyntaxError> {
-        let mut modules = self.modules.iter().rev().map(|(name, _)| *name);
-        let module = modules.find(|name| matches!(*name, "mark" | "connmark"));
-        let module = module.unwrap_or("mark");
-        self.satisfy(module, word)?;
+    fn mark(&mut self, word: &'a str) -> Result<Test, SyntaxError> {
+        let module = self.modules.owner(&["mark", "connmark"]).unwrap_or("mark");
+        self.modules.give(module, word)?;
         let mark = self.words.parse(Mark::from_str)?;
         Ok(match module {
             "connmark" => Test::ConnectionMark(mark),
@@ -256,91 +238,84 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
         })
     }
 
-    fn local(&mut self, of: AddressOf, word: &str) -> Result<Test, SyntaxError> {
-        self.satisfy("addrtype", word)?;
+    fn local(&mut self, of: AddressOf, word: &'a str) -> Result<Test, SyntaxError> {
+        self.modules.give("addrtype", word)?;
         self.words.parse(check_address_type)?;
         Ok(Test::Local(of))
     }
 
     fn blocks(&mut self, negated: bool) -> Result<Ranges, SyntaxError> {
-        self.words
-            .parse(|text| match negated && text.contains(',') {
-                true => Err("expected a single block after !".to_owned()),
-                false => blocks(text, self.family),
-            })
+        let text = self.words.value()?;
+        let is_single = !negated || !text.contains(',');
+        require(is_single, text, "expected a single block after !")?;
+        let blocks = blocks(text).map_err(|expected| SyntaxError::new(text, expected))?;
+        if blocks.iter().any(|block| block.family() != self.family) {
+            let error = SyntaxError::new(text, for_one_family(self.family, "block"));
+            self.other_family.get_or_insert(error);
+        }
+        Ok(blocks.iter().map(Cidr::range).collect())
     }
 
-    fn port(&mut self, word: &str) -> Result<Ranges, SyntaxError> {
-        self.require_protocol(word)?;
-        let transport_is_loaded = self.has_module("tcp")
-            || self.has_module("udp")
-            || ["--sport", "--dport", "--syn", "--tcp-flags"]
-                .iter()
-                .any(|option| *option != word && self.has(option));
+    fn port(&mut self, word: &'a str) -> Result<Ranges, SyntaxError> {
+        let protocol = self.require_protocol(word)?;
         // iptables accepts abbreviated options: before tcp or udp is loaded, --dport means --dports.
         require(
-            transport_is_loaded || !self.has_module("multiport"),
+            self.modules.has(protocol.name()) || !self.modules.has("multiport"),
             word,
             "expected it, or -m tcp or udp, in front of -m multiport",
         )?;
+        self.transport_option(protocol, word)?;
         Ok(vec![self.words.parse(PortRange::from_str)?.range()])
     }
 
-    fn multiport(&mut self, word: &str) -> Result<Ranges, SyntaxError> {
-        self.satisfy("multiport", word)?;
+    fn multiport(&mut self, word: &'a str) -> Result<Ranges, SyntaxError> {
+        self.modules.give("multiport", word)?;
         self.require_protocol(word)?;
         self.words.parse(multiport)
     }
 
-    fn require_protocol(&self, word: &str) -> Result<(), SyntaxError> {
+    fn require_protocol(&self, word: &str) -> Result<Protocol, SyntaxError> {
         let expected = "expected -p tcp or -p udp in front of it";
-        require(
-            self.protocol.is_some_and(Protocol::has_ports),
-            word,
-            expected,
-        )
+        let protocol = self.protocol.filter(|it| it.has_ports());
+        protocol.ok_or_else(|| SyntaxError::new(word, expected))
     }
 
-    fn require_tcp(&self, word: &str) -> Result<(), SyntaxError> {
+    fn tcp_option(&mut self, word: &'a str) -> Result<(), SyntaxError> {
         let is_tcp = self.protocol == Some(Protocol::Tcp);
-        require(is_tcp, word, "expected -p tcp in front of it")
+        require(is_tcp, word, "expected -p tcp in front of it")?;
+        self.transport_option(Protocol::Tcp, word)
     }
 
-    fn finish(mut self) -> Result<(String, Rule), SyntaxError> {
+    /// Gives an option to the module of the protocol, which it loads if that is not done yet.
+    fn transport_option(&mut self, protocol: Protocol, word: &'a str) -> Result<(), SyntaxError> {
+        if !self.modules.has(protocol.name()) {
+            self.modules.load(protocol.name())?;
+        }
+        self.modules.give(protocol.name(), word)
+    }
+
+    fn finish(mut self) -> Result<Command, SyntaxError> {
+        if let Some(name) = self.new_chain {
+            return Ok(Command::NewChain(name));
+        }
         let chain = self.chain.take();
         let chain = chain.ok_or_else(|| SyntaxError::new("", "expected -A CHAIN"))?;
-        self.check_modules()?;
-        if self.has_module("socket") {
-            let socket = Test::Socket {
-                transparent: self.has("--transparent"),
-                with_wildcards: self.has("--nowildcard"),
-            };
-            self.matches.push(socket.into());
+        if let Some(error) = self.other_family {
+            return Err(error);
         }
+        self.modules.check(self.protocol)?;
+        self.matches.extend(self.modules.sockets().map(Match::from));
         self.check_target()?;
         let rule = Rule {
             matches: self.matches,
             target: self.target,
         };
-        Ok((chain, rule))
-    }
-
-    fn check_modules(&self) -> Result<(), SyntaxError> {
-        let protocol = self.protocol.map(Protocol::name);
-        for (name, _) in &self.modules {
-            let agrees = !["tcp", "udp"].contains(name) || Some(*name) == protocol;
-            require(agrees, name, format!("expected -p {name} as well"))?;
-        }
-        for (name, missing) in &self.modules {
-            let expected = format!("expected {} after it", missing.unwrap_or_default());
-            require(missing.is_none(), name, expected)?;
-        }
-        Ok(())
+        Ok(Command::Append(chain, rule))
     }
 
     fn check_target(&self) -> Result<(), SyntaxError> {
         let (word, expected) = match self.target {
-            Some(Target::Return) if self.has_module("socket") && !self.has("--nowildcard") => {
+            Some(Target::Return) if self.matches.iter().any(ignores_wildcards) => {
                 ("RETURN", "expected --nowildcard where -m socket returns")
             }
             Some(Target::Tproxy { .. }) if !self.has("--on-port") => {
@@ -361,4 +336,24 @@ impl<'a, D: Fn(&str) -> bool> LineParser<'a, D> {
         };
         Err(SyntaxError::new(word, expected))
     }
+}
+
+/// Whether a match is `-m socket` without `--nowildcard`.
+fn ignores_wildcards(it: &Match) -> bool {
+    matches!(
+        it.test,
+        Test::Socket {
+            with_wildcards: false,
+            ..
+        }
+    )
+}
+
+/// What is expected in place of addresses of the other family.
+fn for_one_family(family: Family, what: &str) -> String {
+    let other = match family {
+        Family::V4 => "-6",
+        Family::V6 => "-4",
+    };
+    format!("expected an {family} {what}, or {other} at the start of the line")
 }

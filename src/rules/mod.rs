@@ -2,15 +2,16 @@
 //!
 //! In the order in which data passes through: `template` renders the bundled template
 //! (`bundled.iptables`) or a file into lines; `script` parses chains, `line` one rule, whose `words`
-//! it splits, `values` the values of its options; `rule` holds the result, `tcp` its TCP flags.
+//! it splits, `modules` the options of each `-m`, `values` the values of options, and `hints` says what to
+//! write instead; `rule` holds the result, `tcp` its TCP flags.
 //! `limits` and `error` serve all of them. [`load`] takes a template all the way.
 //!
 //! A new match, such as `-m ttl`, needs a change in each of these places:
 //!
 //! ```text
 //! src/rules/rule.rs         a variant of Test; split_lists and merge_pair, if its value is a list
-//! src/rules/line.rs         its option in LineParser::test; its module in LineParser::module and MODULES;
-//!                           a refusal for a family that has no such match
+//! src/rules/modules.rs      its module and the options of it
+//! src/rules/line.rs         its option in LineParser::test; a refusal for a family that has no such match
 //! src/rules/values.rs       a parser of its value, if no other option has such values
 //! src/nftables/nft.rs       the header field that it reads, if no other match reads it
 //! src/nftables/matches.rs   its nf_tables expressions and their cost; the compiler points here
@@ -20,8 +21,10 @@
 //! ```
 
 pub mod error;
+mod hints;
 pub mod limits;
 mod line;
+mod modules;
 pub mod rule;
 pub mod script;
 pub mod tcp;
@@ -29,7 +32,7 @@ pub mod template;
 mod values;
 mod words;
 
-use crate::rules::script::Script;
+use crate::rules::script::{Listing, Script};
 use crate::rules::template::{Line, Template, Values};
 use crate::selectors::Family;
 
@@ -44,7 +47,7 @@ pub fn load(
     family: Family,
 ) -> Result<(Vec<Line>, Script), String> {
     let rendered = template::render(&template.text, values).and_then(|lines| {
-        let script = script::parse(&lines, family)?;
+        let script = Listing::parse(&lines, family)?.into_script();
         Ok((lines, script))
     });
     rendered.map_err(|error| format!("{} for {family}, {error}", template.name))

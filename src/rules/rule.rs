@@ -16,6 +16,16 @@ pub struct Rule {
     pub target: Option<Target>,
 }
 
+impl Rule {
+    /// The chain to which the rule jumps.
+    pub fn jump(&self) -> Option<&str> {
+        match &self.target {
+            Some(Target::Jump(chain)) => Some(chain),
+            _ => None,
+        }
+    }
+}
+
 /// A test, or its negation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Match {

@@ -1,9 +1,10 @@
 //! A parser of scripts in iptables-restore syntax: the table mangle, with PREROUTING, OUTPUT and user chains.
-//! Its errors carry the number of the template's line. Rules are left to `line`.
+//! A [`Listing`] has the rules as their lines write them, a [`Script`] as they are loaded. Errors carry
+//! the number of the template's line. Rules are left to `line`.
 
 use crate::rules::error::{ScriptError, SyntaxError, require};
 use crate::rules::limits::LONGEST_LINE;
-use crate::rules::line;
+use crate::rules::line::{self, Command};
 use crate::rules::rule::{Rule, Target, Test, merge_adjacent, split_lists};
 use crate::rules::template::Line;
 use crate::rules::values::check_chain_name;
@@ -15,8 +16,11 @@ pub const PREROUTING: &str = "PREROUTING";
 /// The built-in chain for packets that the node itself sends.
 pub const OUTPUT: &str = "OUTPUT";
 
-/// The supported built-in chains.
+/// The built-in chains that may have rules.
 const BUILT_IN: [&str; 2] = [PREROUTING, OUTPUT];
+
+/// The built-in chains of mangle that have to be empty.
+const EMPTY: [&str; 3] = ["INPUT", "FORWARD", "POSTROUTING"];
 
 /// The rules of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,45 +76,137 @@ pub struct Chain {
     pub rules: Vec<Rule>,
 }
 
-impl Chain {
-    fn new(name: &str) -> Chain {
-        Chain {
-            name: name.to_owned(),
-            rules: Vec::new(),
-        }
-    }
+/// A script as it is written: its chains, and the rule of each line.
+#[derive(Debug)]
+pub struct Listing<'l> {
+    /// The family.
+    pub family: Family,
+    /// PREROUTING and OUTPUT, then the user chains.
+    pub chains: Vec<String>,
+    /// The rules of all chains, in the order of the lines.
+    pub rules: Vec<ListedRule<'l>>,
+    /// The first line for the other family alone, and its `-4` or `-6`.
+    pub other_family: Option<(&'l Line, String)>,
+    /// The last line.
+    pub end: &'l Line,
 }
 
-/// Parses the lines of a rendered template.
-///
-/// # Errors
-/// The first line that iptables-restore refuses or that is not supported.
-pub fn parse(lines: &[Line], family: Family) -> Result<Script, ScriptError> {
-    let mut parser = ScriptParser {
-        family,
-        section: Section::BeforeTable,
-        chains: BUILT_IN.map(Chain::new).into(),
-        jumps: Vec::new(),
-        prerouting_only: Vec::new(),
-    };
-    for line in lines {
-        parser.line(line).map_err(|error| error.at(line.number))?;
+/// The rule of a line.
+#[derive(Debug)]
+pub struct ListedRule<'l> {
+    /// The line.
+    pub line: &'l Line,
+    /// The chain to which the rule is appended.
+    pub chain: String,
+    /// The rule, its lists not split yet.
+    pub rule: Rule,
+}
+
+impl<'l> Listing<'l> {
+    /// Parses the lines of a rendered template.
+    ///
+    /// # Errors
+    /// The first line that iptables-restore refuses or that is not supported.
+    pub fn parse(lines: &'l [Line], family: Family) -> Result<Listing<'l>, ScriptError> {
+        let nothing = || SyntaxError::new("", "expected *mangle").at(1);
+        let mut parser = ScriptParser {
+            section: Section::BeforeTable,
+            listing: Listing {
+                family,
+                chains: BUILT_IN.map(str::to_owned).into(),
+                rules: Vec::new(),
+                other_family: None,
+                end: lines.last().ok_or_else(nothing)?,
+            },
+        };
+        for line in lines {
+            parser.line(line).map_err(|error| error.at(line.number))?;
+        }
+        let ScriptParser { section, listing } = parser;
+        let end = listing.end.number;
+        match section {
+            Section::BeforeTable => Err(SyntaxError::new("", "expected *mangle").at(end)),
+            Section::Table => Err(SyntaxError::new("", "expected COMMIT at the end").at(end)),
+            Section::AfterCommit => Ok(()),
+        }?;
+        listing.refuse_loops()?;
+        listing.refuse_in_output()?;
+        Ok(listing)
     }
-    let last = lines.last().map_or(1, |line| line.number);
-    match parser.section {
-        Section::BeforeTable => Err(SyntaxError::new("", "expected *mangle").at(last)),
-        Section::Table => Err(SyntaxError::new("", "expected COMMIT at the end").at(last)),
-        Section::AfterCommit => Ok(()),
-    }?;
-    refuse_loops(&parser.jumps)?;
-    refuse_in_output(&parser.prerouting_only, &parser.jumps)?;
-    for chain in &mut parser.chains {
-        chain.rules = merge_adjacent(std::mem::take(&mut chain.rules));
+
+    /// The rules of each chain, merged where that is the same.
+    pub fn into_script(self) -> Script {
+        let new = |name| Chain {
+            name,
+            rules: Vec::new(),
+        };
+        let mut chains: Vec<Chain> = self.chains.into_iter().map(new).collect();
+        for ListedRule { chain, rule, .. } in self.rules {
+            if let Some(known) = chains.iter_mut().find(|known| known.name == chain) {
+                known.rules.append(&mut split_lists(rule));
+            }
+        }
+        for chain in &mut chains {
+            chain.rules = merge_adjacent(std::mem::take(&mut chain.rules));
+        }
+        let family = self.family;
+        Script { family, chains }
     }
-    Ok(Script {
-        family,
-        chains: parser.chains,
-    })
+
+    /// The chains to which jumps from `start` lead, which itself is among them only if a jump leads back.
+    pub fn chains_from(&self, start: &str) -> Vec<&str> {
+        let mut reached: Vec<&str> = self.jumps_from(start).collect();
+        let mut next = 0;
+        while let Some(chain) = reached.get(next).copied() {
+            for to in self.jumps_from(chain) {
+                if !reached.contains(&to) {
+                    reached.push(to);
+                }
+            }
+            next += 1;
+        }
+        reached
+    }
+
+    fn jumps_from(&self, chain: &str) -> impl Iterator<Item = &str> {
+        let rules = self
+            .rules
+            .iter()
+            .filter(move |listed| listed.chain == chain);
+        rules.filter_map(|listed| listed.rule.jump())
+    }
+
+    /// Refuses jumps that lead back to their own chain. The kernel refuses them too, but does not name
+    /// the line.
+    fn refuse_loops(&self) -> Result<(), ScriptError> {
+        let in_loop = |chain: &String| self.chains_from(chain).contains(&chain.as_str());
+        let looped: Vec<&String> = self.chains.iter().filter(|chain| in_loop(chain)).collect();
+        let mut rules = self.rules.iter();
+        let loops = |listed: &&ListedRule| {
+            let back =
+                |to| to == listed.chain || self.chains_from(to).contains(&listed.chain.as_str());
+            looped.contains(&&listed.chain) && listed.rule.jump().is_some_and(back)
+        };
+        let Some(listed) = rules.find(loops) else {
+            return Ok(());
+        };
+        let to = listed.rule.jump().unwrap_or_default();
+        let expected = "expected a chain that does not lead back here";
+        Err(SyntaxError::new(to, expected).at(listed.line.number))
+    }
+
+    /// Refuses rules that a packet of OUTPUT may reach, but that the kernel allows in PREROUTING alone.
+    fn refuse_in_output(&self) -> Result<(), ScriptError> {
+        let reached = self.chains_from(OUTPUT);
+        for ListedRule { line, chain, rule } in &self.rules {
+            let is_reached = chain == OUTPUT || reached.contains(&chain.as_str());
+            if let Some(word) = prerouting_only(rule, chain).filter(|_| is_reached) {
+                let expected = "expected it in PREROUTING alone, not where OUTPUT leads";
+                return Err(SyntaxError::new(word, expected).at(line.number));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The part of a script that a line belongs to.
@@ -120,30 +216,13 @@ enum Section {
     AfterCommit,
 }
 
-/// A rule with a user chain as its target.
-struct Jump {
-    line: usize,
-    from: String,
-    to: String,
-}
-
-/// A rule that the kernel allows in PREROUTING alone.
-struct PreroutingOnly {
-    line: usize,
-    chain: String,
-    word: &'static str,
-}
-
-struct ScriptParser {
-    family: Family,
+struct ScriptParser<'l> {
     section: Section,
-    chains: Vec<Chain>,
-    jumps: Vec<Jump>,
-    prerouting_only: Vec<PreroutingOnly>,
+    listing: Listing<'l>,
 }
 
-impl ScriptParser {
-    fn line(&mut self, line: &Line) -> Result<(), SyntaxError> {
+impl<'l> ScriptParser<'l> {
+    fn line(&mut self, line: &'l Line) -> Result<(), SyntaxError> {
         let text = line.text.as_str();
         require(
             text.len() <= LONGEST_LINE,
@@ -154,12 +233,18 @@ impl ScriptParser {
             return Ok(());
         }
         match self.section {
-            Section::BeforeTable if text == "*mangle" => self.section = Section::Table,
-            Section::BeforeTable => return Err(SyntaxError::new(text, "expected *mangle first")),
+            Section::BeforeTable => {
+                let expected = match text.starts_with('*') {
+                    true => "expected *mangle",
+                    false => "expected *mangle first",
+                };
+                require(is_table(text), text, expected)?;
+                self.section = Section::Table;
+            }
             Section::Table if text == "COMMIT" => self.section = Section::AfterCommit,
             Section::Table => match text.strip_prefix(':') {
                 Some(declaration) => self.declare(text, declaration)?,
-                None => self.append(line)?,
+                None => self.command(line)?,
             },
             Section::AfterCommit => {
                 return Err(SyntaxError::new(text, "expected nothing after COMMIT"));
@@ -170,8 +255,7 @@ impl ScriptParser {
 
     /// Parses `CHAIN POLICY [PACKETS:BYTES]`; the counters are optional.
     fn declare(&mut self, line: &str, declaration: &str) -> Result<(), SyntaxError> {
-        let words = declaration.split([' ', '\t']);
-        let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+        let words: Vec<&str> = blank_separated(declaration).collect();
         let (name, policy) = match words.as_slice() {
             [name, policy] => (*name, *policy),
             [name, policy, counters] if are_counters(counters) => (*name, *policy),
@@ -182,56 +266,70 @@ impl ScriptParser {
                 ));
             }
         };
-        match name {
-            PREROUTING | OUTPUT => {
-                require(policy == "ACCEPT", policy, "expected the policy ACCEPT")
-            }
-            "INPUT" | "FORWARD" | "POSTROUTING" => Err(SyntaxError::new(
-                name,
-                "the built-in chains that are supported are PREROUTING and OUTPUT",
-            )),
-            _ => {
-                let expected = "expected - in place of a policy for a user chain";
-                require(policy == "-", policy, expected)?;
-                let is_new = self.chains.iter().all(|chain| chain.name != name);
-                require(is_new, name, "expected it to be declared once")?;
-                check_chain_name(name)?;
-                self.chains.push(Chain::new(name));
-                Ok(())
-            }
+        if is_built_in(name) {
+            return require(policy == "ACCEPT", policy, "expected the policy ACCEPT");
         }
+        let expected = "expected - in place of a policy for a user chain";
+        require(policy == "-", policy, expected)?;
+        self.add_chain(name)
     }
 
-    /// Parses an `-A` line.
-    fn append(&mut self, line: &Line) -> Result<(), SyntaxError> {
-        let is_declared = |name: &str| {
-            !BUILT_IN.contains(&name) && self.chains.iter().any(|chain| chain.name == name)
-        };
-        let (name, rule) = line::parse(&line.text, self.family, is_declared)?;
-        let mut chains = self.chains.iter_mut();
-        let chain = chains.find(|chain| chain.name == name).ok_or_else(|| {
-            SyntaxError::new(
-                &name,
-                "expected PREROUTING, OUTPUT or a chain declared above",
-            )
-        })?;
-        if let Some(word) = prerouting_only(&rule, &name) {
-            self.prerouting_only.push(PreroutingOnly {
-                line: line.number,
-                chain: name.clone(),
-                word,
-            });
-        }
-        if let Some(Target::Jump(to)) = &rule.target {
-            self.jumps.push(Jump {
-                line: line.number,
-                from: name,
-                to: to.clone(),
-            });
-        }
-        chain.rules.extend(split_lists(rule));
+    /// Adds a user chain.
+    fn add_chain(&mut self, name: &str) -> Result<(), SyntaxError> {
+        let chains = &mut self.listing.chains;
+        let is_new = chains.iter().all(|chain| chain != name) && !is_built_in(name);
+        require(is_new, name, "expected it to be declared once")?;
+        check_chain_name(name)?;
+        chains.push(name.to_owned());
         Ok(())
     }
+
+    /// Parses any other line in the table: `-A` or `-N`, after the counters of `iptables-save -c`.
+    fn command(&mut self, line: &'l Line) -> Result<(), SyntaxError> {
+        let text = without_counters(&line.text)?;
+        let chains = &self.listing.chains;
+        let is_declared =
+            |name: &str| !is_built_in(name) && chains.iter().any(|chain| chain == name);
+        match line::parse(text, self.listing.family, is_declared)? {
+            Command::Append(chain, rule) => {
+                let expected = "expected PREROUTING, OUTPUT or a chain declared above";
+                require(chains.contains(&chain), &chain, expected)?;
+                self.listing.rules.push(ListedRule { line, chain, rule });
+            }
+            Command::NewChain(name) => self.add_chain(&name)?,
+            Command::OtherFamily(option) => {
+                self.listing.other_family.get_or_insert((line, option));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_built_in(chain: &str) -> bool {
+    BUILT_IN.contains(&chain) || EMPTY.contains(&chain)
+}
+
+/// Whether a line begins the table mangle. iptables-restore reads a blank after the asterisk, and
+/// nothing after the name.
+fn is_table(text: &str) -> bool {
+    let name = text.strip_prefix('*').map(blank_separated);
+    name.is_some_and(|mut words| words.next() == Some("mangle"))
+}
+
+fn blank_separated(text: &str) -> impl Iterator<Item = &str> {
+    text.split([' ', '\t']).filter(|word| !word.is_empty())
+}
+
+/// A line without the counters at its start, `[PACKETS:BYTES]`.
+fn without_counters(text: &str) -> Result<&str, SyntaxError> {
+    if !text.starts_with('[') {
+        return Ok(text);
+    }
+    let after = text.find(']').map_or(text.len(), |end| end + 1);
+    let (counters, rest) = text.split_at(after);
+    let expected = "expected counters as [PACKETS:BYTES]";
+    require(are_counters(counters), counters, expected)?;
+    Ok(rest)
 }
 
 fn are_counters(text: &str) -> bool {
@@ -255,53 +353,5 @@ fn prerouting_only(rule: &Rule, chain: &str) -> Option<&'static str> {
             Some("-i")
         }
         _ => None,
-    }
-}
-
-/// The chains that a packet in `start` may traverse, without `start` itself unless a jump leads back to it.
-fn reachable<'a>(start: &str, jumps: &'a [Jump]) -> Vec<&'a str> {
-    let mut reached: Vec<&str> = Vec::new();
-    let mut next = 0;
-    let mut chain = start;
-    loop {
-        for jump in jumps.iter().filter(|jump| jump.from == chain) {
-            if !reached.contains(&jump.to.as_str()) {
-                reached.push(&jump.to);
-            }
-        }
-        match reached.get(next) {
-            Some(further) => chain = further,
-            None => return reached,
-        }
-        next += 1;
-    }
-}
-
-/// Refuses jumps that lead back to their own chain. The kernel refuses them too, but does not name
-/// the line.
-fn refuse_loops(jumps: &[Jump]) -> Result<(), ScriptError> {
-    let is_loop = |jump: &&Jump| {
-        jump.to == jump.from || reachable(&jump.to, jumps).contains(&jump.from.as_str())
-    };
-    match jumps.iter().find(is_loop) {
-        Some(jump) => {
-            let expected = "expected a chain that does not lead back here";
-            Err(SyntaxError::new(&jump.to, expected).at(jump.line))
-        }
-        None => Ok(()),
-    }
-}
-
-/// Refuses rules that a packet of OUTPUT may reach, but that the kernel allows in PREROUTING alone.
-fn refuse_in_output(rules: &[PreroutingOnly], jumps: &[Jump]) -> Result<(), ScriptError> {
-    let reached = reachable(OUTPUT, jumps);
-    let is_in_output =
-        |it: &&PreroutingOnly| it.chain == OUTPUT || reached.contains(&it.chain.as_str());
-    match rules.iter().find(is_in_output) {
-        Some(it) => {
-            let expected = "expected it in PREROUTING alone, not where OUTPUT leads";
-            Err(SyntaxError::new(it.word, expected).at(it.line))
-        }
-        None => Ok(()),
     }
 }

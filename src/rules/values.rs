@@ -2,6 +2,8 @@
 //!
 //! Errors name what was expected; the caller adds the word.
 
+use std::net::IpAddr;
+
 use crate::rules::error::{SyntaxError, require};
 use crate::rules::limits::{LONGEST_CHAIN_NAME, LONGEST_INTERFACE, MULTIPORT_SLOTS};
 use crate::rules::rule::{Protocol, Ranges, Target, Test, merge};
@@ -15,13 +17,31 @@ pub const TARGETS: &str =
 /// Parses the address blocks of `-s` and `-d`, and keeps their order.
 ///
 /// # Errors
-/// A word that is no block of `family`.
-pub fn blocks(text: &str, family: Family) -> Result<Ranges, String> {
-    let cidrs = list(text, |item| match Cidr::parse_masked(item)? {
-        cidr if cidr.family() == family => Ok(cidr),
-        _ => Err(format!("expected an {family} block")),
-    })?;
-    Ok(cidrs.iter().map(Cidr::range).collect())
+/// A word that is no block.
+pub fn blocks(text: &str) -> Result<Vec<Cidr>, String> {
+    list(text, |item| match netmask(item) {
+        Some((address, mask)) => masked(address, mask),
+        None => Cidr::parse_masked(item),
+    })
+}
+
+/// Splits `ADDRESS/NETMASK`, such as 10.0.0.0/255.0.0.0 or fd00::/ffff::. `None` for any other text.
+fn netmask(text: &str) -> Option<(IpAddr, IpAddr)> {
+    let (address, mask) = text.split_once('/')?;
+    Some((address.parse().ok()?, mask.parse().ok()?))
+}
+
+/// The block of an address and its netmask.
+fn masked(address: IpAddr, mask: IpAddr) -> Result<Cidr, String> {
+    let (ones, all_ones) = match mask {
+        IpAddr::V4(mask) => (mask.to_bits().leading_ones(), mask.to_bits().count_ones()),
+        IpAddr::V6(mask) => (mask.to_bits().leading_ones(), mask.to_bits().count_ones()),
+    };
+    let prefix = u8::try_from(ones).ok().filter(|_| ones == all_ones);
+    prefix
+        .filter(|_| Family::of(address) == Family::of(mask))
+        .and_then(|prefix| Cidr::new(address, prefix))
+        .ok_or_else(|| "expected a netmask of ones followed by zeros".to_owned())
 }
 
 /// Parses the ports of `-m multiport`.
@@ -41,17 +61,17 @@ pub fn multiport(text: &str) -> Result<Ranges, String> {
     }
 }
 
-/// Parses the protocol of `-p`.
+/// Parses the protocol of `-p`: a name in any case, or a number.
 ///
 /// # Errors
 /// Any other protocol than TCP, UDP and the family's ICMP.
 pub fn protocol(text: &str, family: Family) -> Result<Protocol, String> {
     let icmp = Protocol::icmp_of(family);
-    match text {
-        "tcp" => Ok(Protocol::Tcp),
-        "udp" => Ok(Protocol::Udp),
-        "icmpv6" if family == Family::V6 => Ok(icmp),
-        name if name == icmp.name() => Ok(icmp),
+    match (text.to_ascii_lowercase().as_str(), family) {
+        ("tcp" | "6", _) => Ok(Protocol::Tcp),
+        ("udp" | "17", _) => Ok(Protocol::Udp),
+        ("icmp" | "1", Family::V4) | ("ipv6-icmp" | "icmpv6" | "58", Family::V6) => Ok(icmp),
+        ("all" | "0", _) => Err("expected no -p for all protocols".to_owned()),
         _ => Err(format!("expected tcp, udp or {}", icmp.name())),
     }
 }

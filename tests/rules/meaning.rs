@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::lab::script::{EMPTY, Loader, ScriptFile, restore};
+use crate::lab::script::{EMPTY, Loader, ScriptFile, restore, whole};
 use crate::lab::{Lab, Namespace, PATIENCE, connect_from, is_echoed};
 
 /// Time-out of a probe that is expected to be lost.
@@ -124,6 +124,13 @@ const LOSSES: &[(&str, &str)] = &[
     // -p
     ("-A PREROUTING -p tcp -j DROP", "web alt other twin low back any bound"),
     ("-A PREROUTING -p udp -j DROP", "dns udp"),
+    ("-A PREROUTING -p 17 -j DROP", "dns udp"),
+    ("-A PREROUTING -p UDP --dport 53 -j DROP", "dns"),
+    ("-A PREROUTING ! -p tcp -s {client} -j DROP", "dns udp"),
+    // -4, -6, netmasks, counters
+    ("-4 -A PREROUTING -p 6 -s 192.0.2.64/255.255.255.192 -j DROP\n-6 -A PREROUTING -p 6 -s 2001:db8:1::40/ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffc0 -j DROP", "other"),
+    ("-A PREROUTING -s 192.0.2.66 -j DROP --ipv4\n[1:60] -A PREROUTING --ipv6 -s 2001:db8:1::66 -j DROP", "other"),
+    ("-4 -6 -A PREROUTING -j DROP\n[7:420]-A PREROUTING -p udp -j DROP", "dns udp"),
     // -s, -d
     ("-A PREROUTING -s {other} -j DROP", "other"),
     ("-A PREROUTING -s {others} -j DROP", "other"),
@@ -160,6 +167,16 @@ const LOSSES: &[(&str, &str)] = &[
     ("-A PREROUTING -p udp -m multiport --ports 53,4000:4999 -j DROP", "dns udp"),
     ("-A PREROUTING -p udp -m multiport ! --ports 53,81 -j DROP", "udp"),
     ("-A PREROUTING -p tcp -m multiport --dports 80 -m multiport --sports 4000:4999 -j DROP", ""),
+    // two matches of one module
+    ("-A PREROUTING -p tcp --syn -m multiport ! --dports 80 -m multiport ! --dports 82 -j DROP", "alt bound"),
+    ("-A PREROUTING -p tcp -m multiport --dports 79:81 -m multiport --dports 81:82 -j DROP", "alt bound"),
+    ("-A PREROUTING -p tcp --syn -m tcp ! --dport 80 -m tcp ! --dport 82 -j DROP", "alt bound"),
+    ("-A PREROUTING -d {pod} -p udp ! --dport 53 -m udp ! --dport 81 -j DROP", "udp"),
+    ("-A PREROUTING -p tcp --syn -d {twin} -m tcp --tcp-flags ACK NONE -j DROP", "twin"),
+    ("-A PREROUTING -p tcp --dport 81:82 -j MARK --set-mark 0x51\n-A PREROUTING -p tcp --dport 82 -j MARK --set-mark 0x52\n-A PREROUTING -m mark --mark 0x50/0x50 -m mark ! --mark 0x2/0x2 -j DROP", "alt bound"),
+    ("-A PREROUTING -m comment --comment \"cali:abc\" -p udp -m comment --comment text -j DROP", "dns udp"),
+    ("-A PREROUTING -p tcp --syn -m socket --nowildcard -m socket -j DROP", "bound"),
+    ("-A PREROUTING -p tcp --syn -m socket --nowildcard -m socket --transparent -j DROP", ""),
     // flags
     ("-A PREROUTING -p tcp --syn -j DROP", "web alt other twin low back any bound"),
     ("-A PREROUTING -p tcp ! --syn -d {twin} -j DROP", "twin"),
@@ -183,9 +200,24 @@ const LOSSES: &[(&str, &str)] = &[
     // a rule that is tried twice toggles its bit twice
     ("-A PREROUTING -p tcp --dport 80 -j MARK --set-xmark 0x10/0x0\n-A PREROUTING -p tcp --dport 80:81 -j MARK --set-xmark 0x10/0x0\n-A PREROUTING -m mark --mark 0x10 -j DROP", "alt bound"),
     ("-A PREROUTING -p tcp -m multiport --ports 80:82 -j MARK --set-xmark 0x10/0x0\n-A PREROUTING -p tcp -m multiport --ports 4000:4999 -j MARK --set-xmark 0x10/0x0\n-A PREROUTING -p tcp --syn -m mark --mark 0x10 -j DROP", "web alt other twin back any bound"),
-    // what the node sends has no input interface
+    // addresses of the node
+    ("-A PREROUTING -m addrtype --dst-type LOCAL -p tcp -j DROP", "any bound"),
+    ("-A PREROUTING -m addrtype ! --dst-type LOCAL -p tcp --syn -s {client} -j DROP", "web alt twin low"),
+    ("-A PREROUTING -m addrtype --src-type LOCAL -j DROP", ""),
+    ("-A PREROUTING -m addrtype ! --src-type LOCAL --dst-type LOCAL -p tcp -j DROP", "any bound"),
+    ("-A PREROUTING -m addrtype ! --dst-type LOCAL -m addrtype --dst-type LOCAL -j DROP", ""),
+    // what the node sends
+    ("-A OUTPUT -p tcp --sport 80 -j DROP", "any"),
+    ("-A OUTPUT -p tcp -m multiport --sports 80:82 -m addrtype --src-type LOCAL -d {client} -j DROP", "any bound"),
+    (":X - [0:0]\n-A OUTPUT -p tcp -j X\n-A X -p tcp --sport 81 -j RETURN\n-A X -d {client} -j DROP", "any"),
     (":X - [0:0]\n-A OUTPUT -j X\n-A X -i + -p tcp --sport 80 -d {client} -j DROP", "any"),
     (":X - [0:0]\n-A OUTPUT -j X\n-A X ! -i + -p tcp --sport 80 -d {client} -j DROP", ""),
+    // marks of connections: the second packet of a connection has that of the first
+    ("-A PREROUTING -p tcp --syn --dport 81 -j CONNMARK --set-mark 0x50\n-A PREROUTING -p tcp ! --syn -m connmark --mark 0x50 -j DROP", "alt bound"),
+    ("-A PREROUTING -p tcp --syn --dport 80:82 -j CONNMARK --set-xmark 0x50/0x50\n-A PREROUTING -p tcp --syn --dport 82 -j CONNMARK --set-xmark 0x2/0x2\n-A PREROUTING -m connmark --mark 0x50/0x50 -m connmark ! --mark 0x2/0x2 -s {client} -j DROP", "web alt twin back any bound"),
+    ("-A PREROUTING -p tcp --dport 81 -j CONNMARK --set-mark 0x1\n-A OUTPUT -m connmark --mark 0x1 -j DROP", "bound"),
+    ("-A PREROUTING -p tcp --dport 81 -j MARK --set-mark 0x10\n-A PREROUTING -m connmark --mark 0x10 -j DROP", ""),
+    ("-A PREROUTING -p tcp --dport 81 -j MARK --set-mark 0x10\n-A PREROUTING -j CONNMARK --set-mark 0x20\n-A PREROUTING -m mark --mark 0x10 -m connmark --mark 0x20 -j DROP", "alt bound"),
     // sockets of the node
     ("-A PREROUTING -p tcp -m socket --nowildcard -j DROP", "web other twin back any bound"),
     ("-A PREROUTING -p tcp -m socket -j DROP", "any bound"),
@@ -196,6 +228,7 @@ const LOSSES: &[(&str, &str)] = &[
     ("-A PREROUTING -p tcp --syn -m socket -j ACCEPT\n-A PREROUTING -p tcp --syn -d {node} -j DROP", "any"),
     // user chains
     (":X - [0:0]\n-A X -j DROP", ""),
+    ("-N X\n-A PREROUTING -p udp -j X\n[0:0] -N Y\n-A X -j Y\n-A Y -p udp --dport 53 -j DROP", "dns"),
     (":X - [0:0]\n-A PREROUTING -p udp -j X\n-A X -j DROP", "dns udp"),
     (":X - [0:0]\n-A PREROUTING -p udp -j X\n-A PREROUTING -p udp -j DROP\n-A X -j ACCEPT", ""),
     (":X - [0:0]\n-A PREROUTING -p udp -j X\n-A PREROUTING -p udp -j DROP\n-A X -p udp --dport 53 -j RETURN\n-A X -j ACCEPT", "dns"),
@@ -317,8 +350,7 @@ fn outcome(
     expected: &Outcome,
 ) -> Result<Outcome, String> {
     static SOURCE_PORT: AtomicU16 = AtomicU16::new(0);
-    let text = format!("*mangle\n{}\nCOMMIT\n", family.substitute(script));
-    let file = ScriptFile::new(&text);
+    let file = ScriptFile::new(&whole(&family.substitute(script)));
     let options = ["--cidr", family.cidr, "--rules", file.path()];
     let mut daemon = None;
     match loader {

@@ -32,6 +32,18 @@ const REFUSED: &[(&str, usize, &str)] = &[
     ("-A PREROUTING extra -j DROP", 2, "extra"),
     ("-A PREROUTING --frobnicate -j DROP", 2, "--frobnicate"),
     ("\n# a remark\n\n-A PREROUTING -j ACCEPT\n-A PREROUTING -p tcpp", 6, "tcpp"),
+    ("-N", 2, "-N"),
+    ("-N X Y", 2, "Y"),
+    ("-N X -j DROP", 2, "-j"),
+    ("-j DROP -N X", 2, "-N"),
+    ("-N X -A X", 2, "-A"),
+    ("-N INPUT", 2, "INPUT"),
+    (":X - [0:0]\n-N X", 3, "X"),
+    ("-4", 2, ""),
+    ("-4 nonsense", 2, "nonsense"),
+    ("[1:60]", 2, ""),
+    ("[1:60 -A PREROUTING -j DROP", 2, "[1:60 -A PREROUTING -j DROP"),
+    (" [1:60] -A PREROUTING -j DROP", 2, "[1:60]"),
     // !
     ("-A PREROUTING -s ! 10.0.0.0/8 -j DROP", 2, "!"),
     ("-A PREROUTING ! ! -s 10.0.0.0/8 -j DROP", 2, "!"),
@@ -44,6 +56,11 @@ const REFUSED: &[(&str, usize, &str)] = &[
     ("-A PREROUTING -p", 2, "-p"),
     ("-A PREROUTING -p tcpp -j DROP", 2, "tcpp"),
     ("-A PREROUTING -p tcp -p tcp -j DROP", 2, "-p"),
+    ("-A PREROUTING ! -p 0 -j DROP", 2, "0"),
+    ("-A PREROUTING -p -6 -j DROP", 2, "-6"),
+    ("-A PREROUTING -s 10.0.0.0/255.0 -j DROP", 2, "10.0.0.0/255.0"),
+    ("-A PREROUTING -s 10.0.0.0/ffff:: -j DROP", 2, "10.0.0.0/ffff::"),
+    ("-A PREROUTING -s fd00::/255.0.0.0 -j DROP", 2, "fd00::/255.0.0.0"),
     ("-A PREROUTING -s 10.0.0.0/33 -j DROP", 2, "10.0.0.0/33"),
     ("-A PREROUTING -s 10.0.0.256 -j DROP", 2, "10.0.0.256"),
     ("-A PREROUTING -s 10.0.0.0/ -j DROP", 2, "10.0.0.0/"),
@@ -83,6 +100,25 @@ const REFUSED: &[(&str, usize, &str)] = &[
     ("-A PREROUTING -p tcp -m multiport --dports 80, -j DROP", 2, "80,"),
     ("-A PREROUTING -p tcp -m multiport --dports 80:80 -j DROP", 2, "80:80"),
     ("-A PREROUTING -p tcp -m multiport --dports 80 --sport 90 -j DROP", 2, "--sport"),
+    // OUTPUT, -p icmp, -m addrtype, connmark
+    ("-A OUTPUT -p tcp -j TPROXY --on-port 1", 2, "TPROXY"),
+    ("-A OUTPUT -m socket --transparent -j ACCEPT", 2, "socket"),
+    ("-A OUTPUT -i eth0 -j ACCEPT", 2, "-i"),
+    ("-A OUTPUT -j OUTPUT", 2, "OUTPUT"),
+    ("-A PREROUTING -p icmp --dport 80 -j DROP", 2, "--dport"),
+    ("-A PREROUTING -p icmp -m tcp -j DROP", 2, "tcp"),
+    ("-A PREROUTING -p icmp -j TPROXY --on-port 1", 2, "TPROXY"),
+    ("-A PREROUTING -m addrtype -j DROP", 2, "addrtype"),
+    ("-A PREROUTING --dst-type LOCAL -j DROP", 2, "--dst-type"),
+    ("-A PREROUTING -m addrtype --dst-type NEAR -j DROP", 2, "NEAR"),
+    ("-A PREROUTING -m addrtype --dst-type LOCAL --dst-type LOCAL -j DROP", 2, "--dst-type"),
+    ("-A PREROUTING -m connmark -j DROP", 2, "connmark"),
+    ("-A PREROUTING -m connmark --mark x -j DROP", 2, "x"),
+    ("-A PREROUTING -m connmark --mark 1 --mark 2 -j DROP", 2, "--mark"),
+    ("-A PREROUTING -m mark -m connmark --mark 1 -j DROP", 2, "mark"),
+    ("-A PREROUTING -m connmark --mark 1 -m mark --mark 2 -m connmark --mark 3 -j DROP", 2, "--mark"),
+    ("-A PREROUTING -j CONNMARK", 2, "CONNMARK"),
+    ("-A PREROUTING -j CONNMARK --tproxy-mark 1", 2, "--tproxy-mark"),
     // -m socket, mark, comment, and others
     ("-A PREROUTING -m", 2, "-m"),
     ("-A PREROUTING -m nosuch -j DROP", 2, "nosuch"),
@@ -92,6 +128,10 @@ const REFUSED: &[(&str, usize, &str)] = &[
     ("-A PREROUTING -m mark --mark x -j DROP", 2, "x"),
     ("-A PREROUTING -m mark --mark 0x100000000 -j DROP", 2, "0x100000000"),
     ("-A PREROUTING -m mark --mark 1 --mark 2 -j DROP", 2, "--mark"),
+    ("-A PREROUTING -m mark -m mark --mark 1 --mark 2 -j DROP", 2, "--mark"),
+    ("-A PREROUTING -m mark -m mark --mark 1 -j DROP", 2, "mark"),
+    ("-A PREROUTING -m socket --transparent --transparent -j ACCEPT", 2, "--transparent"),
+    ("-A PREROUTING -m comment --comment a --comment b -j ACCEPT", 2, "--comment"),
     ("-A PREROUTING -m comment -j DROP", 2, "comment"),
     ("-A PREROUTING -m comment --comment", 2, "--comment"),
     // -j
@@ -190,8 +230,36 @@ fn what_iptables_restore_reads_otherwise_is_refused() {
         (":X - [0:0]\n:X - [0:0]", 3, "X"),
         (":X - [0:0]\n-A X -j X", 3, "X"),
         (":X - [0:0]\n:Y - [0:0]\n-A X -j Y\n-A Y -j X", 4, "Y"),
-        (":INPUT ACCEPT [0:0]", 2, "INPUT"),
+        (":INPUT DROP [0:0]", 2, "DROP"),
+        (":OUTPUT DROP [0:0]", 2, "DROP"),
+        (
+            ":X - [0:0]\n-A OUTPUT -j X\n-A X -p tcp -j TPROXY --on-port 1",
+            4,
+            "TPROXY",
+        ),
+        (
+            "-A PREROUTING -m addrtype --dst-type UNICAST -j DROP",
+            2,
+            "UNICAST",
+        ),
+        ("-A PREROUTING -j CONNMARK --save-mark", 2, "--save-mark"),
+        ("-A PREROUTING -p ipv6-icmp -j DROP", 2, "ipv6-icmp"),
         ("-A INPUT -j ACCEPT", 2, "INPUT"),
+        ("-N X\n:X - [0:0]", 3, "X"),
+        ("[a:b] -A PREROUTING -j DROP", 2, "[a:b]"),
+        ("! -4 -A PREROUTING -j DROP", 2, "!"),
+        ("-A PREROUTING -j NOWHERE -6", 2, "NOWHERE"),
+        (
+            "-A PREROUTING -d 10.0.0.0/255.0.255.0 -j DROP",
+            2,
+            "10.0.0.0/255.0.255.0",
+        ),
+        ("-A PREROUTING ! -p tcp --dport 80 -j DROP", 2, "--dport"),
+        (
+            "-A PREROUTING -m socket --nowildcard -m socket -j RETURN",
+            2,
+            "RETURN",
+        ),
         ("-A PREROUTING -s 10.0.0 -j DROP", 2, "10.0.0"),
         ("-A PREROUTING -p sctp -j DROP", 2, "sctp"),
         ("-A PREROUTING -m socket -j RETURN", 2, "RETURN"),
@@ -208,6 +276,81 @@ fn what_iptables_restore_reads_otherwise_is_refused() {
     ] {
         let script = ScriptFile::new(&whole(body));
         assert_refusal(print_rules(&lab, &script, "v4"), &script, line, word);
+    }
+}
+
+#[test]
+fn what_stays_refused_says_what_to_write_instead() {
+    let lab = Lab::new();
+    for (text, line, message) in [
+        (
+            whole("-I PREROUTING -j DROP"),
+            2,
+            "\"-I\": expected -A; put the line first",
+        ),
+        (
+            whole("--append PREROUTING -j DROP"),
+            2,
+            "\"--append\": expected -A",
+        ),
+        (
+            whole("-A PREROUTING --destination 10.0.0.1"),
+            2,
+            "\"--destination\": expected -d",
+        ),
+        (
+            whole("-A PREROUTING --src 10.0.0.1"),
+            2,
+            "\"--src\": expected -s",
+        ),
+        (
+            whole("-A PREROUTING --protocol tcp"),
+            2,
+            "\"--protocol\": expected -p",
+        ),
+        (
+            whole("-A PREROUTING -p tcp --dport=80"),
+            2,
+            "\"--dport=80\": expected a blank in place of =",
+        ),
+        (
+            whole("-A PREROUTING -j MARK --or-mark 1"),
+            2,
+            "\"--or-mark\": expected --set-xmark VALUE/MASK",
+        ),
+        (
+            whole("-P PREROUTING ACCEPT"),
+            2,
+            "\"-P\": expected :CHAIN ACCEPT",
+        ),
+        (
+            whole("-F"),
+            2,
+            "\"-F\": expected no such line: every script starts with an empty table",
+        ),
+        (
+            whole("-A PREROUTING -p all -j DROP"),
+            2,
+            "\"all\": expected no -p for all protocols",
+        ),
+        (
+            whole("-A PREROUTING -s fd00::1 -j DROP"),
+            2,
+            "\"fd00::1\": expected an IPv4 block, or -6 at the start of the line",
+        ),
+        (
+            whole("-A PREROUTING -m conntrack"),
+            2,
+            "\"conntrack\": supported are -m tcp, udp, multiport, addrtype, socket, mark, connmark or comment",
+        ),
+        ("*raw\nCOMMIT\n".to_owned(), 1, "\"*raw\": expected *mangle"),
+        ("*nat\nCOMMIT\n".to_owned(), 1, "\"*nat\": expected *mangle"),
+    ] {
+        let script = ScriptFile::new(&text);
+        let output = print_rules(&lab, &script, "v4");
+        let (path, status) = (script.path(), output.status.code());
+        let expected = format!("tproxy-pod: --rules {path} for IPv4, line {line}: {message}\n");
+        assert_eq!((stderr(&output), status), (expected, Some(2)));
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 
-use crate::lab::script::Loader;
+use crate::lab::script::{Loader, ScriptFile, restore};
 use crate::lab::{CIDRS, Lab, POD, POD6};
 
 /// What answers at an address: `pod` or `captured`.
@@ -168,4 +168,42 @@ fn long_lists_are_printed_as_lines_that_iptables_can_read() {
     pairs.sort();
     expected.sort();
     assert_eq!(pairs, expected, "every block with every port, once");
+}
+
+/// A family: its name for `--print-rules`, the command, the captured block, and the Pod.
+const FAMILIES: [(&str, &str, &str, &str); 2] = [
+    ("v4", "iptables", "10.244.0.0/16", "10.244.0.5"),
+    ("v6", "ip6tables", "fd00:10:244::/56", "[fd00:10:244::5]"),
+];
+
+/// iptables-save adds comments, the empty built-in chains, policies, and counters to each line.
+#[test]
+fn the_output_of_iptables_save_captures_the_same() {
+    let variants = [
+        ("nft", ""),
+        ("nft", " -c"),
+        ("legacy", ""),
+        ("legacy", " -c"),
+    ];
+    for ((variant, counters), (family, command, cidr, pod)) in variants
+        .iter()
+        .flat_map(|variant| FAMILIES.map(|family| (*variant, family)))
+    {
+        let lab = Lab::new();
+        lab.pod.serve(8181);
+        let options = ["--cidr", cidr, "--dport", "8180,9000:9100"];
+        let command = format!("{command}-{variant}");
+        restore(&lab, family, &options, &format!("{command}-restore"));
+        let saved = lab.node.run(&format!("{command}-save -t mangle{counters}"));
+        lab.node.run(&format!("{command} -t mangle -F"));
+        assert!(saved.contains(":POSTROUTING ACCEPT ["), "{saved}");
+        let counted = saved.contains("\n[0:0] -A ");
+        assert_eq!(counted, !counters.is_empty(), "{saved}");
+        let script = ScriptFile::new(&saved);
+        let _daemon = lab.start(&[&options[..], &["--rules", script.path()]].concat());
+        for (port, expected) in [(8180, "captured"), (9100, "captured"), (8181, "pod")] {
+            let address = format!("{pod}:{port}");
+            assert_eq!(outcome(&lab, &address), expected, "{address}\n{saved}");
+        }
+    }
 }
