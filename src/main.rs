@@ -30,6 +30,7 @@ use tproxy_pod::routing::bridges::BridgeMonitor;
 use tproxy_pod::routing::monitor::Monitor;
 use tproxy_pod::routing::policy::Routing;
 use tproxy_pod::routing::sock_diag::SockDiag;
+use tproxy_pod::rules::Rules;
 use tproxy_pod::rules::script::Script;
 use tproxy_pod::rules::template::{self, Template, Values};
 use tproxy_pod::selectors::{self, Family};
@@ -45,32 +46,32 @@ fn main() -> ExitCode {
         Ok(Command::Help) => print(HELP),
         Ok(Command::Version) => print(concat!("tproxy-pod ", env!("CARGO_PKG_VERSION"), "\n")),
         Ok(Command::PrintRules(options, family)) => print_rules(&options, family),
-        Ok(Command::Run(options)) => with_scripts(&options, run),
-        Ok(Command::Check(options)) => with_scripts(&options, check),
+        Ok(Command::Run(options)) => with_rules(&options, run),
+        Ok(Command::Check(options)) => with_rules(&options, check),
         Err(error) => refuse(&error),
     }
 }
 
 /// Parses the rules of all families, and passes them to `act`.
-fn with_scripts(options: &Options, act: fn(&Options, Vec<Script>) -> ExitCode) -> ExitCode {
-    match read_scripts(options) {
-        Ok(scripts) => act(options, scripts),
+fn with_rules(options: &Options, act: fn(&Options, Vec<Rules>) -> ExitCode) -> ExitCode {
+    match read_rules(options) {
+        Ok(rules) => act(options, rules),
         Err(error) => refuse(&error),
     }
 }
 
 /// `--check`
-fn check(options: &Options, scripts: Vec<Script>) -> ExitCode {
-    match check::run(options, &scripts) {
+fn check(options: &Options, rules: Vec<Rules>) -> ExitCode {
+    match check::run(options, &scripts(rules)) {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     }
 }
 
 /// Captures connections until a stop; the last log lines are written then.
-fn run(options: &Options, scripts: Vec<Script>) -> ExitCode {
+fn run(options: &Options, rules: Vec<Rules>) -> ExitCode {
     logger::start();
-    let status = start_processes(options, scripts).unwrap_or_else(|error| fail(&error));
+    let status = start_processes(options, rules).unwrap_or_else(|error| fail(&error));
     log::logger().flush();
     status
 }
@@ -79,13 +80,15 @@ fn run(options: &Options, scripts: Vec<Script>) -> ExitCode {
 ///
 /// # Errors
 /// The first request that the kernel refused before the guard runs: nothing is installed then.
-fn start_processes(options: &Options, mut scripts: Vec<Script>) -> Result<ExitCode, Error> {
+fn start_processes(options: &Options, rules: Vec<Rules>) -> Result<ExitCode, Error> {
     let signals = guard::block_signals()?;
     let tables = Tables::claim(CommitMode::Commit, options.families())?;
+    let listeners = bind(options)?;
+    log::info!("{}", captured(options, &rules));
+    let mut scripts = scripts(rules);
     if !tables.is_owned() {
         clear_output(&mut scripts);
     }
-    let listeners = bind(options)?;
     let fault = |error: std::io::Error| Error::new("start the server", error);
     let (guard_end, server_end) = UnixStream::pair().map_err(fault)?;
     let guard_pid = getpid();
@@ -147,13 +150,25 @@ fn bind(options: &Options) -> Result<Listeners, Error> {
         direct.push(listener::bind_direct(&listener)?);
         transparent.push(listener);
     }
-    let cidrs = selectors::join(&options.cidrs);
-    let ports = selectors::join(&options.dports);
-    log::info!("Capturing TCP to {cidrs} port {ports}");
     Ok(Listeners {
         transparent,
         direct,
     })
+}
+
+/// What decides which connections are captured: the options, or the rules of a file.
+fn captured(options: &Options, rules: &[Rules]) -> String {
+    let Some(file) = &options.rules else {
+        let cidrs = selectors::join(&options.cidrs);
+        let ports = selectors::join(&options.dports);
+        return format!("Capturing TCP to {cidrs} port {ports}");
+    };
+    let count = |rules: &Rules| format!("{} for {}", rules.count, rules.script.family);
+    let counts = rules.iter().map(count).collect::<Vec<_>>().join(", ");
+    let file = file.display();
+    format!(
+        "Capturing by --rules {file} (rules: {counts}); --cidr and --dport only set routes and bridges"
+    )
 }
 
 /// The values of the template's variables, for one family.
@@ -168,13 +183,15 @@ fn values(options: &Options, family: Family) -> Values {
 }
 
 /// The rules of all families with a captured CIDR.
-fn read_scripts(options: &Options) -> Result<Vec<Script>, String> {
+fn read_rules(options: &Options) -> Result<Vec<Rules>, String> {
     let template = Template::read(options.rules.as_deref())?;
     let load = |family| rules::load(&template, &values(options, family), family);
-    options
-        .families()
-        .map(|family| load(family).map(|(_, script)| script))
-        .collect()
+    options.families().map(load).collect()
+}
+
+/// The scripts alone.
+fn scripts(rules: Vec<Rules>) -> Vec<Script> {
+    rules.into_iter().map(|rules| rules.script).collect()
 }
 
 /// `--print-rules`: the script of one family as it would be loaded
@@ -182,7 +199,7 @@ fn print_rules(options: &Options, family: Family) -> ExitCode {
     let loaded = Template::read(options.rules.as_deref())
         .and_then(|template| rules::load(&template, &values(options, family), family));
     match loaded {
-        Ok((lines, _)) => print(&template::text(&lines)),
+        Ok(rules) => print(&template::text(&rules.lines)),
         Err(error) => refuse(&error),
     }
 }

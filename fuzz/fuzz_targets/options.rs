@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStringExt;
 use libfuzzer_sys::fuzz_target;
 use tproxy_pod::nftables::compile::compile;
 use tproxy_pod::options::{Command, Options, parse};
+use tproxy_pod::rules::reach;
 use tproxy_pod::rules::rule::Protocol;
 use tproxy_pod::rules::script::Listing;
 use tproxy_pod::rules::template::{BUNDLED, Values, render};
@@ -99,7 +100,9 @@ fn assert_captures(options: &Options, family: Family) {
         marks: options.marks,
     };
     let lines = render(BUNDLED, &values).unwrap();
-    let script = Listing::parse(&lines, family).unwrap().into_script();
+    let listing = Listing::parse(&lines, family).unwrap();
+    assert_eq!(reach::check(&listing, &values), Ok(()));
+    let script = listing.into_script();
     let selector = options.marks.received;
     let ruleset = compile(std::slice::from_ref(&script), selector);
     let machine = Machine::new(&ruleset);

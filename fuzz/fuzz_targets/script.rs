@@ -7,7 +7,8 @@ use libfuzzer_sys::fuzz_target;
 use tproxy_pod::netlink::message::{Message, attributes, messages};
 use tproxy_pod::nftables::compile::compile;
 use tproxy_pod::rules::error::ScriptError;
-use tproxy_pod::rules::rule::{merge_adjacent, split_lists};
+use tproxy_pod::rules::reach;
+use tproxy_pod::rules::rule::{Protocol, Target, merge_adjacent, split_lists};
 use tproxy_pod::rules::script::{Listing, Script};
 use tproxy_pod::rules::template::{Line, Values, render, text};
 use tproxy_pod::selectors::{Cidr, Family, Mark, Marks, PortRange, list};
@@ -34,6 +35,7 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     assert_eq!(parse(&printed, family), Ok(script.clone()));
+    assert_marked_for_the_listener(&lines, &script, &values);
     assert_same_when_compiled(&script);
     assert_same_when_compiled(&script.draining());
     assert_same_when_joined(&script);
@@ -52,6 +54,30 @@ fuzz_target!(|input: &[u8]| {
 
 fn parse(lines: &[Line], family: Family) -> Result<Script, ScriptError> {
     Listing::parse(lines, family).map(Listing::into_script)
+}
+
+/// In a script that passes the check, packets to the listener have its mark, and some rule leads there.
+fn assert_marked_for_the_listener(lines: &[Line], script: &Script, values: &Values) {
+    let listing = Listing::parse(lines, script.family).unwrap();
+    if reach::check(&listing, values).is_err() {
+        return;
+    }
+    let to_listener = Some((Some(values.on_ip), values.on_port));
+    for packet in packet::at_the_edges(script) {
+        let fate = iptables::fate(script, &packet, SELECTOR);
+        if let Some(fate) = fate.filter(|fate| fate.listener == to_listener)
+            && packet.protocol == Protocol::Tcp
+        {
+            assert_eq!(fate.mark & SELECTOR.mask, SELECTOR.value, "{packet:?}");
+        }
+    }
+    let chains = script.chains.iter();
+    let mut targets = chains.flat_map(|chain| chain.rules.iter().map(|rule| &rule.target));
+    let leads = targets.any(|target| match target {
+        Some(Target::Tproxy { address, port, .. }) => Some((*address, *port)) == to_listener,
+        _ => false,
+    });
+    assert!(leads, "{script:?}");
 }
 
 /// Lists that fit into a line, or do not.

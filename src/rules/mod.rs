@@ -3,8 +3,8 @@
 //! In the order in which data passes through: `template` renders the bundled template
 //! (`bundled.iptables`) or a file into lines; `script` parses chains, `line` one rule, whose `words`
 //! it splits, `modules` the options of each `-m`, `values` the values of options, and `hints` says what to
-//! write instead; `rule` holds the result, `tcp` its TCP flags.
-//! `limits` and `error` serve all of them. [`load`] takes a template all the way.
+//! write instead; `rule` holds the result, `tcp` its TCP flags; `reach` checks that the rules lead to the
+//! listener. `limits` and `error` serve all of them. [`load`] takes a template all the way.
 //!
 //! A new match, such as `-m ttl`, needs a change in each of these places:
 //!
@@ -25,6 +25,7 @@ mod hints;
 pub mod limits;
 mod line;
 mod modules;
+pub mod reach;
 pub mod rule;
 pub mod script;
 pub mod tcp;
@@ -36,19 +37,37 @@ use crate::rules::script::{Listing, Script};
 use crate::rules::template::{Line, Template, Values};
 use crate::selectors::Family;
 
-/// Renders a template for one family and parses the lines.
+/// The rules of one family, ready to be printed or installed.
+pub struct Rules {
+    /// The rendered lines.
+    pub lines: Vec<Line>,
+    /// What they mean.
+    pub script: Script,
+    /// The number of lines of the template with a rule for the family.
+    pub count: usize,
+}
+
+/// Renders a template for one family, parses the lines, and checks that they lead to the listener.
 ///
 /// # Errors
-/// A line that cannot be rendered or parsed. The text names the template, the family, the line and
-/// the word.
-pub fn load(
-    template: &Template,
-    values: &Values,
-    family: Family,
-) -> Result<(Vec<Line>, Script), String> {
-    let rendered = template::render(&template.text, values).and_then(|lines| {
-        let script = Listing::parse(&lines, family)?.into_script();
-        Ok((lines, script))
-    });
-    rendered.map_err(|error| format!("{} for {family}, {error}", template.name))
+/// A line that cannot be rendered or parsed, or that keeps packets from the listener. The text names the
+/// template, the family, the line and the word.
+pub fn load(template: &Template, values: &Values, family: Family) -> Result<Rules, String> {
+    let parse = |lines: Vec<Line>| {
+        let listing = Listing::parse(&lines, family)?;
+        reach::check(&listing, values)?;
+        let numbers = listing.rules.iter().map(|listed| listed.line.number);
+        let mut numbers: Vec<usize> = numbers.collect();
+        numbers.dedup();
+        let count = numbers.len();
+        let script = listing.into_script();
+        Ok(Rules {
+            lines,
+            script,
+            count,
+        })
+    };
+    template::render(&template.text, values)
+        .and_then(parse)
+        .map_err(|error| format!("{} for {family}, {error}", template.name))
 }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{CIDRS, Daemon, Lab, PROGRAM};
 
-/// A script without rules, for the program's routes and listeners only.
-pub const EMPTY: &str = "*mangle\nCOMMIT\n";
+/// A rule to the listener that no packet matches: the program refuses a script without a rule to it.
+pub const IDLE: &str = "-A PREROUTING -i nowhere -p tcp -j TPROXY --on-ip ${ON_IP} --on-port ${ON_PORT} --tproxy-mark ${MARK}";
 
 /// A script for `--rules`, in an unlinked file.
 pub struct ScriptFile {
@@ -54,8 +54,8 @@ impl Loader {
         match self {
             Loader::Ours => lab.start(options),
             Loader::Iptables => {
-                let empty = ScriptFile::new(EMPTY);
-                let daemon = lab.start(&[options, &["--rules", empty.path()]].concat());
+                let idle = ScriptFile::new(&whole(IDLE));
+                let daemon = lab.start(&[options, &["--rules", idle.path()]].concat());
                 restore(lab, "v4", options, "iptables-restore --noflush");
                 restore(lab, "v6", options, "ip6tables-restore --noflush");
                 daemon
@@ -67,6 +67,11 @@ impl Loader {
 /// Lines between `*mangle` and `COMMIT`.
 pub fn whole(body: &str) -> String {
     format!("*mangle\n{body}\nCOMMIT\n")
+}
+
+/// Such a script that the program starts with, whatever its lines are.
+pub fn with_idle(body: &str) -> String {
+    whole(&format!("{body}\n{IDLE}"))
 }
 
 /// Output of `--print-rules` for a script.

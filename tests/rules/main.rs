@@ -4,6 +4,7 @@
 mod lab;
 
 mod meaning;
+mod reach;
 mod refusals;
 mod restore;
 mod syntax;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::lab::script::{EMPTY, Loader, ScriptFile, restore, whole};
+use crate::lab::script::{IDLE, Loader, ScriptFile, restore, whole, with_idle};
 use crate::lab::{Lab, Namespace, PATIENCE, connect_from, is_echoed};
 
 /// Time-out of a probe that is expected to be lost.
@@ -350,7 +350,7 @@ fn outcome(
     expected: &Outcome,
 ) -> Result<Outcome, String> {
     static SOURCE_PORT: AtomicU16 = AtomicU16::new(0);
-    let file = ScriptFile::new(&whole(&family.substitute(script)));
+    let file = ScriptFile::new(&with_idle(&family.substitute(script)));
     let options = ["--cidr", family.cidr, "--rules", file.path()];
     let mut daemon = None;
     match loader {
@@ -410,10 +410,10 @@ fn differences(
 ) -> Vec<String> {
     let try_some = |some: &[(&str, &str)]| -> Vec<String> {
         let lab = lab(family);
-        let empty = ScriptFile::new(EMPTY);
+        let idle = ScriptFile::new(&whole(IDLE));
         let _listener = match loader {
             Loader::Ours => None,
-            Loader::Iptables => Some(lab.start(&["--cidr", family.cidr, "--rules", empty.path()])),
+            Loader::Iptables => Some(lab.start(&["--cidr", family.cidr, "--rules", idle.path()])),
         };
         let difference = |(script, names): &(&str, &str)| {
             let expected = all_but(names, verdict);

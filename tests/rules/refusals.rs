@@ -3,7 +3,7 @@
 
 use std::process::Output;
 
-use crate::lab::script::{ScriptFile, print_rules, stderr, whole};
+use crate::lab::script::{ScriptFile, print_rules, stderr, whole, with_idle};
 use crate::lab::{Daemon, Lab, Namespace};
 
 /// Refused for IPv4: script, line, word.
@@ -361,7 +361,7 @@ fn a_word_of_1023_bytes_is_accepted_by_both_and_one_of_1024_refused_by_both() {
     for (last, accepted) in [("198.51.100.10", true), ("198.51.100.100", false)] {
         let body = format!("-A PREROUTING -s {} -j DROP", list(last));
         assert_eq!(list(last).len(), if accepted { 1023 } else { 1024 });
-        let ours = print_rules(&lab, &ScriptFile::new(&whole(&body)), "v4");
+        let ours = print_rules(&lab, &ScriptFile::new(&with_idle(&body)), "v4");
         let theirs = lab.node.feed("iptables-restore --test", &whole(&body));
         assert_eq!(ours.status.success(), accepted, "{}", stderr(&ours));
         assert_eq!(theirs.status.success(), accepted, "{}", stderr(&theirs));
@@ -379,7 +379,7 @@ fn a_line_is_accepted_by_both_or_refused_by_both_for_its_bytes_and_its_words() {
         (modules(123), true),
         (modules(124), false),
     ] {
-        let ours = print_rules(&lab, &ScriptFile::new(&whole(&body)), "v4");
+        let ours = print_rules(&lab, &ScriptFile::new(&with_idle(&body)), "v4");
         let theirs = lab.node.feed("iptables-restore --test", &whole(&body));
         assert_eq!(ours.status.success(), accepted, "{}", stderr(&ours));
         assert_eq!(theirs.status.success(), accepted, "{}", stderr(&theirs));
@@ -392,7 +392,7 @@ fn a_comment_that_iptables_would_cut_is_refused() {
     for (length, status) in [(255, 0), (256, 2)] {
         let comment = "c".repeat(length);
         let body = format!("-A PREROUTING -m comment --comment {comment} -j DROP");
-        let ours = print_rules(&lab, &ScriptFile::new(&whole(&body)), "v4");
+        let ours = print_rules(&lab, &ScriptFile::new(&with_idle(&body)), "v4");
         assert_eq!(
             ours.status.code(),
             Some(status),
@@ -410,7 +410,7 @@ fn jumps_nested_15_deep_are_loaded_and_one_more_leaves_nothing() {
         let jump = |it| format!("-A C{} -j C{it}\n", it - 1);
         let jumps: String = (2..=depth).map(jump).collect();
         let body = format!("{chains}-A PREROUTING -j C1\n{jumps}-A C{depth} -j ACCEPT");
-        let script = ScriptFile::new(&whole(&body));
+        let script = ScriptFile::new(&with_idle(&body));
         let mut daemon = lab.spawn(&["--rules", script.path()]);
         if status == 0 {
             daemon.wait_for("Created table inet");

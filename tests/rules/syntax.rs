@@ -1,7 +1,7 @@
 //! Syntax of the script: iptables-restore and the kernel accept what the parser accepts.
 
 use crate::lab::Lab;
-use crate::lab::script::{ScriptFile, print_rules, stderr, whole};
+use crate::lab::script::{IDLE, ScriptFile, print_rules, stderr, with_idle};
 use crate::lab::{CIDRS, PROGRAM};
 
 /// Accepted for both families; each body is between `*mangle` and `COMMIT`.
@@ -196,7 +196,7 @@ fn errors(load: impl Fn(&Lab, &str, &str) -> Result<(), String> + Sync) -> Vec<S
 #[test]
 fn iptables_restore_accepts_what_the_parser_accepts() {
     let errors = errors(|lab, family, body| {
-        let ours = print_rules(lab, &ScriptFile::new(&whole(body)), family);
+        let ours = print_rules(lab, &ScriptFile::new(&with_idle(body)), family);
         if ours.status.code() != Some(0) {
             return Err(stderr(&ours));
         }
@@ -218,7 +218,7 @@ fn both_read_a_table_with_a_blank_after_its_asterisk() {
     let lab = Lab::new();
     for table in ["* mangle", "*\tmangle ", "*mangle behind"] {
         let text = |body: &str| format!("{table}\n{body}\nCOMMIT\n");
-        let ours = print_rules(&lab, &ScriptFile::new(&text("")), "v4");
+        let ours = print_rules(&lab, &ScriptFile::new(&text(IDLE)), "v4");
         let theirs = lab.node.feed("iptables-restore --test", &text(""));
         assert!(ours.status.success(), "{table}: {}", stderr(&ours));
         assert!(theirs.status.success(), "{table}: {}", stderr(&theirs));
@@ -228,7 +228,7 @@ fn both_read_a_table_with_a_blank_after_its_asterisk() {
 #[test]
 fn the_kernel_accepts_what_the_parser_accepts() {
     let errors = errors(|lab, family, body| {
-        let script = ScriptFile::new(&whole(body));
+        let script = ScriptFile::new(&with_idle(body));
         let cidr = match family {
             "v4" => "10.244.0.0/16",
             _ => "fd00:10:244::/56",
@@ -253,9 +253,9 @@ fn a_script_may_come_from_a_pipe() {
     let line = format!("{PROGRAM} --cidr {CIDRS} --rules /dev/stdin --print-rules v6");
     let printed = lab.node.feed(
         &line,
-        "*mangle\n-A PREROUTING -d ${CIDRS} -j ACCEPT\nCOMMIT\n",
+        "*mangle\n-A PREROUTING -d ${CIDRS} -p tcp -j TPROXY --on-ip ${ON_IP} --on-port 1 --tproxy-mark 1\nCOMMIT\n",
     );
-    let expected = "*mangle\n-A PREROUTING -d fd00:10:244::/56 -j ACCEPT\nCOMMIT\n";
+    let expected = "*mangle\n-A PREROUTING -d fd00:10:244::/56 -p tcp -j TPROXY --on-ip ::1 --on-port 1 --tproxy-mark 1\nCOMMIT\n";
     assert_eq!(
         String::from_utf8_lossy(&printed.stdout),
         expected,
@@ -263,8 +263,9 @@ fn a_script_may_come_from_a_pipe() {
         stderr(&printed)
     );
     let mut command = lab.node.command("sh");
-    let script =
-        format!("printf '*mangle\\nCOMMIT\\n' | {PROGRAM} --cidr {CIDRS} --rules /dev/stdin");
+    let script = format!(
+        "printf '*mangle\\n{IDLE}\\nCOMMIT\\n' | {PROGRAM} --cidr {CIDRS} --rules /dev/stdin"
+    );
     command.args(["-c", &script]);
     let daemon = crate::lab::Daemon::spawn(command);
     daemon.wait_for("Created table");
