@@ -4,13 +4,15 @@
 //! - `server_process`: the server as the guard's child: ready, requested to stop, ended.
 //! - `reconciler`: keeps the mark rules and routes in place; `backoff` says how soon.
 //! - `block_monitor`: logs captured blocks into which no route leads.
+//! - `readiness`: tells the server whether everything is in place, for `/readyz`.
 //!
 //! From SIGTERM to the end of both processes:
 //!
 //! ```text
 //!     guard                                          server: Workers::drain (server/workers.rs)
 //!     SIGTERM
-//!      │ Guard::drain: TPROXY rules become ACCEPT    serves
+//!      │ Guard::drain: tells it that a stop begins ─▶ serves; /readyz answers 503
+//!      │ TPROXY rules become ACCEPT
 //!      │ "Stopping: new connections go to the Pods"
 //!      │ destroys sockets in TIME_WAIT
 //!      │ waits until handshakes have ended [≤ 3 s]   accepts their connections
@@ -32,6 +34,7 @@
 
 pub mod backoff;
 pub mod block_monitor;
+pub mod readiness;
 pub mod reconciler;
 pub mod server_process;
 
@@ -47,6 +50,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::Error;
 use crate::guard::block_monitor::BlockMonitor;
+use crate::guard::readiness::ReadinessReport;
 use crate::guard::reconciler::Reconciler;
 use crate::guard::server_process::{ServerExit, ServerProcess};
 use crate::nftables::bridge::BridgeRedirect;
@@ -92,6 +96,8 @@ pub struct Guard {
     pub signals: SignalFd,
     /// The server, its child.
     pub server: ServerProcess,
+    /// What the server knows of the state.
+    pub readiness: ReadinessReport,
     /// The nf_tables tables.
     pub tables: Tables,
     /// The mark rules and AnyIP routes.
@@ -222,8 +228,11 @@ impl Guard {
         }
     }
 
-    /// Turns TPROXY rules to ACCEPT: new connections go to the Pods. Waits for the end of open ones.
+    /// Turns TPROXY rules to ACCEPT: new connections go to the Pods. Waits for the end of open ones. `/readyz`
+    /// says so first: it shall not promise what the rules do not keep.
     fn drain(&mut self) -> Result<(), Failure> {
+        self.readiness.set_stopping();
+        self.readiness.send(&self.reconciler, &self.server);
         self.rules = mem::take(&mut self.draining_rules);
         self.tables
             .update(&self.rules, &self.bridge_redirect.draining())?;
@@ -294,9 +303,16 @@ impl Guard {
             self.reconciler.reconcile(self.block_monitor.unrouted());
             self.block_monitor.refresh(self.reconciler.has_new_route());
             self.refresh_bridges();
+            self.readiness.send(&self.reconciler, &self.server);
             let bridges = self.bridge_monitor.deadline();
             let blocks = self.block_monitor.deadline();
-            let deadlines = [until, self.reconciler.deadline(), bridges, blocks];
+            let deadlines = [
+                until,
+                self.reconciler.deadline(),
+                bridges,
+                blocks,
+                self.readiness.deadline(),
+            ];
             let timeout = deadlines.into_iter().flatten().min();
             let ready = self.poll(self.reconciler.notifications(), timeout)?;
             if ready.control {
@@ -320,11 +336,14 @@ impl Guard {
         if !self.bridge_monitor.is_due() {
             return;
         }
-        if let Err(error) = self.replace_bridge_rules()
+        let failed = self.replace_bridge_rules().err();
+        if let Some(error) = &failed
             && self.bridge_monitor.should_log_error()
         {
             log::warn!("Cannot follow the bridges: {error}");
         }
+        let reason = failed.map(|error| format!("cannot follow the bridges: {error}"));
+        self.readiness.set_bridges(reason);
     }
 
     /// Replaces the rules for bridges if bridges, their ports or their subnets have changed.

@@ -102,6 +102,18 @@ impl Reconciler {
         std::mem::take(&mut self.has_new_route)
     }
 
+    /// Why rules or routes are missing: they could not be restored, or another process removes them again and
+    /// again.
+    pub fn failure(&self) -> Option<String> {
+        let contended = || "another process removes rules and routes again and again".to_owned();
+        match &self.retry {
+            Some(Retry { reason, .. }) => Some(format!(
+                "cannot restore what another process removed: {reason}"
+            )),
+            None => self.backoff.is_contended().then(contended),
+        }
+    }
+
     /// Reads notifications. Restores what was found lost before, or what could not be restored then. `unrouted`
     /// are the captured blocks without a route of the node.
     pub fn reconcile(&mut self, unrouted: &[Cidr]) {

@@ -1,18 +1,19 @@
-//! The server process, as the guard sees it. The control socket between them carries one message,
-//! [`READY`], and the end of each direction: the guard shuts its side down to request a stop, the kernel
-//! closes the server's side when the server exits. A server that a client has taken over can neither keep
+//! The server process, as the guard sees it. The control socket between them carries one message of the server,
+//! [`READY`], lines of the guard (`server::readiness`), and the end of each direction: the guard shuts its side
+//! down to request a stop, the kernel closes the server's side when the server exits. A server that a client has taken over can neither keep
 //! the guard busy nor block it: more than that message, or a closed socket of a process that does not
 //! exit, gets it killed.
 
 use std::fmt;
 use std::io::{self, Read};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{MsgFlags, send};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -95,6 +96,16 @@ impl ServerProcess {
             true => self.wait_for_exit(),
             false => self.kill_for_violation(),
         }
+    }
+
+    /// Sends the server a line, without waiting. A short line is one buffer of the kernel, and is sent whole or
+    /// not at all (`unix_stream_sendmsg`, net/unix/af_unix.c).
+    ///
+    /// # Errors
+    /// `EAGAIN` if the server has not read earlier lines, `EPIPE`, or any other error of send(2).
+    pub fn send(&self, line: &str) -> nix::Result<()> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        send(self.control.as_raw_fd(), line.as_bytes(), flags).map(drop)
     }
 
     /// Requests the server to finish its connections and exit.

@@ -4,6 +4,7 @@
 //! connection that waits for a request is parked in its worker's [`Slot`], and costs little memory once it
 //! is idle.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Instant;
@@ -249,18 +250,32 @@ impl<'c> Connection<'c> {
             echo::begin(content, head, &self.endpoints, self.context.node());
             return Status::OK;
         }
-        let (status, text) = match head.target {
+        let (status, text) = self.probe_answer(head.target);
+        content.push(text.as_bytes());
+        content.push(b"\n");
+        status
+    }
+
+    /// The answer to a direct connection, in one line: `/healthz` says that the process serves, `/readyz` that
+    /// everything is in place.
+    fn probe_answer(&self, target: &[u8]) -> (Status, Cow<'static, str>) {
+        match target {
             b"/healthz" if self.context.is_draining() => {
-                (Status::SERVICE_UNAVAILABLE, "draining\n")
+                (Status::SERVICE_UNAVAILABLE, "draining".into())
             }
-            b"/healthz" => (Status::OK, "ok\n"),
+            b"/healthz" => (Status::OK, "ok".into()),
+            b"/readyz" => match self.context.readiness().reason() {
+                None => (Status::OK, "ready".into()),
+                Some(reason) => (
+                    Status::SERVICE_UNAVAILABLE,
+                    format!("not ready: {reason}").into(),
+                ),
+            },
             _ => (
                 Status::NOT_FOUND,
-                "this is the listener itself, not a Pod: only /healthz is here\n",
+                "this is the listener itself, not a Pod: only /healthz and /readyz are here".into(),
             ),
-        };
-        content.push(text.as_bytes());
-        status
+        }
     }
 
     /// Reads the body, whose first `filled` bytes are in `input`, and appends up to [`echo::MAX_ECHO`] bytes
@@ -310,10 +325,11 @@ impl<'c> Connection<'c> {
         written.map_err(|failure| End::Lost(format!("100 Continue could not be sent: {failure}")))
     }
 
-    /// Logs a request. A successful probe is logged at level `debug` only.
+    /// Logs a request. A probe is logged at level `debug` only, also where it says why the program is not ready:
+    /// the guard has logged that.
     fn log(&self, served: &Served<'_>, line: &mut Buffer) {
         let line = served.line(line);
-        match self.is_direct && served.status == Status::OK {
+        match self.is_direct && served.status != Status::NOT_FOUND {
             true => log::debug!("{line}"),
             false => log::info!("{line}"),
         }

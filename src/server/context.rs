@@ -1,11 +1,15 @@
-//! What all connections share: the node's name, whether the server drains, and the totals for the log.
+//! What all connections share: the node's name, whether everything is in place, whether the server drains, and
+//! the totals for the log.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::server::readiness::{Readiness, STOPPING};
 
 /// State that all connections share.
 #[derive(Debug)]
 pub struct Context {
     node: Option<String>,
+    readiness: Readiness,
     draining: AtomicBool,
     connections: AtomicU64,
     requests: AtomicU64,
@@ -17,6 +21,7 @@ impl Context {
         let node = std::env::var("NODE_NAME").ok();
         Context {
             node: node.filter(|name| !name.is_empty()),
+            readiness: Readiness::default(),
             draining: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
@@ -28,8 +33,14 @@ impl Context {
         self.node.as_deref()
     }
 
+    /// Whether everything is in place, as the guard says.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
     /// Ends every connection after its next response.
     pub fn start_draining(&self) {
+        self.readiness.set(STOPPING.to_owned());
         self.draining.store(true, Ordering::SeqCst);
     }
 

@@ -26,7 +26,7 @@
 //! - `limit`, `workers`, `idle_workers`, `parked`: as above.
 //! - `connection`: reads requests, writes responses and logs them, with the `deadlines` of each step.
 //! - `stream`: the connected socket, its deadlines, and its lingering close.
-//! - `context`: what all connections share.
+//! - `context`: what all connections share, and `readiness`: whether everything is in place, as the guard says.
 //!
 //! Direct connections from the node have their own listeners and workers, outside the limit: a probe shows
 //! that the process lives, not that a client is served at once.
@@ -39,6 +39,7 @@ pub mod idle_workers;
 pub mod limit;
 pub mod listener;
 pub mod parked;
+pub mod readiness;
 pub mod stream;
 pub mod workers;
 
@@ -55,6 +56,7 @@ use crate::error::Error;
 use crate::log::logger;
 use crate::sandbox;
 use crate::server::acceptor::Acceptor;
+use crate::server::readiness::LineReader;
 use crate::server::workers::Workers;
 
 /// Longest time that the server drains connections at a stop.
@@ -105,7 +107,12 @@ pub fn run(
     control
         .set_read_timeout(Some(MAINTENANCE_INTERVAL))
         .map_err(fault("listen to the guard"))?;
-    while !is_shut_down(&mut control).map_err(fault("listen to the guard"))? {
+    let mut lines = LineReader::default();
+    let mut buffer = [0; 1024];
+    while let Some(bytes) =
+        receive(&mut control, &mut buffer).map_err(fault("listen to the guard"))?
+    {
+        lines.read(bytes, workers.readiness());
         workers.maintain();
     }
     workers.drain(GRACE);
@@ -132,12 +139,13 @@ fn cap_connections(wanted: usize, files: u64) -> usize {
     enough
 }
 
-/// Waits until the guard shuts down its end, or until the read time-out.
-fn is_shut_down(control: &mut UnixStream) -> io::Result<bool> {
-    match control.read(&mut [0]) {
-        Ok(length) => Ok(length == 0),
+/// Waits for bytes from the guard, until the read time-out; `None` once the guard has shut down its end.
+fn receive<'b>(control: &mut UnixStream, buffer: &'b mut [u8]) -> io::Result<Option<&'b [u8]>> {
+    match control.read(buffer) {
+        Ok(0) => Ok(None),
+        Ok(length) => Ok(Some(&buffer[..length])),
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
-            Ok(false)
+            Ok(Some(&[]))
         }
         Err(error) => Err(error),
     }

@@ -21,6 +21,7 @@ use crate::server::deadlines::{DEADLINES, DIRECT_DEADLINES, Deadlines};
 use crate::server::idle_workers::IdleWorkers;
 use crate::server::limit::{ConnectionLimit, EVICTION_TIMEOUT, PATIENCE};
 use crate::server::parked::{ParkedConnections, Slot};
+use crate::server::readiness::Readiness;
 
 /// Probe workers for each direct listener.
 const PROBE_WORKERS: usize = 4;
@@ -79,6 +80,11 @@ impl Workers {
             spawn(move || workers.serve_probes())?;
         }
         Ok(workers)
+    }
+
+    /// Whether everything is in place, as the guard says.
+    pub fn readiness(&self) -> &Readiness {
+        self.context.readiness()
     }
 
     fn ensure_idle_worker(self: &Arc<Workers>) -> io::Result<()> {

@@ -364,8 +364,13 @@ fn repeat<T>(mut action: impl FnMut() + Send, meanwhile: impl FnOnce() -> T) -> 
 fn under_contention_it_backs_off_logs_it_once_and_restores_in_the_end() {
     let lab = Lab::new();
     let (mut daemon, before) = start(&lab);
+    let readiness = || lab.node.get("127.0.0.1:1", "/readyz");
     let (times, used, length) = contend(&lab, || {
         daemon.wait_for(CONTENDED);
+        wait_until("it is not ready", || {
+            readiness()
+                .ends_with("not ready: another process removes rules and routes again and again\n")
+        });
         let (begin, used) = (Instant::now(), processor_time(daemon.guard()));
         let mut monitor = Monitor::new(&lab.node);
         let mut times = 0;
@@ -387,6 +392,7 @@ fn under_contention_it_backs_off_logs_it_once_and_restores_in_the_end() {
     while count(&daemon, UNCONTENDED) == 0 && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(20));
     }
+    wait_until("it is ready", || readiness().ends_with("\r\n\r\nready\n"));
     lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
     wait_until_restored(&lab, &before);
     assert_eq!(daemon.stop(), Some(0));

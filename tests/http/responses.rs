@@ -450,7 +450,7 @@ fn no_request_forges_a_log_line() {
 }
 
 #[test]
-fn direct_connections_get_only_the_health_check() {
+fn direct_connections_get_only_the_health_checks() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
     let connect = || lab.node.http("127.0.0.1:1");
@@ -465,7 +465,12 @@ fn direct_connections_get_only_the_health_check() {
     let mut connection = connect();
     connection.send("HEAD /healthz HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(connection.response_to_head().length(), 3);
-    for target in ["/", "/healthz/", "/secret"] {
+    let answer = connect().request("GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(
+        (answer.status.as_str(), answer.text()),
+        ("200 OK", "ready\n")
+    );
+    for target in ["/", "/healthz/", "/readyz?verbose", "/secret"] {
         let answer = connect().request(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert_eq!(answer.status, "404 Not Found", "{target}");
         assert!(!answer.text().contains("Request received"), "{answer:?}");
