@@ -1,7 +1,7 @@
 //! A process dies or is stopped by SIGSTOP. Afterwards the Pods answer at the captured port, other traffic is
 //! not affected, the exit status tells the cause, no table is left, and the next start succeeds.
 
-use std::io::Write;
+use std::io::{BufRead, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::lab::cgroup::Cgroup;
 use crate::lab::http_client::HttpClient;
+use crate::lab::manifest::Pod;
+use crate::lab::stopwatch::Stopwatch;
 use crate::lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -245,6 +247,81 @@ fn the_pods_answer_after_a_kill_by_the_oom_killer() {
     }
     println!("{status}, with {} connections", connections.len());
     drop(connections);
+    fixture.restart();
+    fixture.stop();
+}
+
+/// Whether the Pod answers a new connection soon. One that the hung server's kernel accepts is not answered.
+fn is_answered_by_pod(lab: &Lab, address: &str) -> bool {
+    let patience = Duration::from_millis(500);
+    let to = address.parse().unwrap();
+    let connected = lab
+        .client
+        .enter(|| TcpStream::connect_timeout(&to, patience));
+    let Ok(mut stream) = connected else {
+        return false;
+    };
+    stream.set_read_timeout(Some(patience)).unwrap();
+    let mut answer = String::new();
+    let request = "GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n";
+    let exchanged = stream.write_all(request.as_bytes());
+    exchanged
+        .and_then(|()| stream.read_to_string(&mut answer))
+        .is_ok_and(|_| answer.ends_with("pod"))
+}
+
+/// The time within which clients reach the Pods after the server hangs.
+const LONGEST_HANG: Duration = Duration::from_secs(15);
+
+/// The kubelet does what install.yaml says: it probes, and sends SIGTERM.
+#[test]
+fn when_the_server_hangs_clients_reach_the_pods_within_15_s_and_the_stop_within_the_grace_period() {
+    let pod = Pod::read();
+    let probe = pod.probe("livenessProbe");
+    let mut fixture = Fixture::new();
+    let server = fixture.daemon.server();
+    let mut early = fixture.lab.client.http(POD);
+    assert_eq!(early.request(REQUEST).status, "200 OK");
+    // The worst case: it hangs right after a successful probe.
+    assert!(probe.succeeds(&fixture.lab.node));
+    kill(server, Signal::SIGSTOP).unwrap();
+    let hung = Stopwatch::start();
+    let (stop, mut late) = thread::scope(|scope| {
+        let kubelet = scope.spawn(|| {
+            probe.wait_until_failed(&fixture.lab.node);
+            fixture.daemon.signal(Signal::SIGTERM);
+            Stopwatch::start()
+        });
+        wait_until("all threads stand still", || is_stopped(server));
+        let mut late = fixture.lab.client.http(POD6);
+        for connection in [&mut early, &mut late] {
+            connection.send(REQUEST);
+            connection.assert_no_response_yet();
+        }
+        (kubelet.join().unwrap(), late)
+    });
+    for address in [POD, POD6] {
+        wait_until("the Pod answers", || {
+            is_answered_by_pod(&fixture.lab, address)
+        });
+    }
+    let (took, lost) = (hung.elapsed(), hung.lost());
+    println!("{took:?}, of which {lost:?} were lost");
+    assert!(took < LONGEST_HANG + lost, "{took:?}, {lost:?} were lost");
+    fixture.assert_others_unaffected();
+
+    // Connections that the server had accepted, or the kernel for it, end with the server.
+    let status = fixture.wait_for_death(server);
+    let took = stop.elapsed();
+    println!("the stop took {took:?}");
+    assert!(took < pod.grace() + stop.lost(), "{took:?}");
+    fixture
+        .daemon
+        .wait_for("The server does not end: killing it");
+    fixture.assert_removed(status, "ERROR the server was killed by SIGKILL");
+    for connection in [&mut early, &mut late] {
+        assert_eq!(connection.0.fill_buf().unwrap_or(b""), b"");
+    }
     fixture.restart();
     fixture.stop();
 }

@@ -465,11 +465,10 @@ fn direct_connections_get_only_the_health_checks() {
     let mut connection = connect();
     connection.send("HEAD /healthz HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(connection.response_to_head().length(), 3);
-    let answer = connect().request("GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n");
-    assert_eq!(
-        (answer.status.as_str(), answer.text()),
-        ("200 OK", "ready\n")
-    );
+    wait_until("everything is in place", || {
+        let answer = connect().request("GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n");
+        (answer.status.as_str(), answer.text()) == ("200 OK", "ready\n")
+    });
     for target in ["/", "/healthz/", "/readyz?verbose", "/secret"] {
         let answer = connect().request(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert_eq!(answer.status, "404 Not Found", "{target}");

@@ -1,8 +1,11 @@
 //! install.yaml: valid for Kubernetes, in agreement with the program, and with no more privilege than needed.
 
+use std::time::Duration;
+
+use crate::lab::kubelet::Probe;
 use crate::lab::manifest::{MANIFEST, Pod, object, objects, python, strings, uncommented};
 use crate::lab::script::ScriptFile;
-use crate::lab::{Daemon, Lab, POD, PROGRAM};
+use crate::lab::{Daemon, Lab, POD, PROGRAM, wait_until};
 use serde_json::{Value, json};
 use tproxy_pod::guard::LONGEST_STOP;
 use tproxy_pod::rules::template::BUNDLED;
@@ -64,18 +67,29 @@ fn the_program_runs_with_its_arguments_and_answers_its_probes() {
     let pod = Pod::read();
     let mut daemon = lab.start(&pod.arguments());
     assert!(lab.client.get(POD, "/").contains("Request received"));
-    for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
-        let (address, path) = pod.probe(probe);
-        let get = &pod.container()[probe]["httpGet"];
-        assert_eq!(keys(get), ["host", "path", "port"], "{probe}: plain HTTP");
-        let answer = lab.node.get(&address, path);
-        assert!(
-            answer.starts_with("HTTP/1.1 200 OK\r\n"),
-            "{probe}: {answer}"
-        );
+    for (name, path) in [
+        ("startupProbe", "/readyz"),
+        ("readinessProbe", "/readyz"),
+        ("livenessProbe", "/healthz"),
+    ] {
+        let probe = pod.probe(name);
+        assert_eq!(probe.path, path, "{name}");
+        let get = &pod.container()[name]["httpGet"];
+        assert_eq!(keys(get), ["host", "path", "port"], "{name}: plain HTTP");
+        wait_until(name, || probe.succeeds(&lab.node));
     }
     assert_eq!(daemon.stop(), Some(0));
-    assert!(!daemon.log().contains("healthz"), "probes are not logged");
+    assert!(!daemon.log().contains("z : "), "probes are not logged");
+}
+
+#[test]
+fn a_server_that_hangs_is_stopped_within_15_s_and_not_for_a_pause_of_9_s() {
+    let liveness = Pod::read().probe("livenessProbe");
+    // The rest is for the kubelet and the guard.
+    let longest = liveness.longest_failure();
+    assert!(longest <= Duration::from_secs(13), "{longest:?}");
+    let shortest = liveness.shortest_failure();
+    assert!(shortest > Duration::from_secs(9), "{shortest:?}");
 }
 
 #[test]
@@ -83,12 +97,13 @@ fn where_only_ipv6_is_captured_the_probes_find_it_at_the_ipv6_loopback() {
     let lab = Lab::new();
     let _daemon = lab.start(&["--cidr", "fd00:10:244::/56"]);
     let pod = Pod::read();
-    let (_, path) = pod.probe("livenessProbe");
-    assert!(
-        lab.node
-            .get("[::1]:1", path)
-            .starts_with("HTTP/1.1 200 OK\r\n")
-    );
+    for name in ["startupProbe", "readinessProbe", "livenessProbe"] {
+        let probe = Probe {
+            address: "[::1]:1".to_owned(),
+            ..pod.probe(name)
+        };
+        wait_until(name, || probe.succeeds(&lab.node));
+    }
     assert!(lab.node.connect("127.0.0.1:1").is_err());
 }
 
@@ -97,9 +112,10 @@ fn its_port_is_the_nodes_and_open_on_loopback_alone() {
     let pod = Pod::read();
     let port = &pod.container()["ports"][0];
     assert_eq!(port["hostPort"], port["containerPort"]);
-    let (address, _) = pod.probe("livenessProbe");
     let port = port["hostPort"].as_u64().unwrap();
-    assert_eq!(address, format!("127.0.0.1:{port}"));
+    for name in ["startupProbe", "readinessProbe", "livenessProbe"] {
+        assert_eq!(pod.probe(name).address, format!("127.0.0.1:{port}"));
+    }
     assert_eq!(pod.container()["ports"][0]["hostIP"], "127.0.0.1");
 }
 

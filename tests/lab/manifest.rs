@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::kubelet::Probe;
+
 /// Text of the manifest.
 pub const MANIFEST: &str = include_str!("../../install.yaml");
 
@@ -105,15 +107,23 @@ impl Pod {
         limit.strip_suffix("Mi").unwrap().parse::<u64>().unwrap() << 20
     }
 
-    /// Address and path of a probe.
-    pub fn probe(&self, name: &str) -> (String, &str) {
-        let get = &self.container()[name]["httpGet"];
+    /// A probe, with the defaults of Kubernetes for what it does not set.
+    pub fn probe(&self, name: &str) -> Probe {
+        let probe = &self.container()[name];
+        let get = &probe["httpGet"];
         let port = match &get["port"] {
             Value::String(port) => self.port(port),
             port => port.as_u64().unwrap(),
         };
         let host = get["host"].as_str().unwrap();
-        (format!("{host}:{port}"), get["path"].as_str().unwrap())
+        let number = |key: &str, default| probe.get(key).map_or(default, |it| it.as_u64().unwrap());
+        Probe {
+            address: format!("{host}:{port}"),
+            path: get["path"].as_str().unwrap().to_owned(),
+            period: Duration::from_secs(number("periodSeconds", 10)),
+            timeout: Duration::from_secs(number("timeoutSeconds", 1)),
+            failure_threshold: number("failureThreshold", 3).try_into().unwrap(),
+        }
     }
 
     fn port(&self, name: &str) -> u64 {

@@ -18,6 +18,7 @@ pub mod foreign;
 pub mod http_client;
 pub mod inject;
 pub mod kernel;
+pub mod kubelet;
 pub mod manifest;
 pub mod pidfd;
 pub mod refusal;

@@ -16,6 +16,7 @@ use tproxy_pod::server::acceptor::{Acceptor, ReadyListener};
 fn probes_do_not_wait_long_for_silent_connections_of_the_node() {
     let lab = Lab::new();
     let _daemon = lab.start(&["--cidr", CIDRS]);
+    let allowed = Pod::read().probe("livenessProbe").shortest_failure() / 2;
     for address in ["127.0.0.1:1", "[::1]:1"] {
         // More than the threads for probes.
         let silent: Vec<_> = (0..12)
@@ -24,10 +25,7 @@ fn probes_do_not_wait_long_for_silent_connections_of_the_node() {
         let start = Instant::now();
         assert!(lab.node.get(address, "/healthz").ends_with("ok\n"));
         let took = start.elapsed();
-        assert!(
-            took < Duration::from_secs(5),
-            "a kubelet waits 5 s: {took:?}"
-        );
+        assert!(took < allowed, "{took:?} instead of {allowed:?}");
         drop(silent);
     }
 }

@@ -3,9 +3,13 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::lab::http_client::{HttpClient, REQUEST};
+use crate::lab::kubelet::Probe;
+use crate::lab::manifest::Pod;
 use crate::lab::stopwatch::Stopwatch;
 use crate::lab::strace::Strace;
 use crate::lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
@@ -84,6 +88,67 @@ fn the_nodes_probes_do_not_wait_for_clients() {
     let mut next = lab.client.http(POD6);
     next.send(REQUEST);
     next.assert_no_response_yet();
+}
+
+/// As many clients as the limit allows, which all ask again and again, and twice as many threads as processors
+/// that do nothing else than use them.
+#[test]
+fn a_busy_server_on_a_busy_node_answers_every_liveness_probe_in_time() {
+    const CLIENTS: usize = 128;
+    let pod = Pod::read();
+    let lab = Lab::new();
+    let limit = CLIENTS.to_string();
+    let _daemon = lab.start(&["--cidr", CIDRS, "--max-connections", &limit]);
+    let mut clients = lab.open_connections(POD, CLIENTS / 2);
+    clients.extend(lab.open_connections(POD6, CLIENTS / 2));
+    let is_over = AtomicBool::new(false);
+    let answered = AtomicUsize::new(0);
+    let slowest = thread::scope(|scope| {
+        let _ends = SetAtEnd(&is_over);
+        for mut client in clients {
+            let (is_over, answered) = (&is_over, &answered);
+            scope.spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    assert_eq!(client.request(REQUEST).status, "200 OK");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for _ in 0..2 * thread::available_parallelism().unwrap().get() {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        ["127.0.0.1:1", "[::1]:1"].map(|address| {
+            let probe = Probe {
+                address: address.to_owned(),
+                ..pod.probe("livenessProbe")
+            };
+            let takes = |_| {
+                let start = Instant::now();
+                assert!(
+                    probe.succeeds(&lab.node),
+                    "{address}: {:?}",
+                    start.elapsed()
+                );
+                start.elapsed()
+            };
+            (0..50).map(takes).max().unwrap()
+        })
+    });
+    println!("{answered:?} requests; the slowest probes took {slowest:?}");
+    assert!(answered.into_inner() > CLIENTS);
+}
+
+/// Sets a flag when it is dropped, also by a panic.
+struct SetAtEnd<'f>(&'f AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
