@@ -232,7 +232,8 @@ impl Guard {
     /// says so first: it shall not promise what the rules do not keep.
     fn drain(&mut self) -> Result<(), Failure> {
         self.readiness.set_stopping();
-        self.readiness.send(&self.reconciler, &self.server);
+        self.readiness
+            .send(&self.reconciler, &mut self.tables, &self.server);
         self.rules = mem::take(&mut self.draining_rules);
         self.tables
             .update(&self.rules, &self.bridge_redirect.draining())?;
@@ -303,7 +304,8 @@ impl Guard {
             self.reconciler.reconcile(self.block_monitor.unrouted());
             self.block_monitor.refresh(self.reconciler.has_new_route());
             self.refresh_bridges();
-            self.readiness.send(&self.reconciler, &self.server);
+            self.readiness
+                .send(&self.reconciler, &mut self.tables, &self.server);
             let bridges = self.bridge_monitor.deadline();
             let blocks = self.block_monitor.deadline();
             let deadlines = [

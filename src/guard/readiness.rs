@@ -5,10 +5,15 @@ use std::time::{Duration, Instant};
 
 use crate::guard::reconciler::Reconciler;
 use crate::guard::server_process::ServerProcess;
+use crate::nftables::table::Tables;
 use crate::server::readiness::{STOPPING, line};
 
 /// Interval at which a line is sent again that the server's socket did not take.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Interval at which the kernel is asked for a table that has no owner (before Linux 5.12): another process can
+/// remove it.
+const TABLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why not everything is in place, and what the server knows of it.
 #[derive(Debug, Default)]
@@ -17,6 +22,10 @@ pub struct ReadinessReport {
     is_stopping: bool,
     /// Why the rules for bridges could not be refreshed.
     bridges: Option<String>,
+    /// Another process has removed the table of the rules.
+    is_table_removed: bool,
+    /// When the kernel is asked for the table again; `None` if the table has an owner.
+    table_check_at: Option<Instant>,
     /// The last reason that was sent.
     sent: Option<String>,
     /// When a line has to be sent again.
@@ -36,14 +45,16 @@ impl ReadinessReport {
 
     /// When [`ReadinessReport::send`] has to be called, even without a change.
     pub fn deadline(&self) -> Option<Instant> {
-        self.retry_at
+        let times = [self.retry_at, self.table_check_at];
+        times.into_iter().flatten().min()
     }
 
     /// Tells the server what has changed since the last line. Called only once everything is installed. Never
     /// waits: what a server that hangs does not take is sent again later, and only its last state then.
-    pub fn send(&mut self, reconciler: &Reconciler, server: &ServerProcess) {
+    pub fn send(&mut self, reconciler: &Reconciler, tables: &mut Tables, server: &ServerProcess) {
         self.retry_at = None;
-        let reason = self.reason(reconciler);
+        self.check_table(tables);
+        let reason = self.reason(reconciler.failure());
         if self.sent.as_ref() == Some(&reason) {
             return;
         }
@@ -53,12 +64,43 @@ impl ReadinessReport {
         }
     }
 
-    /// Why not everything is in place; empty if it is.
-    fn reason(&self, reconciler: &Reconciler) -> String {
+    fn check_table(&mut self, tables: &mut Tables) {
+        let now = Instant::now();
+        if !tables.is_owned() && self.table_check_at.is_none_or(|at| now >= at) {
+            self.is_table_removed = tables.is_removed();
+            self.table_check_at = Some(now + TABLE_INTERVAL);
+        }
+    }
+
+    /// Why not everything is in place; empty if it is. `lost` says it of rules and routes.
+    fn reason(&self, lost: Option<String>) -> String {
         if self.is_stopping {
             return STOPPING.to_owned();
         }
-        let lost = reconciler.failure();
+        if self.is_table_removed {
+            return "another process removed the table of the rules".to_owned();
+        }
         lost.or_else(|| self.bridges.clone()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_ready_only_without_any_reason_against_it_and_gives_the_gravest() {
+        let lost = || Some("a route is lost".to_owned());
+        let mut report = ReadinessReport::default();
+        assert_eq!(report.reason(None), "");
+        report.set_bridges(Some("cannot follow the bridges".to_owned()));
+        assert_eq!(report.reason(None), "cannot follow the bridges");
+        assert_eq!(report.reason(lost()), "a route is lost");
+        report.set_bridges(None);
+        assert_eq!(report.reason(None), "");
+        report.is_table_removed = true;
+        assert!(report.reason(lost()).contains("removed the table"));
+        report.set_stopping();
+        assert_eq!(report.reason(lost()), STOPPING);
     }
 }

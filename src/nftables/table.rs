@@ -109,6 +109,12 @@ impl Tables {
         scripts.into_iter().chain(bridge).collect()
     }
 
+    /// Whether another process has removed the table of the scripts, which has no owner.
+    pub fn is_removed(&mut self) -> bool {
+        let is_absent = |refusal: Refusal| refusal.errno == libc::ENOENT;
+        self.has_rules && self.owner(self.family).is_err_and(is_absent)
+    }
+
     /// Replaces both tables. If the kernel refuses the table of the bridge, the other one is installed
     /// alone, and the reason is returned.
     ///

@@ -140,7 +140,7 @@ fn what_an_earlier_start_with_other_options_left_is_removed() {
     assert_eq!(lab.remains(), [""; 0]);
 }
 
-/// Before Linux 5.12 a table has no owner: a flush lets the Pods answer, and the stop succeeds.
+/// Before Linux 5.12 a table has no owner: a flush lets the Pods answer, `/readyz` says so, and the stop succeeds.
 #[test]
 fn flushing_and_deleting_from_outside_do_not_stop_the_interception() {
     let lab = Lab::new();
@@ -154,6 +154,10 @@ fn flushing_and_deleting_from_outside_do_not_stop_the_interception() {
     } else {
         lab.node.run("nft flush ruleset");
         assert!(lab.client.get(POD, "/").ends_with("pod"));
+        wait_until("it is not ready", || {
+            let answer = lab.node.get("127.0.0.1:1", "/readyz");
+            answer.ends_with("\r\n\r\nnot ready: another process removed the table of the rules\n")
+        });
     }
     assert_eq!(daemon.stop(), Some(0));
     assert_eq!(lab.remains(), [""; 0]);

@@ -8,22 +8,24 @@ use std::os::unix::net::UnixStream;
 
 use nix::unistd::Pid;
 
-/// The server's end of the control socket, its only UNIX socket.
-pub fn control_socket(server: Pid) -> UnixStream {
-    let sockets = fs::read_to_string(format!("/proc/{server}/net/unix")).unwrap();
-    let inodes: Vec<&str> = sockets
+/// A process's end of the control socket, its only UNIX stream socket.
+pub fn control_socket(process: Pid) -> UnixStream {
+    let sockets = fs::read_to_string(format!("/proc/{process}/net/unix")).unwrap();
+    // Columns: address, references, protocol, flags, type, state, inode (proc_pid_net(5)).
+    let columns = sockets
         .lines()
-        .filter_map(|line| line.split_whitespace().nth(6))
-        .collect();
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let streams = columns.filter(|it| it[4] == "0001");
+    let inodes: Vec<&str> = streams.map(|it| it[6]).collect();
     let is_unix = |link: &str| inodes.iter().any(|it| link == format!("socket:[{it}]"));
-    let found: Vec<i32> = fs::read_dir(format!("/proc/{server}/fd"))
+    let found: Vec<i32> = fs::read_dir(format!("/proc/{process}/fd"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| fs::read_link(path).is_ok_and(|link| is_unix(link.to_str().unwrap())))
         .map(|path| path.file_name().unwrap().to_str().unwrap().parse().unwrap())
         .collect();
     assert_eq!(found.len(), 1, "{found:?}");
-    duplicate(server, found[0])
+    duplicate(process, found[0])
 }
 
 /// pidfd_open(2) and pidfd_getfd(2).
