@@ -10,13 +10,15 @@ use crate::selectors::Family;
 
 /// The expressions of these matches.
 pub fn expressions(matches: &[Match], family: Family) -> Vec<Expression> {
-    let mut sorted: Vec<&Match> = matches.iter().collect();
-    sorted.sort_by_key(|it| cost(&it.test));
-    sorted
-        .into_iter()
-        .flat_map(|it| expressions_of(it, family))
-        .collect()
+    let of_cost = |cost_of| {
+        let tests = matches.iter().filter(move |it| cost(&it.test) == cost_of);
+        tests.flat_map(|it| expressions_of(it, family))
+    };
+    (0..=MAX_COST).flat_map(of_cost).collect()
 }
+
+/// The highest [`cost`].
+const MAX_COST: u8 = 8;
 
 /// The cost of a test, relative to others: lookups in sets come late, then those of the node's addresses,
 /// and lookups of sockets last.
@@ -30,7 +32,7 @@ fn cost(test: &Test) -> u8 {
         Test::Address(..) => 5,
         Test::ConnectionMark(_) => 6,
         Test::Local(_) => 7,
-        Test::Socket { .. } => 8,
+        Test::Socket { .. } => MAX_COST,
     }
 }
 

@@ -32,7 +32,7 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// kernel sends no notification when that module is loaded.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// The bridges of a node, each list sorted.
+/// The bridges of a node, each list in the order of the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BridgeTopology {
     /// Device indices and MAC addresses of the ports of all bridges.
@@ -154,9 +154,7 @@ impl BridgeMonitor {
                 .any(|it: &Bridge| it.index == *device && !it.has_vlan_filtering)
         };
         let subnets = subnets.into_iter().filter(is_of_bridge);
-        let mut subnets: Vec<Cidr> = subnets.map(|(_, subnet)| subnet).collect();
-        ports.sort_unstable();
-        subnets.sort_unstable_by_key(|it| (it.network(), it.prefix()));
+        let subnets = subnets.map(|(_, subnet)| subnet).collect();
         Ok(BridgeTopology { ports, subnets })
     }
 }

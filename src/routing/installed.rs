@@ -106,12 +106,12 @@ pub fn list(
             installed.extend(read_rule(reply.payload));
         })?;
         let mut tables = vec![table];
-        tables.extend(installed.iter().filter_map(|it| match it.entry {
-            Entry::MarkRule { table, .. } if it.is_own => Some(table),
-            _ => None,
-        }));
-        tables.sort_unstable();
-        tables.dedup();
+        for it in installed.iter().filter(|it| it.is_own) {
+            match it.entry {
+                Entry::MarkRule { table, .. } if !tables.contains(&table) => tables.push(table),
+                _ => {}
+            }
+        }
         for table in tables {
             let header = route_header(family, 0, 0, 0, 0);
             let mut query = Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP, &header);
