@@ -102,7 +102,8 @@ fn start_processes(options: &Options, rules: Vec<Rules>) -> Result<ExitCode, Err
         }
         ForkResult::Parent { child } => {
             drop((listeners, server_end));
-            let draining: Vec<Script> = scripts.iter().map(Script::draining).collect();
+            let draining = scripts.iter().map(|it| it.draining(options.marks.sent));
+            let draining: Vec<Script> = draining.collect();
             let routing = Routing::new(&options.cidrs, options.marks, options.table)?;
             let guard = Guard {
                 signals,

@@ -8,7 +8,7 @@ use crate::rules::line::{self, Command};
 use crate::rules::rule::{Rule, Target, Test, merge_adjacent, split_lists};
 use crate::rules::template::Line;
 use crate::rules::values::check_chain_name;
-use crate::selectors::{Family, number};
+use crate::selectors::{Family, Mark, number};
 
 /// The built-in chain for packets that the node receives.
 pub const PREROUTING: &str = "PREROUTING";
@@ -53,17 +53,33 @@ impl Script {
 
     /// The script while the server drains: new connections pass to the Pods. Open connections still reach
     /// the server if a rule other than TPROXY marks their packets, and those of the node if they were marked
-    /// by CONNMARK.
-    pub fn draining(&self) -> Script {
+    /// by CONNMARK. A SYN with the mark `sent` still goes to the listener: OUTPUT has already routed it to lo.
+    pub fn draining(&self, sent: Option<Mark>) -> Script {
         let mut script = self.clone();
-        for rule in script.chains.iter_mut().flat_map(|chain| &mut chain.rules) {
-            match rule.target {
-                Some(Target::Tproxy { .. }) => rule.target = Some(Target::Accept),
-                Some(Target::ConnectionMark(_)) => rule.target = None,
-                _ => {}
-            }
+        for chain in &mut script.chains {
+            chain.rules = std::mem::take(&mut chain.rules)
+                .into_iter()
+                .flat_map(|rule| draining(rule, sent))
+                .collect();
         }
         script
+    }
+}
+
+/// The rules that replace a rule while the server drains.
+fn draining(mut rule: Rule, sent: Option<Mark>) -> Vec<Rule> {
+    match rule.target {
+        Some(Target::Tproxy { .. }) => {
+            let marked = sent.map(|mark| {
+                let mut marked = rule.clone();
+                marked.matches.push(Test::Mark(mark).into());
+                marked
+            });
+            rule.target = Some(Target::Accept);
+            marked.into_iter().chain([rule]).collect()
+        }
+        Some(Target::ConnectionMark(_)) => Vec::new(),
+        _ => vec![rule],
     }
 }
 

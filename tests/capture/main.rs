@@ -6,6 +6,7 @@ mod matrix;
 
 mod bridge;
 mod cni;
+mod from_node;
 mod neighbours;
 mod packets;
 mod shared_routing;
