@@ -97,17 +97,17 @@ fn read(message: ReceivedMessage<'_>) {
     }
 }
 
-/// Asserts that the request that deletes an entry parses as that entry, with the program's protocol number.
+/// Asserts that the request that adds an entry parses as that entry, with the program's protocol number.
 fn assert_request_parses_as(found: InstalledEntry) {
     if !found.is_exact {
-        assert!(!found.is_own, "own entries are exact");
         return;
     }
     let own = InstalledEntry {
         is_own: true,
+        priority: found.entry.priority(),
         ..found
     };
-    let bytes = found.entry.delete_request(found.priority).to_bytes(7);
+    let bytes = found.entry.add_request().to_bytes(7);
     let [message] = messages(&bytes).collect::<Vec<_>>()[..] else {
         panic!("one message");
     };

@@ -69,7 +69,9 @@ impl Entry {
         }
     }
 
-    /// The request that deletes the entry; a rule has this priority.
+    /// The request that deletes the entry; a rule has this priority. The kernel compares only what the request
+    /// names, so a reverse path rule of an earlier version, without `suppress_prefixlength`, is deleted too;
+    /// if there are both, the earlier one.
     pub fn delete_request(self, priority: u32) -> Message {
         match self {
             Entry::AnyIpRoute { .. } => self.request(libc::RTM_DELROUTE, libc::NLM_F_ACK, 0),
@@ -91,9 +93,10 @@ impl Entry {
         match self {
             Entry::ReversePathRule { family, mark } => {
                 let mut message = rule(family, mark, libc::RT_TABLE_MAIN.into());
-                message
-                    .put_text(FRA_IIFNAME, "lo")
-                    .put_ne32(FRA_SUPPRESS_PREFIXLEN, 0);
+                message.put_text(FRA_IIFNAME, "lo");
+                if kind == libc::RTM_NEWRULE {
+                    message.put_ne32(FRA_SUPPRESS_PREFIXLEN, 0);
+                }
                 message
             }
             Entry::MarkRule {

@@ -19,7 +19,7 @@ pub struct InstalledEntry {
     pub entry: Entry,
     /// The priority of a rule (`FRA_PRIORITY`); 0 for a route.
     pub priority: u32,
-    /// Whether tproxy-pod added it: it is exact and has [`PROTOCOL`].
+    /// Whether tproxy-pod added it, perhaps an earlier version: it has [`PROTOCOL`].
     pub is_own: bool,
     /// Whether `entry` describes it completely: a rule has no other condition, a route is local and
     /// leads to lo.
@@ -32,8 +32,14 @@ impl InstalledEntry {
         self.is_exact && self.entry == expected && self.priority <= expected.priority()
     }
 
-    /// Why another process's entry and `expected` cannot both have effect; `None` if they can.
-    pub fn conflict_with(&self, expected: Entry) -> Option<String> {
+    /// Whether it is one of `expected`, whatever its priority.
+    pub fn is_among(&self, expected: &[Entry]) -> bool {
+        self.is_exact && expected.contains(&self.entry)
+    }
+
+    /// Why another process's entry and `expected` cannot both have effect; `None` if they can. `mark_option` is
+    /// the option that gives the mark of `expected`.
+    pub fn conflict_with(&self, expected: Entry, mark_option: &str) -> Option<String> {
         if self.is_own {
             return None;
         }
@@ -55,7 +61,7 @@ impl InstalledEntry {
             {
                 let priority = self.priority;
                 Some(format!(
-                    "the rule with priority {priority} uses the mark; see --mark"
+                    "the rule with priority {priority} uses the mark; see {mark_option}"
                 ))
             }
             (
@@ -182,7 +188,7 @@ pub fn read_rule(payload: &[u8]) -> Option<InstalledEntry> {
     (mark.value != 0 && flags & FIB_RULE_INVERT == 0).then_some(InstalledEntry {
         entry,
         priority,
-        is_own: is_exact && protocol == PROTOCOL,
+        is_own: protocol == PROTOCOL,
         is_exact,
     })
 }

@@ -30,6 +30,7 @@ use crate::selectors::{self, Cidr, Family, Marks};
 pub struct Routing {
     socket: Socket,
     families: Vec<Family>,
+    marks: Marks,
     table: u32,
     /// The entries that have to be installed, routes first.
     expected: Vec<Entry>,
@@ -61,6 +62,7 @@ impl Routing {
             socket: Socket::open(libc::NETLINK_ROUTE)?,
             expected: routes.chain(rules).collect(),
             families,
+            marks,
             table,
         })
     }
@@ -90,9 +92,14 @@ impl Routing {
     /// `EEXIST` for the first conflict; `EPERM`, or any other error of the dump.
     pub fn check_conflicts(&mut self) -> Result<(), Error> {
         let installed = self.installed()?;
-        for entry in &self.expected {
-            if let Some(reason) = installed.iter().find_map(|it| it.conflict_with(*entry)) {
-                return Err(exists(*entry, reason));
+        for &entry in &self.expected {
+            let mark_option = match entry {
+                Entry::MarkRule { mark, .. } if Some(mark) == self.marks.sent => "--node-mark",
+                _ => "--mark",
+            };
+            let conflict = |it: &InstalledEntry| it.conflict_with(entry, mark_option);
+            if let Some(reason) = installed.iter().find_map(conflict) {
+                return Err(exists(entry, reason));
             }
         }
         Ok(())
@@ -111,7 +118,7 @@ impl Routing {
             Err(error) => return (Vec::new(), outcome.and(Err(error))),
         };
         for it in &installed {
-            if it.is_own && !self.expected.contains(&it.entry) {
+            if it.is_own && !it.is_among(&self.expected) {
                 let deleted = self.delete(it.entry, it.priority);
                 outcome = outcome.and(deleted.map(drop));
             }

@@ -140,6 +140,43 @@ fn what_an_earlier_start_with_other_options_left_is_removed() {
     assert_eq!(lab.remains(), [""; 0]);
 }
 
+/// Before `suppress_prefixlength 0` was added to it.
+#[test]
+fn the_rule_that_an_earlier_version_left_is_replaced() {
+    let lab = Lab::new();
+    let earlier = "rule add iif lo fwmark 0x1/0x1 lookup main pref 7 protocol 84";
+    let start = || {
+        for family in ["-4", "-6"] {
+            lab.node.run(&format!("ip {family} {earlier}"));
+        }
+        lab.start(&["--cidr", CIDRS])
+    };
+    let assert_replaced = || {
+        let lines = lab.remains();
+        let by_lo: Vec<_> = lines_with(&lines, "fwmark 0x1/0x1 iif lo");
+        assert_eq!(by_lo.len(), 2, "{lines:?}");
+        for line in by_lo {
+            assert!(line.contains("suppress_prefixlength 0"), "{lines:?}");
+        }
+    };
+    let mut daemon = start();
+    assert_replaced();
+    // The rules of both versions, in either order.
+    daemon.kill();
+    let mut daemon = start();
+    assert_replaced();
+    assert_eq!(daemon.stop(), Some(0));
+    for family in ["-4", "-6"] {
+        lab.node.run(&format!("ip {family} {earlier}"));
+        lab.node
+            .run(&format!("ip {family} {earlier} suppress_prefixlength 0"));
+    }
+    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    assert_replaced();
+    assert_eq!(daemon.stop(), Some(0));
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
 /// Before Linux 5.12 a table has no owner: a flush lets the Pods answer, `/readyz` says so, and the stop succeeds.
 #[test]
 fn flushing_and_deleting_from_outside_do_not_stop_the_interception() {
