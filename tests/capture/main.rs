@@ -10,3 +10,4 @@ mod from_node;
 mod neighbours;
 mod packets;
 mod shared_routing;
+mod source_validation;
