@@ -26,9 +26,9 @@ fail() {
 # for each kernel with --all, and for a kernel without IPv6. The first needs a kernel without loaded modules.
 tests=("kernels --ignored --test-threads 1 module" "capture cni:: packets::" "guard lifecycle:: readiness::")
 # The skipped test needs python3, which the machine lacks; scripts/test.sh runs it.
-tests_with_owners=("capture bridge:: --skip no_forged_frame_diverts_an_open_connection")
+tests_with_owners=("capture bridge:: from_node:: --skip no_forged_frame_diverts_an_open_connection")
 tests_without_owners=("kernels --ignored without_an_owner")
-more_tests=("capture shared_routing:: neighbours::")
+more_tests=("capture shared_routing:: source_validation:: neighbours::")
 tests_without_ipv6=("kernels --ignored an_ipv6_block"
     "capture --exact packets::a_captured_port_of_a_pod_is_answered
         packets::a_captured_port_of_an_address_without_a_pod_is_answered

@@ -305,6 +305,8 @@ mod tests {
                 "expected a value that is not 0, which is what other packets carry",
             ),
             ("--mark 1", "expected VALUE/MASK, such as 0x1/0x1"),
+            ("--node-mark 0x2/0x1", "expected a value within its mask"),
+            ("--node-mark 0x2/0x2", "expected --from-node beside it"),
             (
                 "--table 254",
                 "expected a table other than default, main and local (253 to 255)",
@@ -331,6 +333,19 @@ mod tests {
             ("--help=1", "--help 1: expected no value"),
             ("--check=1", "--check 1: expected no value"),
             ("--check --check", "--check: the option was given before"),
+            ("--from-node=1", "--from-node 1: expected no value"),
+            (
+                "--from-node --from-node",
+                "--from-node: the option was given before",
+            ),
+            (
+                "--from-node --mark 0x6/0x6",
+                "--node-mark 0x2/0x2: expected other bits than those of --mark 0x6/0x6",
+            ),
+            (
+                "--from-node --node-mark 0x100/0x101",
+                "--node-mark 0x100/0x101: expected other bits than those of --mark 0x1/0x1",
+            ),
             (
                 "--check --print-rules v4",
                 "--check: expected no --print-rules beside it",
@@ -339,6 +354,18 @@ mod tests {
         ] {
             assert_eq!(read(line), Err(message.to_owned()), "{line}");
         }
+    }
+
+    #[test]
+    fn what_the_node_sends_has_a_mark_with_the_option_only() {
+        assert_eq!(options("").marks.sent, None);
+        let marks = options("--from-node").marks;
+        assert_eq!(marks, options("--from-node --node-mark 0x2/0x2").marks);
+        assert_eq!(marks.sent, Some(Mark { value: 2, mask: 2 }));
+        let others = options("--mark 0x10/0x30 --node-mark 0x40/0xc0 --from-node");
+        assert_eq!(others.marks.received.to_string(), "0x10/0x30");
+        assert_eq!(others.marks.sent.unwrap().to_string(), "0x40/0xc0");
+        assert!(HELP.contains("[0x2/0x2]"));
     }
 
     #[test]

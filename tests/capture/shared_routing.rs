@@ -198,6 +198,21 @@ fn a_rule_that_uses_our_mark_otherwise_refuses_the_start() {
 }
 
 #[test]
+fn a_rule_that_uses_the_nodes_mark_otherwise_refuses_the_start_with_the_option_only() {
+    let theirs = "ip rule add fwmark 0x2/0x2 lookup 200 priority 5";
+    assert_coexists(&[theirs], &OURS);
+    let lab = Lab::new();
+    lab.node.run(theirs);
+    let before = (lab.node.foreign_state(), lab.remains());
+    let mut daemon = lab.spawn(&["--cidr", CIDRS, "--from-node"]);
+    assert_eq!(daemon.wait().code(), Some(1), "{}", daemon.log());
+    daemon.wait_for(
+        "add rule fwmark 0x2/0x2 lookup 100: File exists (the rule with priority 5 uses the mark; see --node-mark)",
+    );
+    assert_eq!((lab.node.foreign_state(), lab.remains()), before);
+}
+
+#[test]
 fn a_rule_that_takes_our_mark_or_table_does_not_keep_ours_from_being_restored() {
     let lab = Lab::new();
     let daemon = lab.start(&[]);

@@ -131,6 +131,30 @@ fn another_user_of_the_mark_the_table_or_its_name_is_named() {
 }
 
 #[test]
+fn another_user_of_the_nodes_mark_is_named_with_the_option_only() {
+    let lab = Lab::new();
+    let all_well = format!("{PROGRAM} --check --cidr {CIDRS} --from-node");
+    let checked = Checked::run(&lab.node, &all_well);
+    assert_eq!(checked.status, Some(0), "{:#?}", checked.lines);
+    checked.assert_has("ok", "uses mark 0x1/0x1 or 0x2/0x2 or table 100");
+    checked.assert_has("ok", "mark rule and AnyIP routes");
+    lab.node
+        .run("ip -6 rule add fwmark 0x6/0x6 lookup 7 priority 99");
+    let checked = Checked::run(&lab.node, &all_well);
+    assert_eq!(checked.status, Some(1));
+    checked.assert_has(
+        "missing",
+        "add IPv6 rule fwmark 0x2/0x2 lookup 100: File exists (the rule with priority 99 uses the mark; \
+         see --node-mark)",
+    );
+    for options in ["", "--from-node --node-mark 8/8"] {
+        let line = format!("{PROGRAM} --check --cidr {CIDRS} {options}");
+        let checked = Checked::run(&lab.node, &line);
+        assert_eq!(checked.status, Some(0), "{:#?}", checked.lines);
+    }
+}
+
+#[test]
 fn without_the_capability_it_says_which_one_is_needed() {
     let lab = Lab::new();
     let line =

@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 
 use crate::lab::bridge::{Bridge, PEER, PEER6};
-use crate::lab::{CIDRS, Daemon, Lab, Namespace, PROGRAM, wait_until};
+use crate::lab::{CIDRS, Daemon, Lab, Namespace, POD, POD6, PROGRAM, wait_until};
 
 /// Required modules, in the order in which they are loaded, and the end of the log line without each.
 const NEEDED: [(&str, &str); 4] = [
@@ -120,4 +120,23 @@ fn without_an_owner_no_frame_of_a_bridge_is_redirected() {
         bridge.node.run(&format!("{iptables} -P FORWARD DROP"));
     }
     pod_answers();
+}
+
+/// After SIGKILL the rules would send the node's connections to lo, where no server is.
+#[test]
+#[ignore = "needs a kernel before Linux 5.12: scripts/kernels.sh boots it"]
+fn without_an_owner_nothing_that_the_node_sends_is_captured() {
+    let lab = Lab::new();
+    lab.pod.serve(8180);
+    let mut daemon = lab.start(&["--cidr", CIDRS, "--from-node"]);
+    daemon.wait_for("WARN  Not capturing what the node sends: without an owner");
+    for address in [POD, POD6] {
+        assert!(lab.node.get(address, "/").ends_with("pod"), "{address}");
+        let answer = lab.client.get(address, "/");
+        assert!(answer.contains("Request received from "), "{answer}");
+    }
+    daemon.kill();
+    for address in [POD, POD6] {
+        assert!(lab.node.get(address, "/").ends_with("pod"), "{address}");
+    }
 }

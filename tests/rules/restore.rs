@@ -3,12 +3,13 @@
 
 use std::io::{Read, Write};
 
+use crate::lab::http_client::REQUEST;
 use crate::lab::script::{Loader, ScriptFile, restore};
-use crate::lab::{CIDRS, Lab, POD, POD6};
+use crate::lab::{CIDRS, Lab, Namespace, POD, POD6};
 
-/// What answers at an address: `pod` or `captured`.
-fn outcome(lab: &Lab, address: &str) -> &'static str {
-    let answer = lab.client.get(address, "/");
+/// What answers a client at an address: `pod` or `captured`.
+fn outcome(client: &Namespace, address: &str) -> &'static str {
+    let answer = client.get(address, "/");
     match answer.contains("Request received from ") {
         true => "captured",
         false if answer.ends_with("pod") => "pod",
@@ -37,8 +38,54 @@ fn the_bundled_script_captures_the_same_by_both_loaders() {
             ("192.0.2.1:8180", "pod"),
             ("[2001:db8:1::1]:8180", "pod"),
         ] {
-            assert_eq!(outcome(&lab, address), expected, "{loader:?}: {address}");
+            assert_eq!(
+                outcome(&lab.client, address),
+                expected,
+                "{loader:?}: {address}"
+            );
         }
+    }
+}
+
+/// Before Linux 5.12 the program leaves the rules of OUTPUT out.
+#[test]
+fn what_the_node_sends_is_captured_the_same_by_both_loaders() {
+    for loader in Loader::ALL {
+        let lab = Lab::new();
+        for port in [80, 8180] {
+            lab.pod.serve(port);
+        }
+        lab.node.serve(8180);
+        lab.node.ip("route add 10.244.77.0/24 via 10.244.0.5
+             route add fd00:10:244:7::/64 via fd00:10:244::5");
+        let mut open = [POD, POD6].map(|address| lab.node.http(address));
+        let mut all_stay = || {
+            for connection in &mut open {
+                assert_eq!(connection.request(REQUEST).text(), "pod", "{loader:?}");
+            }
+        };
+        all_stay();
+        let options = ["--cidr", CIDRS, "--from-node", "--node-mark", "0x20/0x30"];
+        let _daemon = loader.load_bundled(&lab, &options);
+        for (address, expected) in [
+            (POD, "captured"),
+            (POD6, "captured"),
+            ("10.244.77.9:8180", "captured"),
+            ("[fd00:10:244:7::9]:8180", "captured"),
+            ("10.244.0.5:80", "pod"),
+            ("[fd00:10:244::5]:80", "pod"),
+            // The node's own addresses
+            ("10.244.0.1:8180", "pod"),
+            ("[fd00:10:244::1]:8180", "pod"),
+            ("192.0.2.1:8180", "pod"),
+        ] {
+            let answered = outcome(&lab.node, address);
+            assert_eq!(answered, expected, "{loader:?}: {address}");
+        }
+        for address in [POD, POD6] {
+            assert_eq!(outcome(&lab.client, address), "captured", "{loader:?}");
+        }
+        all_stay();
     }
 }
 
@@ -61,7 +108,7 @@ fn a_connection_to_the_pod_survives_both_loaders() {
         };
         ask();
         let _daemon = loader.load_bundled(&lab, &["--cidr", CIDRS]);
-        assert_eq!(outcome(&lab, POD), "captured", "{loader:?}");
+        assert_eq!(outcome(&lab.client, POD), "captured", "{loader:?}");
         (0..5).for_each(|_| ask());
     }
 }
@@ -88,7 +135,11 @@ fn forty_ports_are_captured_the_same_by_both_loaders() {
                 format!("10.244.0.5:{port}"),
                 format!("[fd00:10:244::5]:{port}"),
             ] {
-                assert_eq!(outcome(&lab, &address), expected, "{loader:?}: {address}");
+                assert_eq!(
+                    outcome(&lab.client, &address),
+                    expected,
+                    "{loader:?}: {address}"
+                );
             }
         }
     }
@@ -124,7 +175,11 @@ fn a_hundred_blocks_are_captured_the_same_by_both_loaders() {
             ("[fd00:0:0:1::1]:8180", "pod"),
             ("[fd00:63:0:1::1]:8180", "pod"),
         ] {
-            assert_eq!(outcome(&lab, address), expected, "{loader:?}: {address}");
+            assert_eq!(
+                outcome(&lab.client, address),
+                expected,
+                "{loader:?}: {address}"
+            );
         }
     }
 }
