@@ -7,10 +7,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use tproxy_pod::http::echo::MAX_ECHO;
 
 use crate::lab::bridge::{Bridge, PEER, PEER6};
+use crate::lab::cluster::Cluster;
 use crate::lab::http_client::{HttpClient, REQUEST};
-use crate::lab::{CIDRS, Lab, Namespace, PATIENCE, POD, POD6, PROGRAM, connect_from, wait_until};
+use crate::lab::{
+    CIDRS, Daemon, Lab, Namespace, PATIENCE, POD, POD6, PROGRAM, connect_from, wait_until,
+};
+use crate::matrix::networks::PTP;
 
 /// Captures what the node sends, too.
 const OPTIONS: [&str; 3] = ["--cidr", CIDRS, "--from-node"];
@@ -275,6 +280,35 @@ fn the_node_is_captured_on_a_bridge() {
 }
 
 #[test]
+fn a_pod_of_another_node_is_captured_by_the_asking_node() {
+    let cluster = Cluster::new();
+    PTP.wire(&cluster);
+    cluster.web.inside.serve(8180);
+    let daemons = cluster.nodes.each_ref().map(|node| {
+        let mut command = node.host.command(PROGRAM);
+        command.args(OPTIONS).env("NODE_NAME", node.name());
+        Daemon::spawn(command)
+    });
+    for daemon in &daemons {
+        daemon.wait_for("Created table");
+    }
+    for node in &cluster.nodes {
+        let own = node.addresses().map(|it| it.to_string());
+        for pod in cluster.web.addresses() {
+            let mut connection = node.host.http(&SocketAddr::from((pod, 8180)).to_string());
+            let client: SocketAddr = connection.client().parse().unwrap();
+            let answer = connection.request(REQUEST);
+            let lines = format!("Client: {client}\nDestination: ");
+            assert!(answer.text().contains(&lines), "{}", answer.text());
+            let by = format!("\nNode: {}\n", node.name());
+            assert!(answer.text().contains(&by), "{}", answer.text());
+            let is_uplink = own.contains(&client.ip().to_string());
+            assert_eq!(is_uplink, node.number == 2, "{client} of {}", node.name());
+        }
+    }
+}
+
+#[test]
 fn what_the_node_sends_elsewhere_is_untouched() {
     let lab = lab();
     lab.pod.serve(80);
@@ -322,6 +356,38 @@ fn a_socket_that_is_bound_to_a_device_reaches_the_pod() {
             assert_eq!(lab.node.run(&curl), "pod", "{address}");
         }
         assert_captured(&lab.node, address);
+    }
+}
+
+/// The rules know a captured connection by its conntrack entry.
+#[test]
+fn connections_that_are_exempt_from_conntrack_reach_the_pod() {
+    let lab = lab();
+    for iptables in ["iptables", "ip6tables"] {
+        let output = format!("{iptables} -t raw -A OUTPUT -p tcp --dport 8180 -j CT --notrack");
+        lab.node.run(&output);
+    }
+    let _daemon = lab.start(&OPTIONS);
+    for address in [POD, POD6] {
+        assert_reaches_pod(&lab.node, address);
+        assert_captured(&lab.client, address);
+    }
+}
+
+#[test]
+fn a_port_that_the_node_uses_again_is_captured_again_and_after_a_stop_reaches_the_pod() {
+    let lab = lab();
+    let mut daemon = lab.start(&OPTIONS);
+    let ends = [("10.244.0.1:20000", POD), ("[fd00:10:244::1]:20000", POD6)];
+    // The server closes first, so the node can use the port again.
+    for (from, to) in ends.into_iter().chain(ends) {
+        let answer = get_from(&lab.node, from, to);
+        assert!(answer.contains("Request received from "), "{answer}");
+    }
+    assert_eq!(daemon.stop(), Some(0));
+    for (from, to) in ends {
+        let answer = get_from(&lab.node, from, to);
+        assert!(answer.ends_with("pod"), "{answer}");
     }
 }
 
@@ -421,6 +487,14 @@ fn a_connection_of_the_node_stays_open_for_further_requests_until_a_stop() {
     // The server parks idle connections.
     wait_until("both are idle", || daemon.idle_connections() == 2);
     request_all();
+    // Longer than the segments on the path to the Pod, and on lo.
+    let content = "x".repeat(MAX_ECHO);
+    for address in [POD, POD6] {
+        let mut connection = lab.node.http(address);
+        let head = "POST / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\nContent-Length: ";
+        let answer = connection.request(format!("{head}{MAX_ECHO}\r\n\r\n{content}"));
+        assert!(answer.text().ends_with(&content), "{address}");
+    }
     assert_eq!(daemon.stop(), Some(0));
     for mut connection in connections {
         connection.assert_closed();
@@ -432,18 +506,21 @@ fn a_connection_of_the_node_stays_open_for_further_requests_until_a_stop() {
 #[test]
 fn a_stop_under_load_loses_no_connection_of_the_node() {
     let lab = lab();
+    lab.node.load(TRANSLATIONS[0].0, TRANSLATIONS[0].1);
+    let before = lab.remains();
+    let addresses = [POD, POD6].into_iter().chain(CLUSTER_IPS).cycle();
     let mut daemon = lab.start(&OPTIONS);
     let (mut ours, mut theirs) = (0, 0);
     let start = Instant::now();
     let pace = Duration::from_millis(5);
     thread::scope(|scope| {
         let answers: Vec<_> = (0..400)
-            .map(|number| {
+            .zip(addresses)
+            .map(|(number, address)| {
                 if number == 200 {
                     daemon.signal(Signal::SIGTERM);
                 }
                 thread::sleep((start + number * pace).saturating_duration_since(Instant::now()));
-                let address = [POD, POD6][number as usize % 2];
                 let lab = &lab;
                 scope.spawn(move || lab.node.get(address, "/"))
             })
@@ -462,7 +539,7 @@ fn a_stop_under_load_loses_no_connection_of_the_node() {
         ours >= 100 && theirs >= 100,
         "{ours} by us, {theirs} by the Pod"
     );
-    assert_eq!(lab.remains(), [""; 0]);
+    assert_eq!(lab.remains(), before);
 }
 
 /// OUTPUT has routed such a SYN to lo, where nothing but the listener can answer it.

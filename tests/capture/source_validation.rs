@@ -177,8 +177,8 @@ fn clients_of_every_table_are_captured_however_sources_are_validated() {
     }
 }
 
-/// firewalld drops IPv6 packets from sources whose route, with the packet's mark, is not by their interface: on recent
-/// kernels also the node's own on lo, which TPROXY has taken (`nft_fib_can_skip`, net/netfilter/nft_fib.h).
+/// firewalld drops IPv6 packets from sources whose route, with the packet's mark, is not by their interface. On some
+/// kernels these are also packets on lo that TPROXY has taken (`nft_fib_can_skip`, include/net/netfilter/nft_fib.h).
 #[test]
 fn clients_of_every_table_are_captured_where_firewalld_validates_sources_by_mark() {
     let rules = concat!(
