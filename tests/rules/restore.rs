@@ -258,7 +258,11 @@ fn the_output_of_iptables_save_captures_the_same() {
         let _daemon = lab.start(&[&options[..], &["--rules", script.path()]].concat());
         for (port, expected) in [(8180, "captured"), (9100, "captured"), (8181, "pod")] {
             let address = format!("{pod}:{port}");
-            assert_eq!(outcome(&lab, &address), expected, "{address}\n{saved}");
+            assert_eq!(
+                outcome(&lab.client, &address),
+                expected,
+                "{address}\n{saved}"
+            );
         }
     }
 }
