@@ -21,6 +21,7 @@ pub mod kernel;
 pub mod kubelet;
 pub mod manifest;
 pub mod pidfd;
+pub mod ping;
 pub mod refusal;
 pub mod rtnetlink;
 pub mod script;
