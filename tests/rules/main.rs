@@ -5,6 +5,7 @@ mod lab;
 
 mod meaning;
 mod reach;
+mod on_the_node;
 mod refusals;
 mod restore;
 mod syntax;

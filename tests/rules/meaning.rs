@@ -11,9 +11,9 @@ use crate::lab::script::{IDLE, Loader, ScriptFile, restore, whole, with_idle};
 use crate::lab::{Lab, Namespace, PATIENCE, connect_from, is_echoed};
 
 /// Time-out of a probe that is expected to be lost.
-const LOSS_TIME_OUT: Duration = Duration::from_millis(300);
+pub const LOSS_TIME_OUT: Duration = Duration::from_millis(300);
 
-const V4: Family = Family {
+pub const V4: Family = Family {
     name: "v4",
     restore: "iptables-restore",
     cidr: "10.244.0.0/16",
@@ -30,7 +30,7 @@ const V4: Family = Family {
     ],
 };
 
-const V6: Family = Family {
+pub const V6: Family = Family {
     name: "v6",
     restore: "ip6tables-restore",
     cidr: "fd00:10:244::/56",
@@ -48,20 +48,20 @@ const V6: Family = Family {
 };
 
 /// An address family, and the names of its addresses in the tables.
-struct Family {
-    name: &'static str,
-    restore: &'static str,
-    cidr: &'static str,
+pub struct Family {
+    pub name: &'static str,
+    pub restore: &'static str,
+    pub cidr: &'static str,
     names: &'static [(&'static str, &'static str)],
 }
 
 impl Family {
-    fn substitute(&self, text: &str) -> String {
+    pub fn substitute(&self, text: &str) -> String {
         let replace = |text: String, (name, address): &(&str, &str)| text.replace(name, address);
         self.names.iter().fold(text.to_owned(), replace)
     }
 
-    fn address(&self, name: &str, port: u16) -> SocketAddr {
+    pub fn address(&self, name: &str, port: u16) -> SocketAddr {
         SocketAddr::new(self.substitute(name).parse().unwrap(), port)
     }
 }
@@ -274,7 +274,7 @@ impl Probe {
     }
 }
 
-fn send_request(
+pub fn send_request(
     from: SocketAddr,
     to: SocketAddr,
     patience: Duration,
@@ -303,7 +303,7 @@ fn send_request(
     Ok("lost")
 }
 
-fn send_datagram(
+pub fn send_datagram(
     from: SocketAddr,
     to: SocketAddr,
     patience: Duration,
