@@ -33,6 +33,11 @@
 //! ```
 //!
 //! If `established` is full, the connection stays in `syn-seen`, 120 s after each frame.
+//!
+//! An ICMP error for a captured address passes the chain `errors`: it is redirected if the packet inside
+//! belongs to a connection whose frames are.
+
+use std::ops::RangeInclusive;
 
 use crate::nftables::expression::Expression;
 use crate::nftables::matches;
@@ -54,6 +59,11 @@ const POD_ANSWERED_TIMEOUT: u32 = 2;
 const ESTABLISHED_TIMEOUT: u32 = 120;
 /// Time-out of a connection after FIN or RST, in seconds: acknowledgements and retransmissions follow
 const CLOSED_TIMEOUT: u32 = 20;
+
+/// The types of ICMP errors: 3, 11 and 12 of RFC 792
+const ICMP_ERRORS: [RangeInclusive<u128>; 2] = [3..=3, 11..=12];
+/// The types of ICMPv6 errors that are defined (RFC 4443, 2.1)
+const ICMPV6_ERRORS: [RangeInclusive<u128>; 1] = [1..=4];
 
 /// Most connections in `syn-seen` and in `pod-answered`; each takes about 100 bytes of the kernel
 const HANDSHAKES_SIZE: u32 = 65_536;
@@ -119,7 +129,9 @@ impl BridgeRedirect {
             let of_family = FamilyNames::new(*family);
             of_family.add_chains_and_sets(&mut ruleset);
             of_family.add_states(&mut ruleset);
+            of_family.add_errors(&mut ruleset);
             of_family.add_prerouting(&mut ruleset, addresses, &self.dports);
+            of_family.add_prerouting_of_errors(&mut ruleset, addresses);
         }
         self.add_bridges(&mut ruleset, bridges);
         ruleset
@@ -170,6 +182,7 @@ struct FamilyNames {
     senders: String,
     states: String,
     handshakes: String,
+    errors: String,
     syn_seen: String,
     pod_answered: String,
     established: String,
@@ -183,6 +196,7 @@ impl FamilyNames {
             senders: name("senders"),
             states: name("states"),
             handshakes: name("handshakes"),
+            errors: name("errors"),
             syn_seen: name("syn-seen"),
             pod_answered: name("pod-answered"),
             established: name("established"),
@@ -190,7 +204,7 @@ impl FamilyNames {
     }
 
     fn add_chains_and_sets(&self, ruleset: &mut Ruleset) {
-        for chain in [&self.senders, &self.states, &self.handshakes] {
+        for chain in [&self.senders, &self.states, &self.handshakes, &self.errors] {
             ruleset.add_chain(chain);
         }
         let key = self.client_key();
@@ -248,6 +262,22 @@ impl FamilyNames {
         self.add_frame_rule(ruleset, is_syn_ack_of_pod.into(), &pod_answered);
     }
 
+    /// The rule for ICMP errors, which an address and not a port selects.
+    fn add_prerouting_of_errors(&self, ruleset: &mut Ruleset, addresses: &Ranges) {
+        let is_icmp_to_captured = [
+            Test::Protocol(Protocol::icmp_of(self.family)),
+            Test::Address(AddressOf::Destination, addresses.clone()),
+        ];
+        let types = match self.family {
+            Family::V4 => ICMP_ERRORS.to_vec(),
+            Family::V6 => ICMPV6_ERRORS.to_vec(),
+        };
+        let is_error = matches::in_ranges(nft::icmp_type(self.family), &types, false);
+        let jump = [Expression::Jump(self.errors.clone())];
+        let action = [is_error.as_slice(), &jump].concat();
+        self.add_frame_rule(ruleset, is_icmp_to_captured.into(), &action);
+    }
+
     /// Appends a rule for frames of this family that pass the tests.
     fn add_frame_rule(&self, ruleset: &mut Ruleset, tests: Vec<Test>, action: &[Expression]) {
         let is_family = [
@@ -292,6 +322,21 @@ impl FamilyNames {
         // The rule above has ended because `established` is full.
         rule(&[&load, &is_syn_seen, &stay, &redirect]);
         ruleset.append(&self.handshakes, &[&load, &enter, &redirect]);
+    }
+
+    /// The rules for ICMP errors: the packet inside is one of the server's.
+    fn add_errors(&self, ruleset: &mut Ruleset) {
+        let key = self.server_key();
+        let key = key.map(|field| nft::in_icmp_error(field, self.family));
+        let load = [
+            Expression::MapInputDevice(PORTS.to_owned()),
+            Expression::Concatenation(key.into()),
+        ];
+        let is_established = [is_in(&self.established)];
+        let is_syn_seen = [is_in(&self.syn_seen), is_not_in(&self.pod_answered)];
+        let redirect = redirect();
+        ruleset.append(&self.errors, &[&load, &is_established, &redirect]);
+        ruleset.append(&self.errors, &[&load, &is_syn_seen, &redirect]);
     }
 }
 

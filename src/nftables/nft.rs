@@ -1,7 +1,7 @@
 //! Header fields as nf_tables addresses them, and the numbers of nft(8) for their types.
 //!
 //! The kernel only stores the types; nft(8) needs them to list a set. Offsets are those of IEEE 802.3,
-//! RFC 791, 3.1, RFC 8200, 3, and RFC 9293, 3.1; types are those of nft's include/datatype.h.
+//! RFC 791, 3.1, RFC 792, RFC 8200, 3, RFC 4443, 2.1, and RFC 9293, 3.1; types are those of nft's include/datatype.h.
 
 use libc::c_int;
 
@@ -29,7 +29,9 @@ const TYPE_IP6ADDR: u32 = 8;
 const TYPE_ETHERADDR: u32 = 9;
 const TYPE_ETHERTYPE: u32 = 10;
 const TYPE_INET_SERVICE: u32 = 13;
+const TYPE_ICMP_TYPE: u32 = 14;
 const TYPE_TCP_FLAG: u32 = 15;
+const TYPE_ICMP6_TYPE: u32 = 29;
 /// The index of a network device
 pub const TYPE_IFINDEX: u32 = 20;
 
@@ -60,6 +62,30 @@ pub fn destination_address(family: Family) -> Field {
     match family {
         Family::V4 => field(NETWORK, 16, 4, TYPE_IPADDR),
         Family::V6 => field(NETWORK, 24, 16, TYPE_IP6ADDR),
+    }
+}
+
+/// `icmp type`, `icmpv6 type`
+pub fn icmp_type(family: Family) -> Field {
+    let key_type = match family {
+        Family::V4 => TYPE_ICMP_TYPE,
+        Family::V6 => TYPE_ICMP6_TYPE,
+    };
+    field(TRANSPORT, 0, 1, key_type)
+}
+
+/// The same field of the packet that an ICMP error contains, from its IP header on: after 8 bytes of ICMP.
+/// Options of IPv4 and extension headers of IPv6 are not skipped.
+pub fn in_icmp_error(of: Field, family: Family) -> Field {
+    let ip_header = match (of.base, family) {
+        (NETWORK, _) => 0,
+        (_, Family::V4) => 20,
+        (_, Family::V6) => 40,
+    };
+    Field {
+        base: TRANSPORT,
+        offset: 8 + ip_header + of.offset,
+        ..of
     }
 }
 

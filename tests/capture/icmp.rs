@@ -11,6 +11,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+use crate::lab::bridge::{Bridge, PEER, PEER6};
 use crate::lab::ping::answers_ping;
 use crate::lab::script::Loader;
 use crate::lab::{CIDRS, Lab, Namespace, PATIENCE, POD, POD6, wait_until};
@@ -44,6 +45,15 @@ table inet services {
     }
 }";
 
+/// Translates the addresses of clients to that of the Pod.
+const MASQUERADE: &str = "
+table inet vpn {
+    chain postrouting {
+        type nat hook postrouting priority srcnat
+        oifname eth0 masquerade
+    }
+}";
+
 /// A lab whose client is a router, and a client behind it.
 struct Path {
     lab: Lab,
@@ -53,29 +63,9 @@ struct Path {
 impl Path {
     fn new() -> Path {
         let lab = Lab::new();
-        let (router, far) = (&lab.client, Namespace::new());
-        router.sysctl("net.ipv4.ip_forward", "1");
-        router.sysctl("net.ipv6.conf.all.forwarding", "1");
-        // Each error is sent.
-        for limit in ["net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"] {
-            router.sysctl(limit, "0");
-        }
-        router.ip(&format!(
-            "link add far type veth peer name eth0 netns {}
-             address add 198.51.100.1/24 dev far
-             address add 2001:db8:2::1/64 dev far nodad
-             link set far up",
-            far.path()
-        ));
-        far.ip("address add 198.51.100.2/24 dev eth0
-                address add 2001:db8:2::2/64 dev eth0 nodad
-                link set eth0 up
-                route add default via 198.51.100.1
-                route add default via 2001:db8:2::1");
+        let far = add_far_client(&lab.client);
         lab.node.ip("route add 198.51.100.0/24 via 192.0.2.2
                      route add 2001:db8:2::/64 via 2001:db8:1::2");
-        router.wait_for_multicast("far");
-        far.wait_for_multicast("eth0");
         for namespace in [&lab.node, &lab.pod] {
             namespace.load("nft -f -", COUNTER);
         }
@@ -85,28 +75,57 @@ impl Path {
     /// A path that is narrow from the start.
     fn narrow() -> Path {
         let path = Path::new();
-        path.make_narrow();
+        make_narrow(&path.lab.client);
         path
-    }
-
-    /// Limits packets to the client to 1280 bytes, from the router on. Both ends offer segments for 1500 bytes.
-    fn make_narrow(&self) {
-        self.lab
-            .client
-            .ip("route add 198.51.100.2/32 dev far mtu lock 1280
-             route add 2001:db8:2::2/128 dev far mtu lock 1280");
     }
 
     /// Asserts that a long answer of the program arrives whole.
     fn assert_long_answer(&self, address: &str) {
-        let answer = self.far.send(address, long_request(address));
-        assert!(
-            answer.contains("Request received from ") && answer.ends_with(&long_body()),
-            "{address}: {} bytes, {:.300}",
-            answer.len(),
-            answer
-        );
+        assert_long_answer(&self.far, address);
     }
+}
+
+/// A client behind a router.
+fn add_far_client(router: &Namespace) -> Namespace {
+    let far = Namespace::new();
+    router.sysctl("net.ipv4.ip_forward", "1");
+    router.sysctl("net.ipv6.conf.all.forwarding", "1");
+    // Each error is sent.
+    for limit in ["net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"] {
+        router.sysctl(limit, "0");
+    }
+    router.ip(&format!(
+        "link add far type veth peer name eth0 netns {}
+         address add 198.51.100.1/24 dev far
+         address add 2001:db8:2::1/64 dev far nodad
+         link set far up",
+        far.path()
+    ));
+    far.ip("address add 198.51.100.2/24 dev eth0
+            address add 2001:db8:2::2/64 dev eth0 nodad
+            link set eth0 up
+            route add default via 198.51.100.1
+            route add default via 2001:db8:2::1");
+    router.wait_for_multicast("far");
+    far.wait_for_multicast("eth0");
+    far
+}
+
+/// Limits packets to the client to 1280 bytes, from the router on. Both ends offer segments for 1500 bytes.
+fn make_narrow(router: &Namespace) {
+    router.ip("route add 198.51.100.2/32 dev far mtu lock 1280
+               route add 2001:db8:2::2/128 dev far mtu lock 1280");
+}
+
+/// Asserts that a long answer of the program arrives whole.
+fn assert_long_answer(client: &Namespace, address: &str) {
+    let answer = client.send(address, long_request(address));
+    assert!(
+        answer.contains("Request received from ") && answer.ends_with(&long_body()),
+        "{address}: {} bytes, {:.300}",
+        answer.len(),
+        answer
+    );
 }
 
 impl Namespace {
@@ -190,6 +209,30 @@ fn an_answer_to_a_service_that_is_longer_than_the_path_arrives_whole() {
     }
 }
 
+/// A Pod that translates for clients behind it, as a VPN's gateway does. Its errors pass the bridge.
+#[test]
+fn an_answer_that_is_longer_than_the_path_behind_a_pod_of_the_same_bridge_arrives_whole() {
+    for filter in [false, true] {
+        let services = ["10.96.0.10:80", "[fd00:96::10]:80"];
+        for address in [PEER, PEER6].into_iter().chain(NOBODY).chain(services) {
+            let bridge = Bridge::new(filter);
+            let of_peer = SERVICE.replace("10.244.0.5", "10.244.0.6");
+            let of_peer = of_peer.replace("fd00:10:244::5", "fd00:10:244::6");
+            bridge.node.load("nft -f -", &of_peer);
+            let far = add_far_client(&bridge.pod);
+            make_narrow(&bridge.pod);
+            bridge.pod.load("nft -f -", MASQUERADE);
+            for namespace in [&bridge.node, &bridge.peer] {
+                namespace.load("nft -f -", COUNTER);
+            }
+            let _daemon = bridge.start(&["--cidr", CIDRS]);
+            assert_long_answer(&far, address);
+            assert!(bridge.node.errors() > 0, "{address}: the path is narrow");
+            assert_eq!(bridge.peer.errors(), 0, "{address}: errors at the Pod");
+        }
+    }
+}
+
 /// A strict source validation with the mark of an error finds its router, which may be in a captured block.
 #[test]
 fn errors_of_any_router_are_valid_where_sources_are_validated_by_mark() {
@@ -244,7 +287,7 @@ fn the_pod_gets_the_errors_of_its_own_connections() {
         }
         let mut older = path.far.connect(captured).unwrap();
         assert_long_answer_of_pod(&mut older);
-        path.make_narrow();
+        make_narrow(&path.lab.client);
         let _daemon = path.lab.start(&["--cidr", CIDRS]);
         assert_long_answer_of_pod(&mut older);
         assert!(pod.errors() > 0, "{captured}: from before the start");
