@@ -4,8 +4,8 @@
 mod lab;
 
 mod meaning;
-mod reach;
 mod on_the_node;
+mod reach;
 mod refusals;
 mod restore;
 mod syntax;
