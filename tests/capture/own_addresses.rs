@@ -2,7 +2,7 @@
 
 use crate::lab::bridge::{Bridge, PEER, PEER6};
 use crate::lab::http_client::REQUEST;
-use crate::lab::{CIDRS, Lab, Namespace, POD, POD6};
+use crate::lab::{CIDRS, Lab, Namespace, POD, POD6, wait_until};
 
 /// Blocks that contain all addresses of the lab, and the link-local ones.
 const ALL_OF_LAB: &str = "192.0.2.0/24,2001:db8:1::/64,10.244.0.0/16,fd00:10:244::/56,fe80::/64";
@@ -109,6 +109,11 @@ fn an_address_that_the_node_gets_and_loses_is_its_own_meanwhile() {
     for _ in 0..2 {
         lab.node.ip("address add 10.244.7.9/32 dev lo
                      address add fd00:10:244:7::9/128 dev lo nodad");
+        // The kernel adds the route of an IPv6 address later, on a work queue.
+        wait_until("both addresses are local", || {
+            let shown = lab.node.run("ip -6 route show table local");
+            shown.contains("local fd00:10:244:7::9 ")
+        });
         for address in LATER {
             assert_answered_by_node(&lab.client, address);
         }
