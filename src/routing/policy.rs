@@ -113,16 +113,10 @@ impl Routing {
         // routes when the dump starts.
         let mut outcome = loopback::require_up(&mut self.socket);
         let is_loopback_up = outcome.is_ok();
-        let installed = match self.installed() {
+        let installed = match self.delete_remnants() {
             Ok(installed) => installed,
             Err(error) => return (Vec::new(), outcome.and(Err(error))),
         };
-        for it in &installed {
-            if it.is_own && !it.is_among(&self.expected) {
-                let deleted = self.delete(it.entry, it.priority);
-                outcome = outcome.and(deleted.map(drop));
-            }
-        }
         let mut added = Vec::new();
         for entry in self.expected.clone() {
             let is_satisfied = installed.iter().any(|it| it.satisfies(entry));
@@ -137,6 +131,23 @@ impl Routing {
             }
         }
         (added, outcome)
+    }
+
+    /// Deletes own entries that are not expected, and lists what is left. With each goes what looks the same in
+    /// the request ([`Entry::delete_request`]): the kernel may choose an expected one first.
+    fn delete_remnants(&mut self) -> Result<Vec<InstalledEntry>, Error> {
+        let installed = self.installed()?;
+        let remnants = installed
+            .iter()
+            .filter(|it| it.is_own && !it.is_among(&self.expected));
+        let remnants: Vec<InstalledEntry> = remnants.copied().collect();
+        for it in &remnants {
+            while self.delete(it.entry, it.priority)? {}
+        }
+        match remnants.is_empty() {
+            true => Ok(installed),
+            false => self.installed(),
+        }
     }
 
     /// Deletes own entries. Continues after errors. Returns the deleted entries, and the first error.
