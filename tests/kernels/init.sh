@@ -2,8 +2,11 @@
 # The init process of the virtual machine of scripts/kernels.sh: runs the tests of /tests/list, one crate with
 # arguments a line, prints the results, and powers off.
 
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LC_ALL=C.UTF-8 RUST_BACKTRACE=1 PATIENCE=60 HAS_ALL=yes
-mount -t proc proc /proc
+# Commands that no package of the initramfs has are busybox's.
+busybox mount -t proc proc /proc
+busybox mkdir /busybox
+busybox --install -s /busybox
+export PATH=/usr/sbin:/usr/bin:/busybox HOME=/ LC_ALL=C.UTF-8 RUST_BACKTRACE=1 PATIENCE=60 HAS_ALL=yes
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 ip link set lo up
