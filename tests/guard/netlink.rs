@@ -1,5 +1,4 @@
-//! Netlink sockets whose receive buffer overflows. Not unit tests: QEMU's user mode emulation has neither such
-//! an overflow nor sock_diag.
+//! Netlink sockets whose receive buffer overflows.
 
 use tproxy_pod::netlink::message::Message;
 use tproxy_pod::netlink::socket::Socket;

@@ -1,7 +1,6 @@
-//! Other kernels and another architecture, emulated.
+//! Other kernels, emulated.
 
 #[path = "../lab/mod.rs"]
 mod lab;
 
-mod arm64;
 mod lacking;
