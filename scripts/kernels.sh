@@ -27,7 +27,9 @@ fail() {
 # owners (Linux 5.12), for arm64, for each kernel and for arm64 with --all, and for a kernel without IPv6. The
 # first needs a kernel without loaded modules.
 tests=("kernels --ignored --test-threads 1 module" "capture cni:: packets::" "guard lifecycle:: readiness::")
-tests_with_owners=("capture bridge:: from_node:: icmp:: own_addresses::")
+# The skipped test needs clients that send at once, for which an emulated machine is too slow.
+tests_with_owners=("capture bridge:: from_node:: icmp:: own_addresses::
+        --skip a_stop_under_load_loses_no_connection_of_the_node")
 tests_without_owners=("kernels --ignored without_an_owner")
 tests_for_arm64=("lib")
 more_tests=("capture shared_routing:: source_validation:: neighbours::")
