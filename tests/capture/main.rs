@@ -1,5 +1,6 @@
 //! What is captured and what is not, with real packets.
 
+mod kube_proxy;
 #[path = "../lab/mod.rs"]
 mod lab;
 mod matrix;
@@ -11,5 +12,6 @@ mod icmp;
 mod neighbours;
 mod own_addresses;
 mod packets;
+mod services;
 mod shared_routing;
 mod source_validation;

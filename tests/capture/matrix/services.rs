@@ -1,14 +1,10 @@
-//! kube-proxy's rules, from a Service to the server Pod's captured port: those of ../neighbours, for two nodes
-//! and both families, and IPVS.
+//! kube-proxy's Service default/s8180 on two nodes, whose endpoint is the server Pod on node 1.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
+use crate::kube_proxy::{Addresses, BESIDE_IPVS, CLUSTER_IP, IPTABLES, NFTABLES, NODE_PORT};
 use crate::lab::Namespace;
 use crate::lab::cluster::{Cluster, Node};
-
-/// Addresses and ports of the Service.
-const CLUSTER_IP: [&str; 2] = ["10.96.0.10:80", "[fd00:10:96::10]:80"];
-const NODE_PORT: u16 = 30080;
 
 /// The ClusterIP, over both families.
 pub fn cluster_ip(_: &Node) -> [SocketAddr; 2] {
@@ -33,16 +29,12 @@ pub fn client_by(cluster: &Cluster, node: &Node) -> Namespace {
 
 /// kube-proxy in iptables mode
 pub fn iptables(node: &Node) {
-    let rules = for_two_nodes(include_str!("../neighbours/kube-proxy.iptables"), node);
-    node.host.load("iptables-restore", &rules);
-    node.host.load("ip6tables-restore", &for_ipv6(&rules, node));
+    IPTABLES.load(&node.host, &addresses(node));
 }
 
 /// kube-proxy in nftables mode
 pub fn nftables(node: &Node) {
-    let rules = for_two_nodes(include_str!("../neighbours/kube-proxy.nft"), node);
-    node.host.load("nft -f -", &rules);
-    node.host.load("nft -f -", &for_ipv6(&rules, node));
+    NFTABLES.load(&node.host, &addresses(node));
 }
 
 /// kube-proxy in IPVS mode: ClusterIPs are addresses of the node. Rules mark the packets to be masqueraded, in
@@ -50,8 +42,8 @@ pub fn nftables(node: &Node) {
 pub fn ipvs(node: &Node) {
     node.host.batch(
         "link add kube-ipvs0 type dummy
-         address add 10.96.0.10/32 dev kube-ipvs0
-         address add fd00:10:96::10/128 dev kube-ipvs0 nodad",
+         address add 10.96.0.20/32 dev kube-ipvs0
+         address add fd00:10:96::20/128 dev kube-ipvs0 nodad",
     );
     let ports = node_port(node).map(|it| it.to_string());
     let mut services = String::new();
@@ -62,42 +54,12 @@ pub fn ipvs(node: &Node) {
     }
     node.host.load("ipvsadm -R", &services);
     node.host.sysctl("net.ipv4.vs.conntrack", "1");
-    let rules = for_two_nodes(include_str!("../neighbours/kube-proxy-ipvs.iptables"), node);
-    node.host.load("iptables-restore", &rules);
-    node.host.load("ip6tables-restore", &for_ipv6(&rules, node));
+    BESIDE_IPVS.load(&node.host, &addresses(node));
 }
 
-/// Rewrites rules for one node and a Pod with a web server at port 80.
-fn for_two_nodes(shape: &str, node: &Node) -> String {
-    let [v4, _] = node.addresses();
-    shape
-        .replace("10.244.0.5:80", "10.244.1.5:8180")
-        .replace("10.244.0.5/80", "10.244.1.5/8180")
-        .replace("10.244.0.5", "10.244.1.5")
-        .replace("192.0.2.1 ", &format!("{v4} "))
-}
-
-/// Rewrites rules for IPv6.
-fn for_ipv6(rules: &str, node: &Node) -> String {
-    let [v4, v6]: [IpAddr; 2] = node.addresses();
-    [
-        ("10.244.1.5:8180", "[fd00:10:244:1::5]:8180"),
-        ("10.244.1.5/32", "fd00:10:244:1::5/128"),
-        ("10.244.1.5 ", "fd00:10:244:1::5 "),
-        ("10.244.0.0/16", "fd00:10:244::/56"),
-        ("10.96.0.0/16", "fd00:10:96::/112"),
-        ("10.96.0.10/32", "fd00:10:96::10/128"),
-        ("10.96.0.99/32", "fd00:10:96::99/128"),
-        ("10.96.0.10", "fd00:10:96::10"),
-        ("10.96.0.99", "fd00:10:96::99"),
-        ("127.0.0.0/8", "::1/128"),
-        ("icmp-port-unreachable", "icmp6-port-unreachable"),
-        ("table ip ", "table ip6 "),
-        ("ipv4_addr", "ipv6_addr"),
-        ("ip daddr", "ip6 daddr"),
-        ("ip saddr", "ip6 saddr"),
-        (&v4.to_string(), &v6.to_string()),
-    ]
-    .iter()
-    .fold(rules.to_owned(), |rules, (v4, v6)| rules.replace(v4, v6))
+fn addresses(node: &Node) -> Addresses {
+    Addresses {
+        pod: ["10.244.1.5", "fd00:10:244:1::5"].map(|it| it.parse().unwrap()),
+        node: node.addresses(),
+    }
 }
