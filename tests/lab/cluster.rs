@@ -89,12 +89,13 @@ impl Cluster {
         outsider(&self.switch, &self.nodes, part)
     }
 
-    /// Starts the program on both nodes, and waits until it captures.
-    pub fn start(&self) -> [Daemon; 2] {
+    /// Starts the program on both nodes with more arguments, and waits until it captures.
+    pub fn start(&self, arguments: &[&str]) -> [Daemon; 2] {
         let daemons = self.nodes.each_ref().map(|node| {
             let mut command = node.host.command(PROGRAM);
             command
                 .args(["--cidr", CIDRS])
+                .args(arguments)
                 .env("NODE_NAME", node.name());
             Daemon::spawn(command)
         });
@@ -145,7 +146,7 @@ impl Node {
         let number = self.number;
         [
             format!("10.244.{number}.{part}").parse().unwrap(),
-            format!("fd00:10:244:{number}::{part}").parse().unwrap(),
+            format!("fd00:10:244:{number}::{part:x}").parse().unwrap(),
         ]
     }
 

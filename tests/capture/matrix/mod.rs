@@ -13,6 +13,7 @@ use crate::lab::Namespace;
 use request::{Outcome, send_request};
 
 /// A client and the addresses that it sends a request to, over IPv4 and IPv6.
+#[derive(Clone, Copy)]
 pub struct Request<'a> {
     pub client: &'a Namespace,
     pub to: [SocketAddr; 2],

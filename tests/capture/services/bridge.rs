@@ -2,7 +2,7 @@
 //! translates on the bridge, and the rules that come first of all meet the packet again.
 
 use super::{assert_answered_by_pod, assert_captured, services};
-use crate::kube_proxy::{ABSENT, Addresses, IPTABLES, LATE_NFTABLES, NFTABLES};
+use crate::kube_proxy::{ABSENT, Addresses, CLUSTER_IP, IPTABLES, LATE_NFTABLES, NFTABLES};
 use crate::lab::CIDRS;
 use crate::lab::bridge::{Bridge, PEER, PEER6};
 use crate::lab::http_client::{HttpClient, REQUEST};
@@ -106,6 +106,27 @@ fn connections_over_a_bridge_to_a_service_from_before_the_start_stay_with_the_po
         pod_answers("after the stop");
         for service in &services {
             assert_answered_by_pod(&bridge.peer, &service.address);
+        }
+    }
+}
+
+/// Frames to the bridge's own address are redirected by `--cidr`, before any translation.
+#[test]
+fn services_inside_the_captured_blocks_are_translated_first() {
+    for filter in [false, true] {
+        let bridge = Bridge::new(filter);
+        IPTABLES.load(&bridge.node, &addresses());
+        let cidrs = format!("{CIDRS},10.96.0.0/16,fd00:10:96::/112");
+        let daemon = bridge.start(&["--cidr", &cidrs, "--dport", "80,8180"]);
+        for (service, pod) in CLUSTER_IP
+            .iter()
+            .zip(["10.244.0.5:8180", "[fd00:10:244::5]:8180"])
+        {
+            assert_captured(&bridge.peer, &daemon, service, pod);
+            assert_captured(&bridge.pod, &daemon, service, pod);
+        }
+        for no_service in ["10.96.0.77:80", "[fd00:10:96::77]:80"] {
+            assert_captured(&bridge.pod, &daemon, no_service, no_service);
         }
     }
 }

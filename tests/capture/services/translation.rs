@@ -1,8 +1,8 @@
 //! Each proxy mode, for clients outside and for the Pod itself.
 
 use super::{assert_answered_by_pod, assert_captured, lab, lab_addresses, services};
-use crate::kube_proxy::{ABSENT, IPTABLES, LATE_NFTABLES, MODES, NFTABLES};
-use crate::lab::{CIDRS, Lab};
+use crate::kube_proxy::{ABSENT, CLUSTER_IP, IPTABLES, LATE_NFTABLES, MODES, NFTABLES};
+use crate::lab::{CIDRS, Lab, POD, POD6};
 
 /// Counts captured packets with kube-proxy's mark beside the program's, where they are delivered.
 const WATCH: &str = "table inet watch {
@@ -61,6 +61,21 @@ fn a_pod_that_asks_the_service_that_leads_to_itself_is_captured() {
         for service in services(&lab_addresses()) {
             println!("{}: {}", mode.name, service.address);
             assert_captured(&lab.pod, &daemon, &service.address, service.pod);
+        }
+    }
+}
+
+#[test]
+fn a_service_inside_the_captured_blocks_is_translated_first() {
+    for mode in MODES {
+        let lab = lab(&mode);
+        let cidrs = format!("{CIDRS},10.96.0.0/16,fd00:10:96::/112");
+        let daemon = lab.start(&["--cidr", &cidrs, "--dport", "80,8180"]);
+        for (service, pod) in CLUSTER_IP.iter().zip([POD, POD6]) {
+            assert_captured(&lab.client, &daemon, service, pod);
+        }
+        for no_service in ["10.96.0.77:80", "[fd00:10:96::77]:80"] {
+            assert_captured(&lab.client, &daemon, no_service, no_service);
         }
     }
 }
