@@ -155,8 +155,10 @@ fn missing_module(refusal: &Refusal, message: Option<&Message>) -> Option<String
     let expression = message?.payload_at(refusal.offset?)?;
     let name = String::from_utf8_lossy(attribute(expression, NFTA_EXPR_NAME)?);
     let name = name.trim_end_matches('\0');
-    let option = name.to_ascii_uppercase();
+    // The module nft_fib has only what its modules for each family share.
+    let module = if name == "fib" { "fib_inet" } else { name };
+    let option = module.to_ascii_uppercase();
     Some(format!(
-        "the kernel lacks the expression {name}: module nft_{name}, CONFIG_NFT_{option}"
+        "the kernel lacks the expression {name}: module nft_{module}, CONFIG_NFT_{option}"
     ))
 }

@@ -10,8 +10,8 @@ use libc::c_int;
 
 use crate::netlink::message::Message;
 use crate::routing::rtnetlink::{
-    FR_ACT_TO_TBL, FRA_FWMARK, FRA_FWMASK, FRA_IIFNAME, FRA_PRIORITY, FRA_PROTOCOL,
-    FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, LOOPBACK, ROUTE_HEADER,
+    FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, FRA_FWMARK, FRA_FWMASK, FRA_GOTO, FRA_IIFNAME,
+    FRA_PRIORITY, FRA_PROTOCOL, FRA_TABLE, LOOPBACK, ROUTE_HEADER,
 };
 use crate::selectors::{Cidr, Family, Mark};
 
@@ -19,18 +19,25 @@ use crate::selectors::{Cidr, Family, Mark};
 pub const PROTOCOL: u8 = 84;
 
 /// Priorities of the rules. Those of CNI plugins start at 9 (Cilium) and 10 (AWS).
-const MARK_RULE_PRIORITY: u32 = 8;
 const REVERSE_PATH_RULE_PRIORITY: u32 = 7;
+const MARK_RULE_PRIORITY: u32 = 8;
+/// Where a [`Entry::ReversePathRule`] leads.
+pub const TARGET_PRIORITY: u32 = 9;
 
 /// A rule of the routing policy, or a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// `iif lo fwmark MARK lookup main suppress_prefixlength 0`
+    /// `iif lo fwmark MARK goto 9`
     ReversePathRule {
         /// The address family.
         family: Family,
         /// The mark of the packets.
         mark: Mark,
+    },
+    /// `nop`, with the priority 9: the rule to which a [`Entry::ReversePathRule`] leads
+    ReversePathTarget {
+        /// The address family.
+        family: Family,
     },
     /// `fwmark MARK lookup TABLE`
     MarkRule {
@@ -55,6 +62,7 @@ impl Entry {
     pub fn priority(self) -> u32 {
         match self {
             Entry::ReversePathRule { .. } => REVERSE_PATH_RULE_PRIORITY,
+            Entry::ReversePathTarget { .. } => TARGET_PRIORITY,
             Entry::MarkRule { .. } => MARK_RULE_PRIORITY,
             Entry::AnyIpRoute { .. } => 0,
         }
@@ -70,8 +78,7 @@ impl Entry {
     }
 
     /// The request that deletes the entry; a rule has this priority. The kernel compares only what the request
-    /// names, so a reverse path rule of an earlier version, without `suppress_prefixlength`, is deleted too;
-    /// if there are both, the earlier one.
+    /// names, so a rule with further conditions is deleted, too.
     pub fn delete_request(self, priority: u32) -> Message {
         match self {
             Entry::AnyIpRoute { .. } => self.request(libc::RTM_DELROUTE, libc::NLM_F_ACK, 0),
@@ -80,30 +87,31 @@ impl Entry {
     }
 
     fn request(self, kind: u16, flags: c_int, priority: u32) -> Message {
-        let rule = |family, mark: Mark, table| {
-            let mut message = Message::new(kind, flags, &rule_header(family, FR_ACT_TO_TBL));
+        let rule = |family, action| {
+            let mut message = Message::new(kind, flags, &rule_header(family, action));
             message
                 .put_ne32(FRA_PRIORITY, priority)
-                .put_ne32(FRA_FWMARK, mark.value)
-                .put_ne32(FRA_FWMASK, mark.mask)
-                .put_ne32(FRA_TABLE, table)
                 .put(FRA_PROTOCOL, &[PROTOCOL]);
             message
         };
         match self {
             Entry::ReversePathRule { family, mark } => {
-                let mut message = rule(family, mark, libc::RT_TABLE_MAIN.into());
-                message.put_text(FRA_IIFNAME, "lo");
-                if kind == libc::RTM_NEWRULE {
-                    message.put_ne32(FRA_SUPPRESS_PREFIXLEN, 0);
-                }
+                let mut message = rule(family, FR_ACT_GOTO);
+                put_mark(&mut message, mark)
+                    .put_text(FRA_IIFNAME, "lo")
+                    .put_ne32(FRA_GOTO, TARGET_PRIORITY);
                 message
             }
+            Entry::ReversePathTarget { family } => rule(family, FR_ACT_NOP),
             Entry::MarkRule {
                 family,
                 mark,
                 table,
-            } => rule(family, mark, table),
+            } => {
+                let mut message = rule(family, FR_ACT_TO_TBL);
+                put_mark(&mut message, mark).put_ne32(FRA_TABLE, table);
+                message
+            }
             Entry::AnyIpRoute { cidr, table } => route(kind, flags, cidr, table),
         }
     }
@@ -120,8 +128,11 @@ impl fmt::Display for Entry {
                 let prefix = prefix(family);
                 write!(
                     f,
-                    "{prefix}rule iif lo fwmark {mark} lookup main suppress_prefixlength 0"
+                    "{prefix}rule iif lo fwmark {mark} goto {TARGET_PRIORITY}"
                 )
+            }
+            Entry::ReversePathTarget { family } => {
+                write!(f, "{}rule priority {TARGET_PRIORITY} nop", prefix(family))
             }
             Entry::MarkRule {
                 family,
@@ -133,6 +144,12 @@ impl fmt::Display for Entry {
             }
         }
     }
+}
+
+fn put_mark(message: &mut Message, mark: Mark) -> &mut Message {
+    message
+        .put_ne32(FRA_FWMARK, mark.value)
+        .put_ne32(FRA_FWMASK, mark.mask)
 }
 
 /// A request about an AnyIP route.

@@ -4,11 +4,11 @@
 use crate::error::Error;
 use crate::netlink::message::{Message, ReceivedMessage, attributes, u32_at};
 use crate::netlink::socket::Socket;
-use crate::routing::entry::{Entry, PROTOCOL, route_header, rule_header};
+use crate::routing::entry::{Entry, PROTOCOL, TARGET_PRIORITY, route_header, rule_header};
 use crate::routing::rtnetlink::{
-    self, FIB_RULE_INVERT, FR_ACT_TO_TBL, FRA_DST, FRA_FWMARK, FRA_FWMASK, FRA_IIFNAME,
-    FRA_PRIORITY, FRA_PROTOCOL, FRA_SUPPRESS_IFGROUP, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, LOOPBACK,
-    ROUTE_HEADER,
+    self, FIB_RULE_INVERT, FIB_RULE_UNRESOLVED, FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, FRA_DST,
+    FRA_FWMARK, FRA_FWMASK, FRA_GOTO, FRA_IIFNAME, FRA_PRIORITY, FRA_PROTOCOL,
+    FRA_SUPPRESS_IFGROUP, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, LOOPBACK, ROUTE_HEADER,
 };
 use crate::selectors::{Cidr, Family, Mark};
 
@@ -146,18 +146,18 @@ fn dump(
     }
 }
 
-/// Parses a rule that matches a mark; `None` for any other rule.
+/// Parses a rule that matches a mark, or does nothing; `None` for any other rule.
 pub fn read_rule(payload: &[u8]) -> Option<InstalledEntry> {
     let header: &[u8; ROUTE_HEADER] = payload.first_chunk()?;
     let family = Family::from_number(header[0])?;
     let flags = u32_at(header, 8)?;
-    let mut is_exact = header[1..4] == [0; 3] && header[7] == FR_ACT_TO_TBL && flags == 0;
+    let mut is_exact = header[1..4] == [0; 3] && flags & !FIB_RULE_UNRESOLVED == 0;
     let mut mark = Mark {
         value: 0,
         mask: u32::MAX,
     };
     let (mut table, mut priority, mut protocol) = (u32::from(header[4]), 0, 0);
-    let (mut has_iif_lo, mut suppressed) = (false, None);
+    let (mut has_iif_lo, mut target) = (false, None);
     for (kind, value) in attributes(&payload[ROUTE_HEADER..]) {
         match (kind, u32_at(value, 0)) {
             (FRA_FWMARK, Some(number)) => mark.value = number,
@@ -167,25 +167,33 @@ pub fn read_rule(payload: &[u8]) -> Option<InstalledEntry> {
             (FRA_PROTOCOL, _) => protocol = *value.first()?,
             (FRA_IIFNAME, _) if value == b"lo\0" => has_iif_lo = true,
             (FRA_SUPPRESS_PREFIXLEN | FRA_SUPPRESS_IFGROUP, Some(u32::MAX)) => {}
-            (FRA_SUPPRESS_PREFIXLEN, Some(length)) => suppressed = Some(length),
+            (FRA_GOTO, Some(number)) => target = Some(number),
             // Any other attribute is a further condition or action.
             (FRA_DST.., _) => is_exact = false,
             _ => {}
         }
     }
-    let entry = match has_iif_lo && table == libc::RT_TABLE_MAIN.into() {
-        true => Entry::ReversePathRule { family, mark },
-        false => Entry::MarkRule {
-            family,
-            mark,
-            table,
-        },
+    let (entry, has_its_conditions) = match (header[7], mark.value) {
+        (FR_ACT_NOP, 0) => (
+            Entry::ReversePathTarget { family },
+            !has_iif_lo && priority == TARGET_PRIORITY,
+        ),
+        (_, 0) => return None,
+        (FR_ACT_GOTO, _) => (
+            Entry::ReversePathRule { family, mark },
+            has_iif_lo && target == Some(TARGET_PRIORITY),
+        ),
+        (action, _) => (
+            Entry::MarkRule {
+                family,
+                mark,
+                table,
+            },
+            !has_iif_lo && action == FR_ACT_TO_TBL,
+        ),
     };
-    is_exact &= match entry {
-        Entry::ReversePathRule { .. } => suppressed == Some(0),
-        _ => !has_iif_lo && suppressed.is_none(),
-    };
-    (mark.value != 0 && flags & FIB_RULE_INVERT == 0).then_some(InstalledEntry {
+    is_exact &= has_its_conditions;
+    (flags & FIB_RULE_INVERT == 0).then_some(InstalledEntry {
         entry,
         priority,
         is_own: protocol == PROTOCOL,

@@ -1,18 +1,19 @@
 //! Adds and removes the rules and AnyIP routes of the captured CIDRs.
 //!
 //! ```text
-//! ip rule   7: iif lo fwmark MARK lookup main suppress_prefixlength 0    per family: the reverse path of
-//!                                                                        captured packets
+//! ip rule   7: iif lo fwmark MARK goto 9       per family: the reverse path of captured packets
 //! ip rule   8: fwmark MARK lookup TABLE        per family: captured packets
 //! ip rule   8: fwmark NODE_MARK lookup TABLE   per family, with --from-node: those that the node sends
+//! ip rule   9: nop                             per family: where the first rule leads
 //! ip route  local CIDR dev lo table TABLE      per CIDR: all its addresses are local (AnyIP)
 //! ```
 //!
 //! Source validation by mark (`src_valid_mark`, or `fib saddr . mark` in a firewall) looks up the
-//! client's address with the mark and `iif lo` (`__fib_validate_source`, net/ipv4/fib_frontend.c). The
-//! first rule directs that lookup to the main table, because a client may have a captured address; the
-//! default route does not count there, because another table may have a client's route (Tailscale,
-//! wg-quick). What the node itself sends has `iif lo` too, so it has a mark of its own.
+//! client's address with the mark and `iif lo` (`__fib_validate_source`, net/ipv4/fib_frontend.c), and so do
+//! answers where sockets inherit the mark (`tcp_fwmark_accept`). The first rule leads these lookups past the
+//! second one to the node's own rules: a client may have a captured address, and any table may have its route.
+//! Packets that the node receives never have `iif lo`. What the node itself sends has, so it has a mark of its
+//! own.
 //!
 //! A rule or route of another process that does the same is used instead, and not removed. If one
 //! conflicts, nothing is installed; one that appears later does not stop the restoring of entries. From
@@ -47,16 +48,17 @@ impl Routing {
             .iter()
             .map(|cidr| Entry::AnyIpRoute { cidr: *cidr, table });
         let rules = families.iter().flat_map(|&family| {
-            let reverse = Entry::ReversePathRule {
-                family,
-                mark: marks.received,
-            };
+            let mark = marks.received;
+            let reverse = [
+                Entry::ReversePathTarget { family },
+                Entry::ReversePathRule { family, mark },
+            ];
             let lookup = move |mark| Entry::MarkRule {
                 family,
                 mark,
                 table,
             };
-            std::iter::once(reverse).chain(marks.all().map(lookup))
+            reverse.into_iter().chain(marks.all().map(lookup))
         });
         Ok(Routing {
             socket: Socket::open(libc::NETLINK_ROUTE)?,
@@ -113,10 +115,16 @@ impl Routing {
         // routes when the dump starts.
         let mut outcome = loopback::require_up(&mut self.socket);
         let is_loopback_up = outcome.is_ok();
-        let installed = match self.delete_remnants() {
+        let installed = match self.installed() {
             Ok(installed) => installed,
             Err(error) => return (Vec::new(), outcome.and(Err(error))),
         };
+        for it in &installed {
+            if it.is_own && !it.is_among(&self.expected) {
+                let deleted = self.delete(it.entry, it.priority);
+                outcome = outcome.and(deleted.map(drop));
+            }
+        }
         let mut added = Vec::new();
         for entry in self.expected.clone() {
             let is_satisfied = installed.iter().any(|it| it.satisfies(entry));
@@ -131,23 +139,6 @@ impl Routing {
             }
         }
         (added, outcome)
-    }
-
-    /// Deletes own entries that are not expected, and lists what is left. With each goes what looks the same in
-    /// the request ([`Entry::delete_request`]): the kernel may choose an expected one first.
-    fn delete_remnants(&mut self) -> Result<Vec<InstalledEntry>, Error> {
-        let installed = self.installed()?;
-        let remnants = installed
-            .iter()
-            .filter(|it| it.is_own && !it.is_among(&self.expected));
-        let remnants: Vec<InstalledEntry> = remnants.copied().collect();
-        for it in &remnants {
-            while self.delete(it.entry, it.priority)? {}
-        }
-        match remnants.is_empty() {
-            true => Ok(installed),
-            false => self.installed(),
-        }
     }
 
     /// Deletes own entries. Continues after errors. Returns the deleted entries, and the first error.

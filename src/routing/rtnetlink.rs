@@ -22,6 +22,7 @@ pub const ROUTE_HEADER: usize = 12;
 
 pub const FRA_DST: u16 = 1;
 pub const FRA_IIFNAME: u16 = 3;
+pub const FRA_GOTO: u16 = 4;
 pub const FRA_PRIORITY: u16 = 6;
 pub const FRA_FWMARK: u16 = 10;
 pub const FRA_SUPPRESS_IFGROUP: u16 = 13;
@@ -30,7 +31,10 @@ pub const FRA_TABLE: u16 = 15;
 pub const FRA_FWMASK: u16 = 16;
 pub const FRA_PROTOCOL: u16 = 21;
 pub const FR_ACT_TO_TBL: u8 = 1;
+pub const FR_ACT_GOTO: u8 = 2;
+pub const FR_ACT_NOP: u8 = 3;
 pub const FIB_RULE_INVERT: u32 = 2;
+pub const FIB_RULE_UNRESOLVED: u32 = 4;
 
 /// The error of a refused request: the attempt, the error number, and a hint.
 pub fn error(attempt: impl Into<String>, refusal: Refusal) -> Error {

@@ -21,12 +21,14 @@ fn is_lost(lab: &Lab, address: &str) -> bool {
 }
 
 /// All that a start adds on a node without rules.
-const OURS: [&str; 6] = [
+const OURS: [&str; 8] = [
     "route local 10.244.0.0/16 dev lo table 100",
     "route local fd00:10:244::/56 dev lo table 100",
-    "rule iif lo fwmark 0x1/0x1 lookup main suppress_prefixlength 0",
+    "rule priority 9 nop",
+    "rule iif lo fwmark 0x1/0x1 goto 9",
     "rule fwmark 0x1/0x1 lookup 100",
-    "IPv6 rule iif lo fwmark 0x1/0x1 lookup main suppress_prefixlength 0",
+    "IPv6 rule priority 9 nop",
+    "IPv6 rule iif lo fwmark 0x1/0x1 goto 9",
     "IPv6 rule fwmark 0x1/0x1 lookup 100",
 ];
 
@@ -154,7 +156,10 @@ fn an_equal_rule_is_used_and_stays() {
         "ip rule add fwmark 0x1/0x1 lookup 100 priority 5",
         "ip -6 rule add fwmark 0x1/0x1 lookup 100 priority 8",
     ];
-    assert_coexists(&theirs, &[OURS[0], OURS[1], OURS[2], OURS[4]]);
+    assert_coexists(
+        &theirs,
+        &[OURS[0], OURS[1], OURS[2], OURS[3], OURS[5], OURS[6]],
+    );
 }
 
 #[test]

@@ -13,12 +13,19 @@ const OTHER: [&str; 2] = ["10.244.0.5:80", "[fd00:10:244::5]:80"];
 /// Another program's rules and routes to a client beyond the device `tunnel`, for one family: see [`Neighbour::add`].
 struct Neighbour {
     name: &'static str,
+    /// The client's addresses.
+    client: [&'static str; 2],
     lines: &'static str,
 }
 
-const NEIGHBOURS: [Neighbour; 4] = [
+/// Addresses of a client outside the captured blocks, and of one inside them.
+const OUTSIDE: [&str; 2] = ["100.64.0.7", "fd7a::7"];
+const INSIDE: [&str; 2] = ["10.244.9.7", "fd00:10:244:9::7"];
+
+const NEIGHBOURS: [Neighbour; 6] = [
     Neighbour {
         name: "Tailscale",
+        client: OUTSIDE,
         lines: "rule add pref 5210 fwmark 0x80000/0xff0000 lookup main
                 rule add pref 5230 fwmark 0x80000/0xff0000 lookup default
                 rule add pref 5250 fwmark 0x80000/0xff0000 unreachable
@@ -28,6 +35,7 @@ const NEIGHBOURS: [Neighbour; 4] = [
     // Local networks are excepted, as with --exit-node-allow-lan-access.
     Neighbour {
         name: "Tailscale with an exit node",
+        client: OUTSIDE,
         lines: "rule add pref 5210 fwmark 0x80000/0xff0000 lookup main
                 rule add pref 5230 fwmark 0x80000/0xff0000 lookup default
                 rule add pref 5250 fwmark 0x80000/0xff0000 unreachable
@@ -38,6 +46,7 @@ const NEIGHBOURS: [Neighbour; 4] = [
     },
     Neighbour {
         name: "wg-quick",
+        client: OUTSIDE,
         lines: "rule add not fwmark 51820 table 51820
                 rule add table main suppress_prefixlength 0
                 route add default dev tunnel table 51820",
@@ -45,29 +54,34 @@ const NEIGHBOURS: [Neighbour; 4] = [
     // A table for what comes by one interface, and for what answers it.
     Neighbour {
         name: "a table for one interface",
+        client: OUTSIDE,
         lines: "rule add pref 100 iif tunnel lookup 10
                 rule add pref 101 from PODS lookup 10
                 route add CLIENT dev tunnel table 10
                 route add POD dev pod table 10",
+    },
+    Neighbour {
+        name: "a cloud, whose routers know the Pods of other nodes",
+        client: INSIDE,
+        lines: "route change default dev tunnel",
+    },
+    Neighbour {
+        name: "a table with the Pods of other nodes",
+        client: INSIDE,
+        lines: "rule add pref 5270 lookup 52
+                route add CLIENT dev tunnel table 52",
     },
 ];
 
 impl Neighbour {
     /// Adds rules and routes of both families.
     fn add(&self, node: &Namespace) {
+        let [v4, v6] = self.client;
         let values = [
-            (
-                "-4",
-                ["100.64.0.7", "10.244.0.0/16", "192.0.2.0/24", "10.244.0.5"],
-            ),
+            ("-4", [v4, "10.244.0.0/16", "192.0.2.0/24", "10.244.0.5"]),
             (
                 "-6",
-                [
-                    "fd7a::7",
-                    "fd00:10:244::/56",
-                    "2001:db8:1::/64",
-                    "fd00:10:244::5",
-                ],
+                [v6, "fd00:10:244::/56", "2001:db8:1::/64", "fd00:10:244::5"],
             ),
         ];
         for (family, values) in values {
@@ -107,15 +121,16 @@ impl Fixture {
              route add 0.0.0.0/0 via 192.0.2.2
              route add ::/0 via 2001:db8:1::2",
         );
-        beyond.batch(
-            "address add 100.64.0.7/32 dev eth0
-             address add fd7a::7/128 dev eth0 nodad
+        let [v4, v6] = neighbour.client;
+        beyond.batch(&format!(
+            "address add {v4}/32 dev eth0
+             address add {v6}/128 dev eth0 nodad
              link set eth0 up
              route add 100.64.0.1/32 dev eth0
              route add fd7a::1/128 dev eth0
              route add 0.0.0.0/0 via 100.64.0.1
-             route add ::/0 via fd7a::1",
-        );
+             route add ::/0 via fd7a::1"
+        ));
         beyond.wait_for_multicast("eth0");
         lab.node.wait_for_multicast("tunnel");
         neighbour.add(&lab.node);

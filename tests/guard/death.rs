@@ -94,10 +94,12 @@ impl Fixture {
         let mut remains = self.lab.remains();
         remains.sort();
         let parts = [
-            "fwmark 0x1/0x1 iif lo lookup main suppress_prefixlength 0",
-            "fwmark 0x1/0x1 iif lo lookup main suppress_prefixlength 0",
+            "fwmark 0x1/0x1 iif lo goto 9",
+            "fwmark 0x1/0x1 iif lo goto 9",
             "fwmark 0x1/0x1 lookup 100",
             "fwmark 0x1/0x1 lookup 100",
+            "from all nop",
+            "from all nop",
             "local 10.244.0.0/16 dev lo",
             "local fd00:10:244::/56 dev lo",
             "table bridge tproxy-pod",

@@ -48,7 +48,7 @@ fn a_start_logs_what_is_captured_where_the_listeners_are_and_which_process_owns_
         "INFO  Binding TCP TProxy listener to 127.0.0.1:7",
         "INFO  Binding TCP TProxy listener to [::1]:7",
         "INFO  Capturing TCP to 10.244.0.0/16,fd00:10:244::/56 port 8180,9000:9010",
-        "INFO  Added rule iif lo fwmark 0x1/0x1 lookup main suppress_prefixlength 0",
+        "INFO  Added rule iif lo fwmark 0x1/0x1 goto 9",
         "INFO  Added rule fwmark 0x1/0x1 lookup 100",
         "INFO  Added IPv6 rule fwmark 0x1/0x1 lookup 100",
         "INFO  Added route local 10.244.0.0/16 dev lo table 100",
@@ -140,7 +140,7 @@ fn what_an_earlier_start_with_other_options_left_is_removed() {
     assert_eq!(lab.remains(), [""; 0]);
 }
 
-/// Before `suppress_prefixlength 0` was added to it.
+/// It led to the table main.
 #[test]
 fn the_rule_that_an_earlier_version_left_is_replaced() {
     let lab = Lab::new();
@@ -156,7 +156,7 @@ fn the_rule_that_an_earlier_version_left_is_replaced() {
         let by_lo: Vec<_> = lines_with(&lines, "fwmark 0x1/0x1 iif lo");
         assert_eq!(by_lo.len(), 2, "{lines:?}");
         for line in by_lo {
-            assert!(line.contains("suppress_prefixlength 0"), "{lines:?}");
+            assert!(line.contains("goto 9"), "{lines:?}");
         }
     };
     let mut daemon = start();

@@ -17,8 +17,10 @@ use nix::unistd::Pid;
 
 const V4_RULE: &str = "rule fwmark 0x1/0x1 lookup 100";
 const V6_RULE: &str = "IPv6 rule fwmark 0x1/0x1 lookup 100";
-const V4_RETURN: &str = "rule iif lo fwmark 0x1/0x1 lookup main suppress_prefixlength 0";
-const V6_RETURN: &str = "IPv6 rule iif lo fwmark 0x1/0x1 lookup main suppress_prefixlength 0";
+const V4_RETURN: &str = "rule iif lo fwmark 0x1/0x1 goto 9";
+const V6_RETURN: &str = "IPv6 rule iif lo fwmark 0x1/0x1 goto 9";
+const V4_TARGET: &str = "rule priority 9 nop";
+const V6_TARGET: &str = "IPv6 rule priority 9 nop";
 const V4_ROUTE: &str = "route local 10.244.0.0/16 dev lo table 100";
 const V6_ROUTE: &str = "route local fd00:10:244::/56 dev lo table 100";
 
@@ -76,8 +78,10 @@ fn each_loss_is_restored_and_logged_once() {
     for (loss, entries) in [
         ("ip rule del fwmark 0x1/0x1 lookup 100", &[V4_RULE][..]),
         ("ip -6 rule del fwmark 0x1/0x1 lookup 100", &[V6_RULE]),
-        ("ip rule del iif lo lookup main", &[V4_RETURN]),
-        ("ip -6 rule del iif lo lookup main", &[V6_RETURN]),
+        ("ip rule del iif lo fwmark 0x1/0x1", &[V4_RETURN]),
+        ("ip -6 rule del iif lo fwmark 0x1/0x1", &[V6_RETURN]),
+        ("ip rule del priority 9", &[V4_TARGET]),
+        ("ip -6 rule del priority 9", &[V6_TARGET]),
         (
             "ip route del local 10.244.0.0/16 dev lo table 100",
             &[V4_ROUTE],
@@ -86,8 +90,8 @@ fn each_loss_is_restored_and_logged_once() {
             "ip -6 route del local fd00:10:244::/56 dev lo table 100",
             &[V6_ROUTE],
         ),
-        ("ip rule flush", &[V4_RETURN, V4_RULE]),
-        ("ip -6 rule flush", &[V6_RETURN, V6_RULE]),
+        ("ip rule flush", &[V4_TARGET, V4_RETURN, V4_RULE]),
+        ("ip -6 rule flush", &[V6_TARGET, V6_RETURN, V6_RULE]),
     ] {
         let logged = |entry: &&str| count(&daemon, &restored(entry));
         let lines: Vec<usize> = entries.iter().map(logged).collect();
@@ -104,7 +108,7 @@ fn each_loss_is_restored_and_logged_once() {
     }
     assert_both_families_are_answered(&lab);
     assert_eq!(daemon.stop(), Some(0));
-    assert_eq!(count(&daemon, "Restored"), 10, "{}", daemon.log());
+    assert_eq!(count(&daemon, "Restored"), 14, "{}", daemon.log());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::lab::bridge::{Bridge, PEER, PEER6};
 use crate::lab::{CIDRS, Daemon, Lab, Namespace, POD, POD6, PROGRAM, wait_until};
 
 /// Required modules, in the order in which they are loaded, and the end of the log line without each.
-const NEEDED: [(&str, &str); 4] = [
+const NEEDED: [(&str, &str); 5] = [
     (
         "nfnetlink",
         "(the kernel lacks nfnetlink: module nfnetlink, CONFIG_NETFILTER_NETLINK)",
@@ -18,12 +18,16 @@ const NEEDED: [(&str, &str); 4] = [
         "(the kernel lacks nf_tables: module nf_tables, CONFIG_NF_TABLES)",
     ),
     (
-        "nft_tproxy",
-        "(the kernel lacks the expression tproxy: module nft_tproxy, CONFIG_NFT_TPROXY)",
-    ),
-    (
         "nft_socket",
         "(the kernel lacks the expression socket: module nft_socket, CONFIG_NFT_SOCKET)",
+    ),
+    (
+        "nft_fib_inet",
+        "(the kernel lacks the expression fib: module nft_fib_inet, CONFIG_NFT_FIB_INET)",
+    ),
+    (
+        "nft_tproxy",
+        "(the kernel lacks the expression tproxy: module nft_tproxy, CONFIG_NFT_TPROXY)",
     ),
 ];
 
@@ -63,7 +67,13 @@ fn a_module_that_is_missing_is_named() {
 fn modules_load_by_themselves_for_the_capabilities_of_the_pod() {
     wait_until("no module of nf_tables is loaded", || {
         let unloaded = Command::new("modprobe")
-            .args(["-r", "nft_tproxy", "nft_socket", "nf_tables"])
+            .args([
+                "-r",
+                "nft_tproxy",
+                "nft_socket",
+                "nft_fib_inet",
+                "nf_tables",
+            ])
             .output()
             .unwrap();
         unloaded.status.success() && !fs::exists("/sys/module/nf_tables").unwrap()

@@ -165,8 +165,8 @@ fn requests_to_a_service_are_captured_again_after_each_loss_of_a_rule_or_a_route
     for loss in [
         "ip rule del fwmark 0x1/0x1 lookup 100",
         "ip -6 rule del fwmark 0x1/0x1 lookup 100",
-        "ip rule del iif lo lookup main",
-        "ip -6 rule del iif lo lookup main",
+        "ip rule del iif lo fwmark 0x1/0x1",
+        "ip -6 rule del iif lo fwmark 0x1/0x1",
         "ip route flush table 100",
         "ip -6 route flush table 100",
     ] {
