@@ -17,6 +17,7 @@ use tproxy_pod::routing::entry::Entry;
 use tproxy_pod::routing::installed::{InstalledEntry, read_route, read_rule};
 use tproxy_pod::routing::monitor::{affects_devices, affects_routing};
 use tproxy_pod::routing::node_routes::{may_lead_into, read_node_route};
+use tproxy_pod::routing::own_addresses::read_local_route;
 use tproxy_pod::routing::policy::Routing;
 use tproxy_pod::routing::sock_diag::read_orphan;
 use tproxy_pod::selectors::{Cidr, Family, Mark, Marks, PortRange};
@@ -82,6 +83,10 @@ fn read(message: ReceivedMessage<'_>) {
     let _ = affects_devices(message);
     if let Some(route) = read_node_route(TABLE, message.payload) {
         assert!(route.leads_into(route.destination) || route.destination.prefix() == 0);
+    }
+    if let Some(own) = read_local_route(message.payload) {
+        assert_eq!(message.payload[0], own.family().number());
+        assert_eq!(message.payload[1], own.prefix());
     }
     if may_lead_into(&*CIDRS, message) {
         assert_eq!(message.kind, libc::RTM_NEWROUTE);

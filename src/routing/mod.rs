@@ -5,7 +5,8 @@
 //! `entry` describes the rules and routes of tproxy-pod, `installed` lists those in the kernel,
 //! `policy` adds and removes them, and `monitor` reports changes. `node_routes` says which routes of the
 //! node lead into captured blocks, and `block_survey` which blocks have none. `bridges` lists the node's bridges;
-//! `sock_diag` finds and destroys sockets of ended connections.
+//! `own_addresses` lists the addresses of the node itself; `sock_diag` finds and destroys sockets of ended
+//! connections.
 
 pub mod block_survey;
 pub mod bridges;
@@ -14,6 +15,7 @@ pub mod installed;
 pub mod loopback;
 pub mod monitor;
 pub mod node_routes;
+pub mod own_addresses;
 pub mod policy;
 mod rtnetlink;
 pub mod sock_diag;

@@ -3,11 +3,15 @@
 //!
 //! When the rules are gone, the kernel still finds such a socket for every packet of its addresses and
 //! ports, and does not forward the packet (`tcp_v4_early_demux`, `ip_forward`): a client that uses its
-//! port again cannot reach the Pod. From sock_diag(7) and linux/inet_diag.h.
+//! port again cannot reach the Pod. Packets to an address of the node itself are never forwarded, and its
+//! sockets are its own: they do not count. From sock_diag(7) and linux/inet_diag.h.
+
+use std::net::IpAddr;
 
 use crate::error::Error;
 use crate::netlink::message::{Message, Refusal, u32_at};
 use crate::netlink::socket::Socket;
+use crate::routing::own_addresses;
 use crate::selectors::{self, Cidr, Family, PortRange};
 
 /// Message types (linux/sock_diag.h)
@@ -49,13 +53,15 @@ impl TcpStates {
 #[derive(Debug)]
 pub struct SockDiag {
     socket: Socket,
+    /// For the node's own addresses.
+    rtnetlink: Socket,
     families: Vec<Family>,
     cidrs: Vec<Cidr>,
     ports: Vec<PortRange>,
 }
 
 impl SockDiag {
-    /// Selects the sockets whose local address and port are captured.
+    /// Selects the sockets whose local address and port are captured, and whose address is not the node's own.
     ///
     /// # Errors
     /// `EPROTONOSUPPORT` without `CONFIG_INET_DIAG`, `EMFILE`, or any other error of socket(2).
@@ -69,6 +75,7 @@ impl SockDiag {
             })?;
         Ok(SockDiag {
             socket,
+            rtnetlink: Socket::open(libc::NETLINK_ROUTE)?,
             families: selectors::families(cidrs).collect(),
             cidrs: cidrs.to_vec(),
             ports: ports.to_vec(),
@@ -107,12 +114,17 @@ impl SockDiag {
             match destroy(&mut self.socket, family, states, ids) {
                 // The socket has ended since the dump.
                 Err(refusal) if refusal.errno == libc::ENOENT => {}
-                result => outcome = outcome.and(result.map_err(|it| error("destroy", it))),
+                result => {
+                    outcome = outcome
+                        .and(result.map_err(|it| error("destroy sockets of ended connections", it)))
+                }
             }
         }
         outcome
     }
 
+    /// Finds the orphaned sockets in these states. If the node's own addresses cannot be listed, that is an
+    /// error, and no socket ends: a client of a Pod that has to wait for a minute is the lesser harm.
     fn find(&mut self, family: Family, states: TcpStates) -> Result<Vec<[u8; SOCKET_ID]>, Error> {
         let mut ids = Vec::new();
         let any = [0; SOCKET_ID];
@@ -121,7 +133,13 @@ impl SockDiag {
         let found = self.socket.query(query, |reply| {
             ids.extend(read_orphan(family, reply.payload, cidrs, ports));
         });
-        found.map_err(|it| error("find", it))?;
+        found.map_err(|it| error("find sockets of ended connections", it))?;
+        if !ids.is_empty() {
+            let own = own_addresses::list(&mut self.rtnetlink, family, cidrs)
+                .map_err(|it| error("list the node's own addresses", it))?;
+            let is_own = |address| own.iter().any(|own| own.contains(address));
+            ids.retain(|id| !local_address(family, id).is_some_and(is_own));
+        }
         Ok(ids)
     }
 }
@@ -136,12 +154,17 @@ pub fn read_orphan(
 ) -> Option<[u8; SOCKET_ID]> {
     let id: &[u8; SOCKET_ID] = payload.get(IDIAG_ID..)?.first_chunk()?;
     let port = u16::from_be_bytes(*id.first_chunk()?);
-    let address = family.read_address(id.get(IDIAG_SRC..)?)?;
+    let address = local_address(family, id)?;
     let is_captured = cidrs.iter().any(|cidr| cidr.contains(address))
         && ports
             .iter()
             .any(|ports| (ports.low..=ports.high).contains(&port));
     (is_captured && u32_at(payload, IDIAG_INODE) == Some(0)).then_some(*id)
+}
+
+/// The local address of a socket.
+fn local_address(family: Family, id: &[u8; SOCKET_ID]) -> Option<IpAddr> {
+    family.read_address(&id[IDIAG_SRC..])
 }
 
 /// Destroys the sockets with these ids, at most [`SOCKETS_PER_REQUEST`].
@@ -179,7 +202,6 @@ fn request(
 }
 
 fn error(attempt: &str, refusal: Refusal) -> Error {
-    let attempt = format!("{attempt} sockets of ended connections");
     Error::numbered(attempt, refusal.errno)
         .hint("for a minute, a client that uses its port again may not reach the Pod")
 }

@@ -9,6 +9,7 @@ mod check;
 mod death;
 mod lifecycle;
 mod netlink;
+mod own_connections;
 mod readiness;
 mod reconciler;
 mod sandbox;

@@ -1,7 +1,6 @@
 //! Orderly stops: requests are finished, connections are closed, nothing is left, and traffic goes on.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
@@ -134,34 +133,6 @@ fn after_a_stop_a_client_that_uses_a_port_again_reaches_the_pod() {
         "",
         "no socket of ours is left"
     );
-}
-
-#[test]
-fn a_stop_leaves_the_nodes_own_connections_alone() {
-    let lab = Lab::new();
-    let accept = |address: &str| {
-        let listener = lab.node.enter(|| TcpListener::bind(address).unwrap());
-        let client = lab.client.connect(address).unwrap();
-        (client, listener.accept().unwrap().0)
-    };
-    // States in which a stop destroys a connection: at a captured port, but open in a process that reads; and
-    // without a process, but at another port.
-    let mut held = ["10.244.0.1:8180", "[fd00:10:244::1]:8180"].map(accept);
-    let orphans = ["10.244.0.1:9000", "[fd00:10:244::1]:9000"].map(|it| accept(it).0);
-    for (client, server) in &mut held {
-        server.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(client.read_to_end(&mut Vec::new()).unwrap(), 0);
-    }
-    let half_closed = || lab.node.run("ss -Htn state fin-wait-2").lines().count();
-    let all = held.len() + orphans.len();
-    wait_until("the node has closed its side", || half_closed() == all);
-    let mut daemon = lab.start(&["--cidr", CIDRS]);
-    assert_eq!(daemon.stop(), Some(0));
-    assert_eq!(half_closed(), all);
-    for (client, server) in &mut held {
-        client.write_all(b"ping").unwrap();
-        server.read_exact(&mut [0; 4]).unwrap();
-    }
 }
 
 #[test]
