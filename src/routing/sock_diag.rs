@@ -162,9 +162,11 @@ pub fn read_orphan(
     (is_captured && u32_at(payload, IDIAG_INODE) == Some(0)).then_some(*id)
 }
 
-/// The local address of a socket.
+/// The local address of a socket; `None` if an IPv6 socket has one of IPv4 (`::ffff:192.0.2.1`), as captured
+/// connections never have: each family has its own listener.
 fn local_address(family: Family, id: &[u8; SOCKET_ID]) -> Option<IpAddr> {
-    family.read_address(&id[IDIAG_SRC..])
+    let address = family.read_address(&id[IDIAG_SRC..])?;
+    (address.to_canonical() == address).then_some(address)
 }
 
 /// Destroys the sockets with these ids, at most [`SOCKETS_PER_REQUEST`].

@@ -7,6 +7,9 @@ use std::time::Duration;
 use crate::lab::stopwatch::Stopwatch;
 use crate::lab::{CIDRS, Lab, PATIENCE, connect_from, wait_until};
 
+/// Blocks that contain all addresses, also those of IPv4 as an IPv6 socket has them (`::ffff:192.0.2.1`).
+const ALL: &str = "0.0.0.0/0,::/0";
+
 /// More than the client's receive buffer, in bytes.
 const RESPONSE: usize = 30_000;
 
@@ -53,13 +56,13 @@ fn a_stop_leaves_open_connections_and_those_at_other_ports_alone() {
 /// Asserts that slow clients of the node's own servers read a whole response, although tproxy-pod stops
 /// meanwhile. A server has the address that it binds, and that to which its client connects.
 #[track_caller]
-fn assert_response_survives_stop(servers: &[(&str, &str)]) {
+fn assert_response_survives_stop(cidrs: &str, servers: &[(&str, &str)]) {
     let lab = Lab::new();
     // Own addresses that no device has.
     lab.node.ip("route add local 10.244.9.0/24 dev lo
                  route add local fd00:10:244:9::/64 dev lo");
     lab.client.sysctl("net.ipv4.tcp_rmem", "4096 4096 4096");
-    let mut daemon = lab.start(&["--cidr", CIDRS]);
+    let mut daemon = lab.start(&["--cidr", cidrs]);
     let mut clients: Vec<TcpStream> = Vec::new();
     for (bind, address) in servers {
         let (client, mut server) = accepted(&lab, bind, address);
@@ -86,8 +89,13 @@ fn a_stop_leaves_a_response_of_the_nodes_own_server_to_its_client() {
         "[fd00:10:244::1]:8180",
         "10.244.9.9:8180",
     ];
-    assert_response_survives_stop(&servers.map(|it| (it, it)));
-    assert_response_survives_stop(&[("[::]:8180", "[fd00:10:244:9::9]:8180")]);
+    assert_response_survives_stop(CIDRS, &servers.map(|it| (it, it)));
+    assert_response_survives_stop(CIDRS, &[("[::]:8180", "[fd00:10:244:9::9]:8180")]);
+}
+
+#[test]
+fn a_stop_leaves_a_response_to_an_ipv4_client_of_an_ipv6_socket_alone() {
+    assert_response_survives_stop(ALL, &[("[::]:8180", "192.0.2.1:8180")]);
 }
 
 #[test]
