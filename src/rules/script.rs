@@ -170,11 +170,16 @@ impl<'l> Listing<'l> {
     }
 
     /// The chains to which jumps from `start` lead, which itself is among them only if a jump leads back.
-    pub fn chains_from(&self, start: &str) -> Vec<&str> {
-        let mut reached: Vec<&str> = self.jumps_from(start).collect();
+    fn chains_from(&self, start: &str) -> Vec<&str> {
+        self.chains_by(|_| true, start)
+    }
+
+    /// The same by those jumps alone that a packet `passes`.
+    pub fn chains_by(&self, passes: fn(&Rule) -> bool, start: &str) -> Vec<&str> {
+        let mut reached: Vec<&str> = self.jumps_by(passes, start).collect();
         let mut next = 0;
         while let Some(chain) = reached.get(next).copied() {
-            for to in self.jumps_from(chain) {
+            for to in self.jumps_by(passes, chain) {
                 if !reached.contains(&to) {
                     reached.push(to);
                 }
@@ -184,11 +189,11 @@ impl<'l> Listing<'l> {
         reached
     }
 
-    fn jumps_from(&self, chain: &str) -> impl Iterator<Item = &str> {
+    fn jumps_by(&self, passes: fn(&Rule) -> bool, chain: &str) -> impl Iterator<Item = &str> {
         let rules = self
             .rules
             .iter()
-            .filter(move |listed| listed.chain == chain);
+            .filter(move |listed| listed.chain == chain && passes(&listed.rule));
         rules.filter_map(|listed| listed.rule.jump())
     }
 

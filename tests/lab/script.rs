@@ -11,6 +11,11 @@ use super::{CIDRS, Daemon, Lab, PROGRAM};
 /// A rule to the listener that no packet matches: the program refuses a script without a rule to it.
 pub const IDLE: &str = "-A PREROUTING -i nowhere -p tcp -j TPROXY --on-ip ${ON_IP} --on-port ${ON_PORT} --tproxy-mark ${MARK}";
 
+/// The same with rules for `--from-node`, which are left out without it.
+const IDLE_FROM_NODE: &str = "-A PREROUTING -p tcp --dport 0 -j TPROXY --on-ip ${ON_IP} --on-port ${ON_PORT} --tproxy-mark ${MARK}
+-A OUTPUT -p tcp --dport 0 -j CONNMARK --set-xmark ${NODE_MARK}
+-A OUTPUT -p tcp --dport 0 -m connmark --mark ${NODE_MARK} -j MARK --set-xmark ${NODE_MARK}";
+
 /// A script for `--rules`, in an unlinked file.
 pub struct ScriptFile {
     path: String,
@@ -54,7 +59,7 @@ impl Loader {
         match self {
             Loader::Ours => lab.start(options),
             Loader::Iptables => {
-                let idle = ScriptFile::new(&whole(IDLE));
+                let idle = ScriptFile::new(&whole(IDLE_FROM_NODE));
                 let daemon = lab.start(&[options, &["--rules", idle.path()]].concat());
                 restore(lab, "v4", options, "iptables-restore --noflush");
                 restore(lab, "v6", options, "ip6tables-restore --noflush");
