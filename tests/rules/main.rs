@@ -3,6 +3,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod example;
 mod meaning;
 mod on_the_node;
 mod reach;
