@@ -67,13 +67,8 @@ fn a_module_that_is_missing_is_named() {
 fn modules_load_by_themselves_for_the_capabilities_of_the_pod() {
     wait_until("no module of nf_tables is loaded", || {
         let unloaded = Command::new("modprobe")
-            .args([
-                "-r",
-                "nft_tproxy",
-                "nft_socket",
-                "nft_fib_inet",
-                "nf_tables",
-            ])
+            .args(["-r", "nft_tproxy", "nft_socket", "nft_fib_inet"])
+            .args(["nft_fib_ipv4", "nft_fib_ipv6", "nft_fib", "nf_tables"])
             .output()
             .unwrap();
         unloaded.status.success() && !fs::exists("/sys/module/nf_tables").unwrap()
