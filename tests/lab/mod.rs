@@ -39,6 +39,7 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
@@ -565,7 +566,8 @@ fn memory(process: Pid, kind: &str) -> u64 {
     words.next().unwrap().parse::<u64>().unwrap() * 1024
 }
 
-/// Connects from an address and port, within a time.
+/// Connects from an address and port, within a time. The port of an earlier connection is in use until the peer has
+/// acknowledged its FIN, a little after close(2).
 pub fn connect_from(
     from: SocketAddr,
     to: SocketAddr,
@@ -577,9 +579,15 @@ pub fn connect_from(
     };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     let raw = socket.as_raw_fd();
+    let deadline = Instant::now() + patience;
     let patience = TimeVal::milliseconds(patience.as_millis().try_into().unwrap());
     setsockopt(&socket, sockopt::SendTimeout, &patience)?;
-    bind(raw, storage(from).as_ref())?;
+    while let Err(error) = bind(raw, storage(from).as_ref()) {
+        if error != Errno::EADDRINUSE || Instant::now() >= deadline {
+            return Err(error.into());
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
     connect(raw, storage(to).as_ref())?;
     Ok(TcpStream::from(socket))
 }
