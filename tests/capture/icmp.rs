@@ -106,8 +106,8 @@ fn add_far_client(router: &Namespace) -> Namespace {
             link set eth0 up
             route add default via 198.51.100.1
             route add default via 2001:db8:2::1");
-    router.wait_for_multicast("far");
-    far.wait_for_multicast("eth0");
+    router.wait_for_ipv6("far");
+    far.wait_for_ipv6("eth0");
     far
 }
 

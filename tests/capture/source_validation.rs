@@ -131,8 +131,8 @@ impl Fixture {
              route add 0.0.0.0/0 via 100.64.0.1
              route add ::/0 via fd7a::1"
         ));
-        beyond.wait_for_multicast("eth0");
-        lab.node.wait_for_multicast("tunnel");
+        beyond.wait_for_ipv6("eth0");
+        lab.node.wait_for_ipv6("tunnel");
         neighbour.add(&lab.node);
         let daemon = lab.start(&["--cidr", CIDRS, "--from-node"]);
         Fixture {

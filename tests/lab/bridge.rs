@@ -120,8 +120,14 @@ impl Bridge {
         }
         node.run("ip address add 10.244.0.1/24 dev cni0");
         node.run("ip address add fd00:10:244::1/64 dev cni0 nodad");
-        for (namespace, device) in [(node, "cni0"), (pod, "eth0"), (peer, "eth0")] {
-            namespace.wait_for_multicast(device);
+        for (namespace, device) in [
+            (node, "cni0"),
+            (node, "pod"),
+            (node, "peer"),
+            (pod, "eth0"),
+            (peer, "eth0"),
+        ] {
+            namespace.wait_for_ipv6(device);
         }
     }
 

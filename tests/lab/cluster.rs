@@ -186,8 +186,8 @@ impl Pod {
              link set {device} up"
         ));
         self.inside.batch("link set eth0 up");
-        self.inside.wait_for_multicast("eth0");
-        self.node.host.wait_for_multicast(&device);
+        self.inside.wait_for_ipv6("eth0");
+        self.node.host.wait_for_ipv6(&device);
     }
 }
 
@@ -211,7 +211,7 @@ impl Namespace {
              address add {v6} dev {device} nodad
              link set {device} up"
         ));
-        self.wait_for_multicast(device);
+        self.wait_for_ipv6(device);
     }
 
     /// Reduces neighbour discovery to 0.3 s, from 3 s.

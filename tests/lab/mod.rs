@@ -191,14 +191,40 @@ impl Namespace {
             .collect()
     }
 
-    /// Waits until a device receives neighbour solicitations. The kernel detects a carrier up to a second late,
-    /// unless the device is queried (`linkwatch_sync_dev`, net/core/link_watch.c).
-    pub fn wait_for_multicast(&self, device: &str) {
+    /// Waits until the kernel has configured IPv6 on a device: it receives neighbour solicitations, and has the
+    /// routes of all its addresses.
+    ///
+    /// The kernel detects a carrier up to a second late, unless the device is queried (`linkwatch_sync_dev`,
+    /// net/core/link_watch.c). Then it adds the link-local address, and a work queue adds the routes of this and
+    /// of all other addresses (`addrconf_dad_work`, net/ipv6/addrconf.c).
+    pub fn wait_for_ipv6(&self, device: &str) {
+        let local_routes = || self.show6(&["link show", "route show table local"], device);
         wait_until("the device receives multicasts", || {
-            let lines = format!("link show dev {device}\nroute show table local dev {device}");
-            let shown = self.feed("ip -6 -batch -", &lines).stdout;
-            String::from_utf8_lossy(&shown).contains("multicast ff00::/8")
+            local_routes().contains("multicast ff00::/8")
         });
+        let forwarding = format!("/proc/sys/net/ipv6/conf/{device}/forwarding");
+        let forwarding = self.enter(|| std::fs::read_to_string(forwarding).unwrap());
+        let is_router = forwarding.trim() == "1";
+        wait_until("the device has the routes of its addresses", || {
+            let local = local_routes();
+            let shown = self.show6(&["address show"], device);
+            let mut words = shown.split_whitespace();
+            let addresses = std::iter::from_fn(|| {
+                words.find(|word| *word == "inet6")?;
+                words.next()
+            });
+            !shown.contains(" tentative")
+                && addresses
+                    .flat_map(|address| routes_of(address, is_router))
+                    .all(|route| local.contains(&route))
+        });
+    }
+
+    /// What `ip -6` shows of a device, by each of some commands.
+    fn show6(&self, commands: &[&str], device: &str) -> String {
+        let lines = commands.iter().map(|it| format!("{it} dev {device}\n"));
+        let shown = self.feed("ip -6 -batch -", &lines.collect::<String>());
+        String::from_utf8(shown.stdout).unwrap()
     }
 
     /// Connects to an address, within [`PATIENCE`].
@@ -291,6 +317,19 @@ impl Namespace {
     }
 }
 
+/// Routes that the kernel adds with an address, such as `fd00::1/64`, as ip(8) shows them: to itself, and on a router
+/// to the routers of its network (RFC 4291, 2.6.1).
+fn routes_of(address: &str, is_router: bool) -> Vec<String> {
+    let (address, length) = address.split_once('/').unwrap();
+    let (bits, length): (Ipv6Addr, u32) = (address.parse().unwrap(), length.parse().unwrap());
+    let mut routes = vec![format!("local {address} ")];
+    if is_router && length < 127 {
+        let network = Ipv6Addr::from_bits(bits.to_bits() & !(u128::MAX >> length));
+        routes.push(format!("anycast {network} "));
+    }
+    routes
+}
+
 /// Responds `pod` to every request on a connection.
 fn answer_as_pod(mut stream: TcpStream) {
     let mut request = Vec::new();
@@ -374,7 +413,7 @@ impl Lab {
             (node, "pod"),
             (pod, "eth0"),
         ] {
-            namespace.wait_for_multicast(device);
+            namespace.wait_for_ipv6(device);
         }
         lab
     }

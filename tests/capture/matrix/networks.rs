@@ -165,7 +165,7 @@ fn attach_bridge(pod: &Pod, hairpin: &str) {
          route add 0.0.0.0/0 via {gate4}
          route add ::/0 via {gate6}"
     ));
-    pod.node.host.wait_for_multicast("cni0");
+    pod.node.host.wait_for_ipv6("cni0");
 }
 
 /// One device for each family, as in flannel: flannel.1 and flannel-v6.1.
