@@ -42,12 +42,16 @@ impl Backoff {
         }
     }
 
-    /// Counts a loss, and pauses for `DEBOUNCE`. Returns whether contention begins with it.
+    /// Counts a loss. Returns whether contention begins with it.
     pub fn record_loss(&mut self, now: Instant) -> bool {
         self.losses += 1;
         self.calm_at = now + if self.is_contended() { CALM } else { GAP };
-        self.pause_end = Some(now + DEBOUNCE);
         self.losses == BURST + 1
+    }
+
+    /// Pauses for `DEBOUNCE`.
+    pub fn debounce(&mut self, now: Instant) {
+        self.pause_end = Some(now + DEBOUNCE);
     }
 
     /// Pauses for `PAUSE`.
@@ -99,6 +103,7 @@ mod tests {
         for _ in 0..losses {
             assert_eq!(backoff.reset_if_calm(now), None);
             backoff.record_loss(now);
+            backoff.debounce(now);
             now += step;
         }
         (backoff, now)
@@ -133,7 +138,7 @@ mod tests {
         let pause_end = backoff.pause_end().unwrap();
         assert!(backoff.is_paused(pause_end - Duration::from_millis(1)));
         assert!(!backoff.is_paused(pause_end));
-        backoff.record_loss(pause_end);
+        backoff.debounce(pause_end);
         let interval = Duration::from_millis(40);
         assert_eq!(backoff.pause_end(), Some(restored + interval));
     }

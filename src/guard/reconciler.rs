@@ -23,13 +23,23 @@ pub struct Reconciler {
     routing: Routing,
     monitor: Monitor,
     backoff: Backoff,
-    /// A rule or route may be missing: restore it after the debounce.
-    is_lost: bool,
+    /// Why a rule or route may be missing: restore it after the debounce.
+    suspicion: Option<Suspicion>,
     /// Devices or their addresses have changed.
     have_devices_changed: bool,
     /// A route has appeared that may lead into a block which had none.
     has_new_route: bool,
     retry: Option<Retry>,
+}
+
+/// Why a rule or route may be missing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Suspicion {
+    /// A notification of a loss, which is counted.
+    Loss,
+    /// Notifications were lost. That is no loss of a rule or route, however often it happens, unless one is
+    /// missing.
+    Overflow,
 }
 
 /// A restore that failed.
@@ -46,7 +56,7 @@ impl Reconciler {
             routing,
             monitor,
             backoff: Backoff::new(Instant::now()),
-            is_lost: false,
+            suspicion: None,
             have_devices_changed: false,
             has_new_route: false,
             retry: None,
@@ -128,31 +138,43 @@ impl Reconciler {
         let changes = self.monitor.changes(&self.routing, unrouted);
         self.have_devices_changed |= changes.devices;
         self.has_new_route |= changes.routes;
-        if self.is_lost {
+        if self.suspicion.is_some() {
             self.restore();
         } else if changes.loss {
-            self.is_lost = true;
-            if self.backoff.record_loss(now) {
-                log::warn!(
-                    "Rules and routes change again and again: restoring them at most 25 times a \
-                     second, and without a line for each"
-                );
-            }
+            self.suspicion = Some(Suspicion::Loss);
+            self.count_loss(now);
+            self.backoff.debounce(now);
+        } else if changes.overflow {
+            self.suspicion = Some(Suspicion::Overflow);
+            self.backoff.debounce(now);
         } else if self.retry.as_ref().is_some_and(|retry| now >= retry.at) {
             self.restore();
+        }
+    }
+
+    /// Counts a loss, and logs if contention begins with it.
+    fn count_loss(&mut self, now: Instant) {
+        if self.backoff.record_loss(now) {
+            log::warn!(
+                "Rules and routes change again and again: restoring them at most 25 times a second, and \
+                 without a line for each"
+            );
         }
     }
 
     /// Adds what is missing. What the kernel refuses, as a route to a device that is down, is tried
     /// again at the next loss or after [`RETRY_INTERVAL`].
     fn restore(&mut self) {
-        self.is_lost = false;
+        let suspicion = self.suspicion.take();
+        let (restored, outcome) = self.routing.restore();
+        let now = Instant::now();
+        if suspicion == Some(Suspicion::Overflow) && !restored.is_empty() {
+            self.count_loss(now);
+        }
         let level = match self.backoff.is_contended() {
             true => Level::Debug,
             false => Level::Warn,
         };
-        let (restored, outcome) = self.routing.restore();
-        let now = Instant::now();
         self.backoff.record_restore(now);
         for entry in restored {
             log::log!(level, "Restored {entry}, which another process removed");

@@ -29,6 +29,8 @@ const GROUPS: [u32; 7] = [
 pub struct Changes {
     /// An expected rule or route may be missing.
     pub loss: bool,
+    /// Some notifications could not be read, and may have reported anything.
+    pub overflow: bool,
     /// A device other than lo, or one of its addresses, has changed.
     pub devices: bool,
     /// A route has appeared that may lead into a block which had none.
@@ -56,7 +58,7 @@ impl Monitor {
     }
 
     /// Reads pending notifications; more may be pending afterwards. `unrouted` are the blocks without a route.
-    /// If some notifications were lost (`ENOBUFS`), or reading fails, everything counts as changed.
+    /// If some notifications were lost (`ENOBUFS`), or reading fails, devices and routes count as changed, too.
     pub fn changes(&mut self, routing: &Routing, unrouted: &[Cidr]) -> Changes {
         let mut changes = Changes::default();
         let read = self.socket.read_notifications(|message| {
@@ -65,7 +67,8 @@ impl Monitor {
             changes.routes |= may_lead_into(unrouted, message);
         });
         Changes {
-            loss: changes.loss || read.is_err(),
+            loss: changes.loss,
+            overflow: read.is_err(),
             devices: changes.devices || read.is_err(),
             routes: changes.routes || read.is_err(),
         }
