@@ -527,12 +527,13 @@ fn a_flood_of_foreign_changes_costs_little_and_hides_no_loss() {
     lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
     daemon.wait_for(&restored(V4_RULE));
     wait_until_restored(&lab, &before);
-    let used_before = processor_time(daemon.guard());
     assert!(used < Duration::from_millis(500), "{used:?} of {length:?}");
-    // A guard that spins would use processor time in this second.
-    thread::sleep(Duration::from_secs(1));
-    let idle = processor_time(daemon.guard()) - used_before;
-    assert!(idle <= Duration::from_millis(20), "{idle:?}");
+    // A guard that spins uses processor time in every second.
+    wait_until("the guard is idle for a second", || {
+        let used_before = processor_time(daemon.guard());
+        thread::sleep(Duration::from_secs(1));
+        processor_time(daemon.guard()) - used_before <= Duration::from_millis(20)
+    });
 }
 
 #[test]
