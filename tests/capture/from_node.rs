@@ -4,7 +4,6 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use tproxy_pod::http::echo::MAX_ECHO;
@@ -514,37 +513,8 @@ fn a_stop_under_load_loses_no_connection_of_the_node() {
     let lab = lab();
     lab.node.load(TRANSLATIONS[0].0, TRANSLATIONS[0].1);
     let before = lab.remains();
-    let addresses = [POD, POD6].into_iter().chain(CLUSTER_IPS).cycle();
     let mut daemon = lab.start(&OPTIONS);
-    let (mut ours, mut theirs) = (0, 0);
-    let start = Instant::now();
-    let pace = Duration::from_millis(5);
-    thread::scope(|scope| {
-        let answers: Vec<_> = (0..400)
-            .zip(addresses)
-            .map(|(number, address)| {
-                if number == 200 {
-                    daemon.signal(Signal::SIGTERM);
-                }
-                thread::sleep((start + number * pace).saturating_duration_since(Instant::now()));
-                let lab = &lab;
-                scope.spawn(move || lab.node.get(address, "/"))
-            })
-            .collect();
-        for answer in answers {
-            match answer.join().unwrap() {
-                answer if answer.contains("Request received") => ours += 1,
-                answer if answer.ends_with("pod") => theirs += 1,
-                answer => panic!("neither: {answer}"),
-            }
-        }
-    });
-    assert_eq!(daemon.wait().code(), Some(0));
-    assert_eq!(ours + theirs, 400);
-    assert!(
-        ours >= 20 && theirs >= 20,
-        "{ours} by us, {theirs} by the Pod"
-    );
+    daemon.stop_under_load(&lab.node, &[POD, POD6, CLUSTER_IPS[0], CLUSTER_IPS[1]]);
     assert_eq!(lab.remains(), before);
 }
 

@@ -41,38 +41,7 @@ fn a_stop_under_load_loses_no_connection() {
     let lab = Lab::new();
     lab.pod.serve(8180);
     let mut daemon = lab.start(&[]);
-    let (mut ours, mut theirs) = (0, 0);
-    let start = Instant::now();
-    let pace = Duration::from_millis(5);
-    lab.client.enter(|| {
-        std::thread::scope(|scope| {
-            let answers: Vec<_> = (0..400)
-                .map(|number| {
-                    if number == 200 {
-                        daemon.signal(Signal::SIGTERM);
-                    }
-                    std::thread::sleep(
-                        (start + number * pace).saturating_duration_since(Instant::now()),
-                    );
-                    let lab = &lab;
-                    scope.spawn(move || lab.client.get(POD, "/"))
-                })
-                .collect();
-            for answer in answers {
-                match answer.join().unwrap() {
-                    answer if answer.contains("Request received") => ours += 1,
-                    answer if answer.ends_with("pod") => theirs += 1,
-                    answer => panic!("neither: {answer}"),
-                }
-            }
-        });
-    });
-    assert_eq!(daemon.wait().code(), Some(0));
-    assert_eq!(ours + theirs, 400);
-    assert!(
-        ours >= 100 && theirs >= 100,
-        "{ours} by us, {theirs} by the Pod"
-    );
+    daemon.stop_under_load(&lab.client, &[POD]);
 }
 
 #[test]

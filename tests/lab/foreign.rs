@@ -5,8 +5,11 @@ use std::net::{Ipv6Addr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use super::{Lab, Namespace, POD, POD6, wait_until};
+use nix::sys::signal::Signal;
+
+use super::{Daemon, Lab, Namespace, PATIENCE, POD, POD6, wait_until};
 
 impl Namespace {
     /// All firewall rules, routing rules and routes, without counters and without the program's own: tables by
@@ -106,5 +109,49 @@ impl Traffic {
         if let Some(Err(panic)) = self.client.take().map(thread::JoinHandle::join) {
             std::panic::resume_unwind(panic);
         }
+    }
+}
+
+impl Daemon {
+    /// Stops the program while a client connects to some addresses, every 5 ms. Asserts that each connection is
+    /// answered: at first a hundred at least by the program, and from the log's line on by the Pods.
+    pub fn stop_under_load(&mut self, client: &Namespace, addresses: &[&str]) {
+        const PACE: Duration = Duration::from_millis(5);
+        let (ours, theirs) = (&AtomicUsize::new(0), &AtomicUsize::new(0));
+        let ask = |address| {
+            let answer = client.get(address, "/");
+            let answered = match &answer {
+                it if it.contains("Request received from ") => ours,
+                it if it.ends_with("\r\n\r\npod") => theirs,
+                _ => panic!("neither: {answer}"),
+            };
+            answered.fetch_add(1, Ordering::Relaxed);
+        };
+        let (begin, mut due) = (Instant::now(), Instant::now());
+        let (mut is_signalled, mut left) = (false, 200);
+        thread::scope(|scope| {
+            for address in addresses.iter().cycle() {
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+                due += PACE;
+                assert!(begin.elapsed() < 2 * *PATIENCE, "{}", self.log());
+                if !is_signalled && ours.load(Ordering::Relaxed) >= 100 {
+                    self.signal(Signal::SIGTERM);
+                    is_signalled = true;
+                }
+                if self
+                    .log()
+                    .contains("Stopping: new connections go to the Pods")
+                {
+                    left -= 1;
+                }
+                if left == 0 {
+                    break;
+                }
+                scope.spawn(move || ask(address));
+            }
+        });
+        assert_eq!(self.wait().code(), Some(0));
+        let theirs = theirs.load(Ordering::Relaxed);
+        assert!(theirs >= 199, "{theirs} by the Pods");
     }
 }

@@ -1,8 +1,5 @@
 //! Start, stop, death and healing of the program while clients use a Service.
 
-use std::thread;
-use std::time::{Duration, Instant};
-
 use nix::sys::signal::Signal;
 
 use super::{assert_answered_by_pod, assert_captured, lab, lab_addresses, services};
@@ -17,35 +14,9 @@ fn a_stop_under_load_through_a_service_loses_no_connection() {
         let lab = lab(&mode);
         // One of each family.
         let services = services(&lab_addresses());
-        let services = [&services[0], &services[3]];
+        let services = [&services[0], &services[3]].map(|it| it.address.as_str());
         let mut daemon = lab.start(&["--cidr", CIDRS]);
-        let (mut ours, mut theirs) = (0, 0);
-        let (start, pace) = (Instant::now(), Duration::from_millis(5));
-        thread::scope(|scope| {
-            let mut answers = Vec::new();
-            for number in 0..400 {
-                if number == 200 {
-                    daemon.signal(Signal::SIGTERM);
-                }
-                let due = start + pace * number;
-                thread::sleep(due.saturating_duration_since(Instant::now()));
-                let service = &services[number as usize % services.len()];
-                answers.push(scope.spawn(|| lab.client.get(&service.address, "/")));
-            }
-            for answer in answers {
-                match answer.join().unwrap() {
-                    answer if answer.contains("Request received from ") => ours += 1,
-                    answer if answer.ends_with("\r\n\r\npod") => theirs += 1,
-                    answer => panic!("{}: neither: {answer}", mode.name),
-                }
-            }
-        });
-        assert_eq!(daemon.wait().code(), Some(0));
-        let count = format!("{}: {ours} by us, {theirs} by the Pod", mode.name);
-        assert!(
-            ours + theirs == 400 && ours >= 100 && theirs >= 100,
-            "{count}"
-        );
+        daemon.stop_under_load(&lab.client, &services);
     }
 }
 
