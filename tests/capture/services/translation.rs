@@ -44,11 +44,13 @@ fn a_client_that_kube_proxy_marks_to_be_masqueraded_is_named_by_its_own_address(
         let lab = lab(&mode);
         lab.node.load("nft -f -", WATCH);
         let daemon = lab.start(&["--cidr", CIDRS]);
-        for (count, service) in services(&lab_addresses()).iter().enumerate() {
+        for service in services(&lab_addresses()) {
+            let is_v6 = service.pod == POD6;
+            let family = if is_v6 { "v6" } else { "v4" };
+            // A SYN that is answered late is sent again.
+            let before = marked(&lab, family);
             assert_captured(&lab.client, &daemon, &service.address, service.pod);
-            let family = if count % 2 == 0 { "v4" } else { "v6" };
-            let expected = count as u64 / 2 + 1;
-            assert_eq!(marked(&lab, family), expected, "{}", mode.name);
+            assert!(marked(&lab, family) > before, "{}", mode.name);
         }
     }
 }
