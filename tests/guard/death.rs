@@ -22,6 +22,16 @@ const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 const OTHER: &str = "10.244.0.5:80";
 const OTHER6: &str = "[fd00:10:244::5]:80";
 
+/// Counts the SYNs that a Pod receives.
+const COUNTER: &str = "
+table inet watch {
+    counter syns {}
+    chain received {
+        type filter hook prerouting priority 0
+        tcp flags & (syn | ack) == syn counter name syns
+    }
+}";
+
 /// The program on its node, and connections that it must not affect.
 struct Fixture {
     lab: Lab,
@@ -38,6 +48,7 @@ impl Fixture {
     /// Starts the program by another command.
     fn with(start: impl FnOnce(&Lab) -> Daemon) -> Fixture {
         let lab = Lab::new();
+        lab.pod.load("nft -f -", COUNTER);
         lab.pod.serve(80);
         lab.pod.serve(8180);
         let mut open: Vec<_> = [OTHER, OTHER6, POD, POD6]
@@ -72,16 +83,31 @@ impl Fixture {
         assert!(self.lab.node.get(POD, "/").ends_with("pod"));
     }
 
+    /// Numbers of SYNs that the client has sent again, and that the Pod has received.
+    fn syns(&self) -> (u64, u64) {
+        let listed = self.lab.pod.run("nft list counter inet watch syns");
+        let (_, number) = listed.split_once("packets ").unwrap();
+        let (number, _) = number.split_once(' ').unwrap();
+        let repeated = self.lab.client.counter("TCPSynRetrans");
+        (repeated, number.parse().unwrap())
+    }
+
     /// Waits until both processes and the table are gone; then the Pods answer without a lost packet.
     fn wait_for_death(&mut self, server: Pid) -> ExitStatus {
         let status = self.daemon.wait();
         wait_until("the server is gone", || has_ended(server));
         wait_until("the table is gone", || self.lab.node.tables().is_empty());
-        let before = self.lab.client.counter("TCPSynRetrans");
+        let (repeated, received) = self.syns();
         for address in [POD, POD6] {
             assert!(self.lab.client.get(address, "/").ends_with("pod"));
         }
-        assert_eq!(self.lab.client.counter("TCPSynRetrans"), before);
+        wait_until(
+            "the Pod has every SYN, also one that was sent again",
+            || {
+                let now = self.syns();
+                now.1 - received == 2 + now.0 - repeated
+            },
+        );
         self.assert_others_unaffected();
         status
     }
