@@ -1,8 +1,8 @@
 //! The server process, as the guard sees it. The control socket between them carries one message of the server,
 //! [`READY`], lines of the guard (`server::readiness`), and the end of each direction: the guard shuts its side
-//! down to request a stop, the kernel closes the server's side when the server exits. A server that a client has taken over can neither keep
-//! the guard busy nor block it: more than that message, or a closed socket of a process that does not
-//! exit, gets it killed.
+//! down to request a stop, the kernel closes the server's side when the server exits. A server that a client
+//! has taken over can neither keep the guard busy nor block it: more than that message, or a closed socket of a
+//! process that does not exit, gets it killed.
 
 use std::fmt;
 use std::io::{self, Read};

@@ -1,7 +1,8 @@
 //! Header fields as nf_tables addresses them, and the numbers of nft(8) for their types.
 //!
 //! The kernel only stores the types; nft(8) needs them to list a set. Offsets are those of IEEE 802.3,
-//! RFC 791, 3.1, RFC 792, RFC 8200, 3, RFC 4443, 2.1, and RFC 9293, 3.1; types are those of nft's include/datatype.h.
+//! RFC 791, 3.1, RFC 792, RFC 8200, 3, RFC 4443, 2.1, and RFC 9293, 3.1; types are those of nft's
+//! include/datatype.h.
 
 use libc::c_int;
 
