@@ -14,11 +14,8 @@ pub fn expressions(matches: &[Match], family: Family) -> Vec<Expression> {
         let tests = matches.iter().filter(move |it| cost(&it.test) == cost_of);
         tests.flat_map(|it| expressions_of(it, family))
     };
-    (0..=MAX_COST).flat_map(of_cost).collect()
+    (0..=u8::MAX).flat_map(of_cost).collect()
 }
-
-/// The highest [`cost`].
-const MAX_COST: u8 = 8;
 
 /// The cost of a test, relative to others: lookups in sets come late, then those of the node's addresses,
 /// and lookups of sockets last.
@@ -32,7 +29,7 @@ fn cost(test: &Test) -> u8 {
         Test::Address(..) => 5,
         Test::ConnectionMark(_) => 6,
         Test::Local(_) => 7,
-        Test::Socket { .. } => MAX_COST,
+        Test::Socket { .. } => 8,
     }
 }
 

@@ -94,7 +94,7 @@ pub fn is_within(inner: Cidr, outer: Cidr) -> bool {
     inner.prefix() >= outer.prefix() && outer.contains(inner.network())
 }
 
-/// Lists the rules with a mark, and the routes of `table` and of the tables to which tproxy-pod's own
+/// Lists the rules with a mark or without effect, and the routes of `table` and of the tables to which tproxy-pod's own
 /// rules lead. A dump may miss a rule if another is deleted meanwhile.
 ///
 /// # Errors
@@ -179,10 +179,13 @@ pub fn read_rule(payload: &[u8]) -> Option<InstalledEntry> {
             !has_iif_lo && priority == TARGET_PRIORITY,
         ),
         (_, 0) => return None,
-        (FR_ACT_GOTO, _) => (
-            Entry::ReversePathRule { family, mark },
-            has_iif_lo && target == Some(TARGET_PRIORITY),
-        ),
+        (FR_ACT_GOTO, _) if has_iif_lo && target == Some(TARGET_PRIORITY) => {
+            (Entry::ReversePathRule { family, mark }, true)
+        }
+        // It is for lookups of the node itself, and harms none.
+        _ if has_iif_lo && table == libc::RT_TABLE_MAIN.into() && protocol != PROTOCOL => {
+            return None;
+        }
         (action, _) => (
             Entry::MarkRule {
                 family,

@@ -69,9 +69,10 @@ impl Routing {
         })
     }
 
-    /// Whether the message of a rule describes an expected one.
+    /// Whether the message of a rule describes an expected one, or one that does the same.
     pub fn expects_rule(&self, payload: &[u8]) -> bool {
-        read_rule(payload).is_some_and(|it| self.expected.contains(&it.entry))
+        let satisfies = |it: InstalledEntry| self.expected.iter().any(|entry| it.satisfies(*entry));
+        read_rule(payload).is_some_and(satisfies)
     }
 
     /// Whether the message of a route has the table and destination of an expected one.

@@ -82,13 +82,16 @@ impl SockDiag {
         })
     }
 
-    /// Whether an orphaned socket is in one of these states.
+    /// Whether an orphaned socket is in one of these states. If the node's own addresses cannot be listed, its
+    /// own sockets count, too.
     ///
     /// # Errors
     /// `ENOENT` without module tcp_diag, or any other error of the dump.
     pub fn has_any(&mut self, states: TcpStates) -> Result<bool, Error> {
         for family in self.families.clone() {
-            if !self.find(family, states)?.is_empty() {
+            let mut ids = self.find(family, states)?;
+            let listed = self.remove_own(family, &mut ids);
+            if listed.is_err() || !ids.is_empty() {
                 return Ok(true);
             }
         }
@@ -96,7 +99,8 @@ impl SockDiag {
     }
 
     /// Destroys the orphaned sockets in these states. The kernel sends a reset to a client that has not
-    /// closed its side.
+    /// closed its side. If the node's own addresses cannot be listed, that is an error, and no socket ends: a
+    /// client of a Pod that has to wait for a minute is the lesser harm.
     ///
     /// # Errors
     /// `EOPNOTSUPP` without `CONFIG_INET_DIAG_DESTROY`, `EPERM`, or any error of the dump.
@@ -110,7 +114,9 @@ impl SockDiag {
 
     fn destroy_family(&mut self, family: Family, states: TcpStates) -> Result<(), Error> {
         let mut outcome = Ok(());
-        for ids in self.find(family, states)?.chunks(SOCKETS_PER_REQUEST) {
+        let mut ids = self.find(family, states)?;
+        self.remove_own(family, &mut ids)?;
+        for ids in ids.chunks(SOCKETS_PER_REQUEST) {
             match destroy(&mut self.socket, family, states, ids) {
                 // The socket has ended since the dump.
                 Err(refusal) if refusal.errno == libc::ENOENT => {}
@@ -123,8 +129,7 @@ impl SockDiag {
         outcome
     }
 
-    /// Finds the orphaned sockets in these states. If the node's own addresses cannot be listed, that is an
-    /// error, and no socket ends: a client of a Pod that has to wait for a minute is the lesser harm.
+    /// Finds the orphaned sockets in these states.
     fn find(&mut self, family: Family, states: TcpStates) -> Result<Vec<[u8; SOCKET_ID]>, Error> {
         let mut ids = Vec::new();
         let any = [0; SOCKET_ID];
@@ -134,13 +139,19 @@ impl SockDiag {
             ids.extend(read_orphan(family, reply.payload, cidrs, ports));
         });
         found.map_err(|it| error("find sockets of ended connections", it))?;
-        if !ids.is_empty() {
-            let own = own_addresses::list(&mut self.rtnetlink, family, cidrs)
-                .map_err(|it| error("list the node's own addresses", it))?;
-            let is_own = |address| own.iter().any(|own| own.contains(address));
-            ids.retain(|id| !local_address(family, id).is_some_and(is_own));
-        }
         Ok(ids)
+    }
+
+    /// Removes the sockets at addresses of the node itself, which are not captured.
+    fn remove_own(&mut self, family: Family, ids: &mut Vec<[u8; SOCKET_ID]>) -> Result<(), Error> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let own = own_addresses::list(&mut self.rtnetlink, family, &self.cidrs)
+            .map_err(|it| error("list the node's own addresses", it))?;
+        let is_own = |address| own.iter().any(|own| own.contains(address));
+        ids.retain(|id| !local_address(family, id).is_some_and(is_own));
+        Ok(())
     }
 }
 

@@ -173,10 +173,21 @@ fn an_equal_rule_of_lower_precedence_or_with_more_selectors_is_not_used_but_stay
 }
 
 #[test]
+fn rules_that_touch_no_received_packet_stay() {
+    let theirs = [
+        "ip rule add iif lo fwmark 0x1/0x1 lookup main priority 7",
+        "ip rule add nop priority 20000",
+        "ip -6 rule add nop priority 20000",
+    ];
+    assert_coexists(&theirs, &OURS);
+}
+
+#[test]
 fn a_rule_that_uses_our_mark_otherwise_refuses_the_start() {
     for (rule, family, priority) in [
         ("ip rule add fwmark 0x1/0x1 lookup 200 priority 5", "", 5),
         ("ip rule add fwmark 0x1/0x1 lookup 200 priority 8", "", 8),
+        ("ip rule add fwmark 0x1/0x1 goto 32766 priority 6", "", 6),
         ("ip rule add fwmark 0x1 lookup 200 priority 1000", "", 1000),
         (
             "ip rule add fwmark 0x3/0x3 blackhole priority 1001",

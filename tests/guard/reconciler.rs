@@ -516,6 +516,28 @@ fn more_overflows_than_losses_are_logged_are_no_contention() {
 }
 
 #[test]
+fn the_loss_of_rules_that_are_like_ours_is_none() {
+    let lab = Lab::new();
+    let (daemon, before) = start(&lab);
+    for _ in 0..15 {
+        for rule in [
+            "nop priority 20000",
+            "from 192.0.2.9 fwmark 0x1/0x1 goto 32766 priority 10",
+        ] {
+            lab.node.run(&format!("ip rule add {rule}"));
+            lab.node.run(&format!("ip rule del {rule}"));
+        }
+        wait_until("the guard has read everything", || {
+            unread_and_dropped(daemon.guard()).0 == 0
+        });
+    }
+    lab.node.run("ip rule del fwmark 0x1/0x1 lookup 100");
+    daemon.wait_for(&restored(V4_RULE));
+    wait_until_restored(&lab, &before);
+    assert_eq!(count(&daemon, CONTENDED), 0, "{}", daemon.log());
+}
+
+#[test]
 fn a_flood_of_foreign_changes_costs_little_and_hides_no_loss() {
     let lab = Lab::new();
     let (daemon, before) = start(&lab);
