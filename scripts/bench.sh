@@ -4,18 +4,26 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-scripts/bench.sh [--quick] [--output DIR]: measures tproxy-pod beside others.
+scripts/bench.sh [--quick] [--only LIST] [--servers LIST] [--rounds N] [--output DIR]:
+measures tproxy-pod beside others.
 
   The others are HAProxy, a Go server that works as the original tproxy-pod did,
   and a C server that does the least: each behind the same rules, in network
-  namespaces of its own. It measures them under load, their memory, their start,
-  and what rules cost traffic that is not captured. It needs Debian packages,
-  and says which are missing; it needs no root, and does not touch the network
-  of your machine. Nothing else should run meanwhile.
+  namespaces of its own. It measures them under load, at a given rate, and what
+  processes that compute beside them lose; their memory, their start, and what
+  rules cost traffic that is not captured. It needs Debian packages, and says
+  which are missing; it needs no root, and does not touch the network of your
+  machine. Nothing else should run meanwhile.
 
-  --quick       everything once, within a minute after the builds; its numbers
-                are rough. Without it, it takes about a quarter of an hour
-  --output DIR  where report.md, results.json and chart.svg go [target/bench]
+  --quick         everything once, in about a minute after the builds; its numbers
+                  are rough. Without it, it takes less than 20 minutes
+  --only LIST     parts: load, paced, footprint, bystanders; or cells of load and
+                  paced, such as keep-alive-64,close-64,paced-2000-busy
+  --servers LIST  ours, haproxy, go, floor; an absolute path is another tproxy-pod.
+                  The first is compared with each of the others
+  --rounds N      rounds of each part
+  --output DIR    where report.md, results.json and, if nothing is left out,
+                  chart.svg go [target/bench]
 
 Environment:
   BINARY  the program; without it the release binary is built
@@ -33,6 +41,7 @@ output=target/bench
 while (($#)); do
     case $1 in
         --quick) options+=(--quick) ;;
+        --only | --rounds | --servers) options+=("$1" "${2:?$1 needs a value}"); shift ;;
         --output) output=${2:?--output needs a directory}; shift ;;
         -h | --help) usage; exit 0 ;;
         *) usage >&2; exit 2 ;;
@@ -71,13 +80,16 @@ if [[ -z $binary ]]; then
 fi
 mkdir -p target/bench
 echo "scripts/bench.sh: building the peers" >&2
-gcc -O2 -Wall -Wextra -static -s -pthread -o target/bench/floor scripts/bench/floor.c
+for program in floor paced neighbour; do
+    gcc -O2 -Wall -Wextra -static -s -pthread -o "target/bench/$program" "scripts/bench/$program.c" -lm
+done
 GOCACHE="$PWD/target/bench/go-cache" GOPROXY=off GOFLAGS='' CGO_ENABLED=0 \
     go build -trimpath -ldflags '-s -w' -o target/bench/echo scripts/bench/echo.go
 
 "${own[@]}" env -i PATH="$PATH" HOME="${HOME:-/}" LC_ALL=C.UTF-8 python3 -B scripts/bench \
     "${options[@]}" --output "$output" --command "$command" --ours "$(realpath "$binary")" \
-    --go "$PWD/target/bench/echo" --floor "$PWD/target/bench/floor" --haproxy "$(command -v haproxy)" &
+    --go "$PWD/target/bench/echo" --floor "$PWD/target/bench/floor" --haproxy "$(command -v haproxy)" \
+    --paced "$PWD/target/bench/paced" --neighbour "$PWD/target/bench/neighbour" &
 namespaces=$!
 # With the init process of the PID namespace, the kernel kills all its processes; then the namespaces end.
 trap 'kill -KILL $namespaces' EXIT

@@ -2,18 +2,20 @@
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import bystanders
 import footprint
 import load
-from bystanders import Neighbour
+import machine
+import paced
+from bystanders import RuleSet
 from lab import SCRATCH, Lab, run
+from plan import FULL, PARTS, QUICK, Plan, Selection
 from report import chart_data, report
 from results import Results
 from servers import (
@@ -27,44 +29,11 @@ from servers import (
     discover,
     ours,
     request,
+    select,
     serving,
 )
 
-
-@dataclass(frozen=True)
-class Plan:
-    """Amount of measurements; times in seconds."""
-
-    load_rounds: int
-    load_seconds: float
-    warm_up: float
-    memory_rounds: int
-    settle: float
-    starts: int
-    bystander_rounds: int
-    bystander_seconds: float
-
-
-FULL = Plan(
-    load_rounds=5,
-    load_seconds=3.0,
-    warm_up=0.5,
-    memory_rounds=3,
-    settle=2.0,
-    starts=10,
-    bystander_rounds=18,
-    bystander_seconds=1.0,
-)
-QUICK = Plan(
-    load_rounds=1,
-    load_seconds=0.5,
-    warm_up=0.1,
-    memory_rounds=1,
-    settle=1.5,
-    starts=3,
-    bystander_rounds=1,
-    bystander_seconds=0.5,
-)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -73,25 +42,36 @@ class Bench:
 
     lab: Lab
     plan: Plan
+    selection: Selection
     binaries: Binaries
     rules: Rules
     answer: int
     servers: list[Server]
-    neighbours: list[Neighbour]
+    rule_sets: list[RuleSet]
 
     @staticmethod
-    def prepare(plan: Plan, binaries: Binaries) -> "Bench":
+    def prepare(
+        plan: Plan, selection: Selection, binaries: Binaries, keys: list[str] | None
+    ) -> "Bench":
+        """Without keys it has all servers."""
         lab = Lab()
         rules, answer = discover(lab, ours(binaries.ours))
         servers = all_servers(binaries, answer)
-        neighbours = bystanders.all_neighbours(lab, binaries, rules)
-        return Bench(lab, plan, binaries, rules, answer, servers, neighbours)
+        if keys is not None:
+            servers = select(servers, keys)
+        rule_sets = bystanders.all_rule_sets(lab, binaries, rules)
+        return Bench(lab, plan, selection, binaries, rules, answer, servers, rule_sets)
 
     def measure(self, results: Results) -> None:
         self.compare_answers(results)
-        self.measure_load(results)
-        self.measure_footprint(results)
-        self.measure_bystanders(results)
+        if self.selection.load:
+            self.measure_load(results)
+        if self.selection.paced:
+            self.measure_paced(results)
+        if self.selection.footprint:
+            self.measure_footprint(results)
+        if self.selection.bystanders:
+            self.measure_bystanders(results)
 
     def compare_answers(self, results: Results) -> None:
         for server in self.servers:
@@ -100,12 +80,16 @@ class Bench:
             results.answer_bytes[server.key] = length
             progress(f"{server.name} answers with {length} bytes")
 
+    def turns(self, number: int) -> list[Server]:
+        """The servers in the order of a round: in each, another one is first."""
+        return rotated(self.servers, number - 1)
+
     def measure_load(self, results: Results) -> None:
         plan = self.plan
         for number in range(1, plan.load_rounds + 1):
-            for cell in load.CELLS:
+            for cell in self.selection.load:
                 progress(f"load, round {number} of {plan.load_rounds}: {cell}")
-                for server in self.servers:
+                for server in self.turns(number):
                     measured = load.measure(
                         self.lab, server, self.rules, cell, number, plan.load_seconds, plan.warm_up
                     )
@@ -113,88 +97,108 @@ class Bench:
                     if measured.failed:
                         progress(f"not clean: {measured}")
 
+    def measure_paced(self, results: Results) -> None:
+        plan, binaries = self.plan, self.binaries
+        for number in range(1, plan.paced_rounds + 1):
+            for cell in self.selection.paced:
+                progress(f"paced, round {number} of {plan.paced_rounds}: {cell}")
+                if cell.busy:
+                    results.baselines.append(
+                        paced.measure_baseline(binaries, cell, number, plan.paced_seconds)
+                    )
+                for server in self.turns(number):
+                    results.paced.append(
+                        paced.measure(
+                            self.lab, server, self.rules, binaries, cell, number, plan.paced_seconds
+                        )
+                    )
+
     def measure_footprint(self, results: Results) -> None:
-        plan, common = self.plan, (self.lab, self.rules)
+        plan = self.plan
         for number in range(1, plan.memory_rounds + 1):
             progress(f"memory, round {number} of {plan.memory_rounds}")
-            for server in self.servers:
+            for server in self.turns(number):
                 results.memory += footprint.measure_memory(
                     self.lab, server, self.rules, number, plan.settle
                 )
         for number in range(1, plan.starts + 1):
             progress(f"start, round {number} of {plan.starts}")
-            for server in self.servers:
+            for server in self.turns(number):
                 results.starts.append(footprint.measure_start(self.lab, server, self.rules, number))
-        results.image_bytes = footprint.image_sizes(self.binaries)
+        for server in self.servers:
+            results.image_bytes[server.key] = footprint.image_size(server)
 
     def measure_bystanders(self, results: Results) -> None:
-        plan, count = self.plan, len(self.neighbours)
+        plan = self.plan
         with bystanders.pod_serves(self.lab, self.binaries, self.answer):
             for number in range(1, plan.bystander_rounds + 1):
                 progress(f"bystanders, round {number} of {plan.bystander_rounds}")
-                first = (number - 1) % count
-                for neighbour in self.neighbours[first:] + self.neighbours[:first]:
+                for rule_set in rotated(self.rule_sets, number - 1):
                     results.bystanders.append(
-                        bystanders.measure(self.lab, neighbour, number, plan.bystander_seconds)
+                        bystanders.measure(self.lab, rule_set, number, plan.bystander_seconds)
                     )
+
+
+def rotated(items: list[Item], by: int) -> list[Item]:
+    first = by % len(items)
+    return items[first:] + items[:first]
 
 
 def progress(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def stolen() -> tuple[int, int]:
-    """Steal time and total time of all cores so far, in clock ticks (proc_stat(5))."""
-    ticks = [int(each) for each in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    return ticks[7], sum(ticks)
-
-
-def machine(command: str) -> dict[str, str]:
-    models = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    wrk = run("wrk -v", statuses=(1,)).splitlines()[0]
-    return {
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "command": f"`{command}`",
-        "cores": f"{len(os.sched_getaffinity(0))}, {models[0] if models else platform.machine()}",
-        "kernel": platform.release(),
-        "peers": f"{run('haproxy -v').splitlines()[0]}; {run('go version').strip()}",
-        "load": f"{wrk.split(' Copyright')[0]}; {run('iperf3 --version').split(' (')[0]}",
-    }
-
-
-def write(bench: Bench, results: Results, output: Path) -> str:
-    """Writes all files; returns the report."""
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "results.json").write_text(json.dumps(asdict(results), indent=1) + "\n")
+def draw(results: Results, servers: list[Server]) -> bytes:
+    """The chart, as SVG."""
     data = SCRATCH / "chart.dat"
-    data.write_text(chart_data(results, bench.servers))
+    data.write_text(chart_data(results, servers))
     (SCRATCH / "names.gp").write_text(f'data = "{data}"\nchart = "{SCRATCH}/chart.svg"\n')
     run(f"gnuplot {SCRATCH}/names.gp {BENCH}/chart.gp")
-    (output / "chart.svg").write_bytes((SCRATCH / "chart.svg").read_bytes())
-    text = report(results, bench.servers, bench.neighbours)
+    return (SCRATCH / "chart.svg").read_bytes()
+
+
+def write(bench: Bench, results: Results, output: Path, *, is_whole: bool) -> str:
+    """Writes all files; returns the report. Only a whole run has all numbers of the chart."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "results.json").write_text(json.dumps(asdict(results), indent=1) + "\n")
+    if is_whole:
+        (output / "chart.svg").write_bytes(draw(results, bench.servers))
+    text = report(results, bench.servers, bench.rule_sets)
     (output / "report.md").write_text(text)
     return text
 
 
+def words(text: str) -> list[str]:
+    return text.split(",")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="scripts/bench.sh")
     parser.add_argument("--quick", action="store_true")
-    for name in ("--output", "--ours", "--go", "--floor", "--haproxy"):
+    parser.add_argument("--only", type=words)
+    parser.add_argument("--servers", type=words)
+    parser.add_argument("--rounds", type=int)
+    for name in ("--output", "--ours", "--go", "--floor", "--haproxy", "--paced", "--neighbour"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--command", required=True)
     options = parser.parse_args()
-    binaries = Binaries(options.ours, options.go, options.floor, options.haproxy)
-    results = Results(machine(options.command))
-    bench = Bench.prepare(QUICK if options.quick else FULL, binaries)
-    before = stolen()
+    binaries = Binaries(
+        options.ours, options.go, options.floor, options.haproxy, options.paced, options.neighbour
+    )
+    plan = QUICK if options.quick else FULL
+    if options.rounds is not None:
+        plan = plan.with_rounds(options.rounds)
+    try:
+        selection = Selection.parse(options.only or [*PARTS])
+        bench = Bench.prepare(plan, selection, binaries, options.servers)
+    except ValueError as error:
+        parser.error(str(error))
+    results = Results(machine.description(options.command), bench.answer)
+    before = machine.Activity.now()
     bench.measure(results)
-    lost, passed = (now - then for now, then in zip(stolen(), before))
-    results.machine["stolen"] = f"{lost / passed:.1%} of the cores' time, by the hypervisor"
-    print(write(bench, results, options.output))
+    results.machine["quietness"] = before.until(machine.Activity.now())
+    is_whole = options.only is None and options.servers is None
+    print(write(bench, results, options.output, is_whole=is_whole))
 
 
 main()

@@ -27,7 +27,7 @@ CLIENTS = Cell("keep-alive", 64)
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class RuleSet:
     """Rules on the node."""
 
     key: str
@@ -40,25 +40,25 @@ class BystanderRun:
     """About one second of each kind of traffic."""
 
     round: int
-    neighbour: str
+    rule_set: str
     gigabits_per_second: float
     requests_per_second: float
     errors: dict[str, int]
 
 
-def all_neighbours(lab: Lab, binaries: Binaries, rules: Rules) -> list[Neighbour]:
+def all_rule_sets(lab: Lab, binaries: Binaries, rules: Rules) -> list[RuleSet]:
     """In the order of a round. "Nothing" is there twice: the difference is noise."""
 
     def capturing(count: int) -> Callable[[], ContextManager[object]]:
         return lambda: serving(lab, ours(binaries.ours, "--cidr", cidrs(count)), rules)
 
     return [
-        Neighbour("none", "nothing", nullcontext),
-        Neighbour("ours", "tproxy-pod, 1 CIDR", capturing(1)),
-        Neighbour("ours-100", "tproxy-pod, 100 CIDRs", capturing(100)),
-        Neighbour("ours-1000", "tproxy-pod, 1,000 CIDRs", capturing(1000)),
-        Neighbour("divert", "classic DIVERT rules", divert),
-        Neighbour("none-again", "nothing, again", nullcontext),
+        RuleSet("none", "nothing", nullcontext),
+        RuleSet("ours", "tproxy-pod, 1 CIDR", capturing(1)),
+        RuleSet("ours-100", "tproxy-pod, 100 CIDRs", capturing(100)),
+        RuleSet("ours-1000", "tproxy-pod, 1,000 CIDRs", capturing(1000)),
+        RuleSet("divert", "classic DIVERT rules", divert),
+        RuleSet("none-again", "nothing, again", nullcontext),
     ]
 
 
@@ -89,14 +89,14 @@ def pod_serves(lab: Lab, binaries: Binaries, answer: int) -> Iterator[None]:
         yield
 
 
-def measure(lab: Lab, neighbour: Neighbour, number: int, seconds: float) -> BystanderRun:
+def measure(lab: Lab, rule_set: RuleSet, number: int, seconds: float) -> BystanderRun:
     """Measures the client, on its own core; one second of throughput is the minimum of iperf3."""
-    with neighbour.present(), lab.client, pinned(0):
+    with rule_set.present(), lab.client, pinned(0):
         stream = json.loads(run(f"iperf3 -c {POD} -t 1 -C cubic -J"))
         report = wrk(f"http://{POD}/", CLIENTS, seconds)
     return BystanderRun(
         round=number,
-        neighbour=neighbour.key,
+        rule_set=rule_set.key,
         gigabits_per_second=stream["end"]["sum_received"]["bits_per_second"] / 1e9,
         requests_per_second=report["requests"] / report["microseconds"] * 1e6,
         errors=report["errors"],

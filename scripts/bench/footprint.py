@@ -11,7 +11,6 @@ from pathlib import Path
 from lab import Lab, run, running
 from servers import (
     LOG,
-    Binaries,
     Rules,
     Server,
     ask,
@@ -78,21 +77,13 @@ def measure_start(lab: Lab, server: Server, rules: Rules, number: int) -> StartR
     return StartRun(number, server.key, taken * 1e3)
 
 
-def image_sizes(binaries: Binaries) -> dict[str, int]:
+def image_size(server: Server) -> int:
     """Size of the files that an image needs, in bytes."""
-    haproxy = [binaries.haproxy, *libraries(binaries.haproxy)]
-    return {
-        "ours": size([binaries.ours]),
-        "haproxy": size(haproxy),
-        "go": size([binaries.go]),
-        "floor": size([binaries.floor]),
-    }
+    program = Path(server.command[0])
+    return sum(file.resolve().stat().st_size for file in [program, *libraries(program)])
 
 
 def libraries(program: Path) -> list[Path]:
-    """Shared libraries of a program, and the dynamic loader."""
-    return [Path(path) for path in re.findall(r"(/\S+) \(0x", run(f"ldd {program}"))]
-
-
-def size(files: list[Path]) -> int:
-    return sum(file.resolve().stat().st_size for file in files)
+    """Shared libraries of a program, and the dynamic loader; none, and status 1, if it is static."""
+    listed = run(f"ldd {program}", statuses=(0, 1))
+    return [Path(path) for path in re.findall(r"(/\S+) \(0x", listed)]

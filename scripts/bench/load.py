@@ -10,11 +10,11 @@ from typing import Any
 
 from lab import POD, Lab
 from processes import Family
-from servers import AGENT, LOG, PORT, TARGET, Rules, Server, serving
+from servers import AGENT, PORT, TARGET, Rules, Server, log_lines, serving
 
 SCRIPT = Path(__file__).parent / "percentiles.lua"
 SETTLE = 0.1
-"""Time for the server to close the connections of the warm-up, in seconds."""
+"""Time for the server to close the connections of the warm-up, or to log the last response, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,18 @@ class Cell:
     mode: str
     connections: int
 
+    @property
+    def key(self) -> str:
+        return f"{self.mode}-{self.connections}"
+
     def __str__(self) -> str:
-        return f"{self.mode} {self.connections}"
+        return f"{self.mode}, {self.connections} connection{'s' * (self.connections > 1)}"
 
 
-CELLS = [Cell(mode, count) for mode in ("keep-alive", "close") for count in (1, 64, 512)]
+CELLS = [
+    *[Cell("keep-alive", count) for count in (1, 8, 64, 512)],
+    *[Cell("close", count) for count in (1, 64, 512)],
+]
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,7 @@ class LoadRun:
 
     round: int
     server: str
-    mode: str
-    connections: int
+    cell: str
     requests: int
     requests_per_second: float
     p50: int
@@ -87,8 +93,7 @@ def measure(
     return LoadRun(
         round=number,
         server=server.key,
-        mode=cell.mode,
-        connections=cell.connections,
+        cell=cell.key,
         requests=requests,
         requests_per_second=requests / report["microseconds"] * 1e6,
         p50=report["p50"],
@@ -96,10 +101,5 @@ def measure(
         p99_9=report["p99_9"],
         cpu_per_request=cpu / requests * 1e6,
         errors=report["errors"],
-        log_lines_missing=max(0, expected - lines(LOG)),
+        log_lines_missing=max(0, expected - log_lines()),
     )
-
-
-def lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(piece.count(b"\n") for piece in iter(lambda: file.read(1 << 20), b""))

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator
 
@@ -39,25 +39,45 @@ class Server:
 
 @dataclass(frozen=True)
 class Binaries:
-    """Paths of the binaries."""
+    """Paths of the binaries: the servers, the paced client, and the neighbour."""
 
     ours: Path
     go: Path
     floor: Path
     haproxy: Path
+    paced: Path
+    neighbour: Path
 
 
 def all_servers(binaries: Binaries, answer: int) -> list[Server]:
-    """The servers in the order of a round; the floor's response has `answer` bytes."""
+    """The servers; the floor's response has `answer` bytes."""
     config = SCRATCH / "haproxy.cfg"
     template = (BENCH / "haproxy.cfg").read_text()
     config.write_text(template.replace("MAX_CONNECTIONS", str(MAX_CONNECTIONS)))
     return [
         ours(binaries.ours),
         Server("haproxy", "HAProxy", [str(binaries.haproxy), "-db", "-f", str(config)]),
-        Server("go", "Go net/http", [str(binaries.go)]),
-        Server("floor", "floor (C)", floor(binaries.floor, "127.0.0.1", 1, answer), logs=False),
+        Server("go", "Go", [str(binaries.go)]),
+        Server("floor", "floor", floor(binaries.floor, "127.0.0.1", 1, answer), logs=False),
     ]
+
+
+def select(servers: list[Server], words: list[str]) -> list[Server]:
+    """The servers of the given keys; an absolute path is another tproxy-pod.
+
+    ValueError names a word that is neither.
+    """
+    by_key = {server.key: server for server in servers}
+    selected = []
+    for word in words:
+        if word.startswith("/"):
+            name = f"tproxy-pod {word}"
+            selected.append(replace(ours(Path(word)), key=word, name=name))
+        elif word in by_key:
+            selected.append(by_key[word])
+        else:
+            raise ValueError(f"{word}: expected an absolute path, or one of {', '.join(by_key)}")
+    return selected
 
 
 def ours(binary: Path, *options: str) -> Server:
@@ -105,8 +125,9 @@ class Rules:
 
 
 def unowned(table: str) -> str:
-    """The table without its owner, for another process to load."""
+    """The table without its owner, for another process to load, and without what rules added to sets."""
     without_flags = re.sub(r"\n\tflags owner\n\n", "\n", table)
+    without_flags = re.sub(r"\n\t\telements = \{[^}]* expires [^}]*\}", "", without_flags)
     return re.sub(r" # progname \S+", "", without_flags)
 
 
@@ -126,6 +147,12 @@ def serving(lab: Lab, server: Server, rules: Rules) -> Iterator[Family]:
     with behind_rules(server, rules), running(server.command, LOG) as process:
         until_answered(lab, process)
         yield Family.of(process.pid)
+
+
+def log_lines() -> int:
+    """Lines of the last server's log."""
+    with LOG.open("rb") as file:
+        return sum(piece.count(b"\n") for piece in iter(lambda: file.read(1 << 20), b""))
 
 
 def request(*, close: bool = False) -> bytes:
