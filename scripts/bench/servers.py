@@ -127,8 +127,10 @@ class Rules:
 def unowned(table: str) -> str:
     """The table without its owner, for another process to load, and without what rules added to sets."""
     without_flags = re.sub(r"\n\tflags owner\n\n", "\n", table)
-    without_flags = re.sub(r"\n\t\telements = \{[^}]* expires [^}]*\}", "", without_flags)
-    return re.sub(r" # progname \S+", "", without_flags)
+    without_elements = re.sub(r"\n\t\telements = \{[^}]* expires [^}]*\}", "", without_flags)
+    # Where a rule of IPv4 does not compare the protocol itself, nft lists addresses as bytes, and cannot load them.
+    addresses = without_elements.replace("@nh,96,32 . @nh,128,32", "ip saddr . ip daddr")
+    return re.sub(r" # progname \S+", "", addresses)
 
 
 @contextmanager
