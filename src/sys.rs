@@ -6,7 +6,7 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use libc::{c_int, c_void, socklen_t};
 use nix::unistd::{ForkResult, fork};
@@ -54,17 +54,17 @@ pub fn set_option<T: Copy>(
     Ok(())
 }
 
-/// State and counters of a TCP connection (`TCP_INFO`, tcp(7)).
+/// State and counters of a TCP socket (`TCP_INFO`, tcp(7)).
 ///
 /// # Errors
 /// `EBADF`, `EOPNOTSUPP`, or any other error of getsockopt(2).
-pub fn tcp_info(fd: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
+pub fn tcp_info(descriptor: RawFd) -> io::Result<libc::tcp_info> {
     let mut length = mem::size_of::<libc::tcp_info>() as socklen_t;
     // SAFETY: all zeroes is a valid `tcp_info`, of which the kernel writes at most `length` bytes.
     unsafe {
         let mut info: libc::tcp_info = mem::zeroed();
         check(libc::getsockopt(
-            fd.as_raw_fd(),
+            descriptor,
             libc::SOL_TCP,
             libc::TCP_INFO,
             (&raw mut info).cast(),

@@ -7,11 +7,12 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use crate::sys;
 
 /// Listeners in one epoll instance.
 #[derive(Debug)]
@@ -81,13 +82,14 @@ impl Acceptor {
         }
     }
 
-    /// Whether a client waits in the accept queue of a listener.
-    pub fn has_clients(&self) -> bool {
-        let sockets = self.listeners.iter().map(|it| it.socket.as_fd());
-        let mut fds: Vec<_> = sockets
-            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
-            .collect();
-        !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
+    /// Clients in the accept queues of all listeners: what `TCP_INFO` has as `tcpi_unacked` of a listening
+    /// socket (`tcp_get_info`, net/ipv4/tcp.c).
+    pub fn waiting(&self) -> usize {
+        let queue = |listener: &Listener| {
+            let info = sys::tcp_info(listener.socket.as_raw_fd());
+            info.map_or(0, |info| info.tcpi_unacked as usize)
+        };
+        self.listeners.iter().map(queue).sum()
     }
 }
 

@@ -1,10 +1,9 @@
 //! The life of a connection: read a request, write its response, log it, until a side ends the connection.
 //!
 //! `http` parses and formats; this file reads and writes, within the [`Deadlines`] of each step. A
-//! connection that waits for a request is parked in its worker's [`Slot`], and costs little memory once it
-//! is idle.
+//! connection is parked in its worker's [`Slot`] while it waits for the client's bytes: another thread may
+//! evict it meanwhile. It costs little memory once it is idle.
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Instant;
@@ -12,46 +11,18 @@ use std::time::Instant;
 use crate::http::body::{Decoder, Framing};
 use crate::http::echo::{self, Endpoints, Served};
 use crate::http::fields::Persistence;
-use crate::http::head::{Head, HeadScanner, MAX_HEAD, Span};
-use crate::http::response::{CONTINUE, Response};
+use crate::http::head::{Head, HeadScanner, Span};
+use crate::http::response::CONTINUE;
 use crate::http::status::{Rejection, Status};
 use crate::log::buffer::Buffer;
 use crate::server::acceptor::Accepted;
+use crate::server::buffers::{Buffers, enlarge};
 use crate::server::context::Context;
 use crate::server::deadlines::{Deadlines, IDLE_AFTER};
-use crate::server::parked::Slot;
+use crate::server::limit::ConnectionLimit;
+use crate::server::parked::{Progress, Slot};
 use crate::server::stream::{Failure, Stream};
 use crate::sys;
-
-/// Initial length of the input buffer, in bytes: most request heads are shorter.
-const INITIAL_INPUT: usize = 1024;
-
-/// Full length of the input buffer, in bytes: a read of a body gets at least half of it, whatever the
-/// length of the head.
-const FULL_INPUT: usize = 2 * MAX_HEAD;
-
-/// The buffers of a worker, reused for its next connection. They take no memory before their first use.
-#[derive(Debug, Default)]
-pub struct Buffers {
-    input: Vec<u8>,
-    response: Response,
-}
-
-impl Buffers {
-    fn prepare(&mut self) {
-        if self.input.is_empty() {
-            self.input = vec![0; INITIAL_INPUT];
-        }
-    }
-}
-
-fn enlarge(input: &mut Vec<u8>) {
-    if input.len() < FULL_INPUT {
-        let mut large = vec![0; FULL_INPUT];
-        large[..input.len()].copy_from_slice(input);
-        *input = large;
-    }
-}
 
 /// Why a connection ends without another response to a request.
 enum End {
@@ -77,7 +48,11 @@ pub struct Connection<'c> {
     is_direct: bool,
     deadlines: &'c Deadlines,
     context: &'c Context,
+    limit: &'c ConnectionLimit,
     slot: &'c Slot,
+    progress: Progress,
+    /// Whether another thread has evicted the connection: what has arrived is read, and then it ends.
+    is_evicted: bool,
 }
 
 impl<'c> Connection<'c> {
@@ -89,6 +64,7 @@ impl<'c> Connection<'c> {
         accepted: Accepted,
         deadlines: &'c Deadlines,
         context: &'c Context,
+        limit: &'c ConnectionLimit,
         slot: &'c Slot,
     ) -> std::io::Result<Connection<'c>> {
         let destination: SocketAddr = accepted.stream.local_addr()?;
@@ -96,30 +72,38 @@ impl<'c> Connection<'c> {
         if !is_direct {
             context.count_connection();
         }
+        let stream = Stream::new(accepted.stream);
+        slot.open(stream.descriptor(), accepted.client.ip());
         Ok(Connection {
-            stream: Stream::new(accepted.stream),
+            stream,
             endpoints: Endpoints::new(accepted.client, destination),
             is_direct,
             deadlines,
             context,
+            limit,
             slot,
+            progress: Progress {
+                answered: 0,
+                since: Instant::now(),
+                received: None,
+            },
+            is_evicted: false,
         })
     }
 
     /// Serves requests until the connection ends, and closes it.
     pub fn serve(mut self, buffers: &mut Buffers) {
         let mut filled = 0;
-        let mut is_used = false;
         loop {
             let arrived = self.wait_for_request(buffers, &mut filled);
             match arrived.and_then(|()| self.exchange(buffers, &mut filled)) {
                 Ok(Persistence::Close) if filled > 0 || self.context.is_draining() => {
-                    break self.stream.linger(self.deadlines.linger);
+                    break self.linger();
                 }
                 Ok(Persistence::Close) => break,
-                Ok(_) => is_used = true,
+                Ok(_) => {}
                 Err(End::Rejected(rejection)) => break self.refuse(rejection, buffers, filled),
-                Err(End::NoRequest) if is_used || self.is_direct => break,
+                Err(End::NoRequest) if self.progress.answered > 0 || self.is_direct => break,
                 Err(End::NoRequest) => {
                     break log::info!("Connection without a request : {}", self.endpoints);
                 }
@@ -130,6 +114,7 @@ impl<'c> Connection<'c> {
             }
         }
         self.stream.close();
+        self.slot.clear();
     }
 
     /// Reads one request, whose first `filled` bytes are in the input buffer, and responds. Afterwards the
@@ -140,6 +125,8 @@ impl<'c> Connection<'c> {
     fn exchange(&mut self, buffers: &mut Buffers, filled: &mut usize) -> Result<Persistence, End> {
         let Buffers { input, response } = buffers;
         let started = Instant::now();
+        self.progress.since = started;
+        self.progress.received = Some(*filled as u64);
         let span = self.read_head(input, filled, started)?;
         let (mut bytes, mut rest) = input.split_at_mut(span.range.end);
         let mut head = Head::parse(bytes, &span)?;
@@ -154,7 +141,8 @@ impl<'c> Connection<'c> {
         // The body is read into the rest of the buffer, over what has arrived of it.
         *filled = span.range.end;
         let body = self.read_body(&head, rest, begun, response.content())?;
-        let persistence = match self.is_direct || self.context.is_draining() {
+        let ends = self.is_direct || self.is_evicted || self.context.is_draining();
+        let persistence = match ends {
             true => Persistence::Close,
             false => head.persistence,
         };
@@ -170,6 +158,11 @@ impl<'c> Connection<'c> {
             status,
             took: started.elapsed(),
         };
+        self.progress = Progress {
+            answered: self.progress.answered.saturating_add(1),
+            since: started + served.took,
+            received: None,
+        };
         // The response is sent: its buffer is free for the log line.
         self.log(&served, response.content());
         *filled = body.unread.len();
@@ -183,9 +176,9 @@ impl<'c> Connection<'c> {
     fn wait_for_request(&mut self, buffers: &mut Buffers, filled: &mut usize) -> Result<(), End> {
         let mut deadline = None;
         while let b"" | b"\r" | b"\r\n" = &buffers.input[..*filled] {
-            self.slot.park(self.stream.descriptor());
+            self.slot.park(&self.progress);
             let received = self.read_first(buffers, *filled, &mut deadline);
-            self.slot.unpark();
+            self.unpark();
             *filled += received.map_err(|_| End::NoRequest)?;
         }
         Ok(())
@@ -193,7 +186,7 @@ impl<'c> Connection<'c> {
 
     /// Reads after the first `filled` bytes of the input buffer. After [`IDLE_AFTER`] the deadline starts
     /// to count, and the connection becomes idle, unless its last response is not acknowledged yet: it frees
-    /// its buffers and its stack, and may be evicted.
+    /// its buffers and its stack.
     fn read_first(
         &mut self,
         buffers: &mut Buffers,
@@ -208,7 +201,6 @@ impl<'c> Connection<'c> {
         let rest = self.deadlines.first_byte.saturating_sub(IDLE_AFTER);
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + rest);
         if self.stream.wait_acknowledged()? {
-            self.slot.set_idle(Instant::now());
             // At most an empty line has arrived.
             let begun = [buffers.input[0], buffers.input[1]];
             *buffers = Buffers::default();
@@ -218,6 +210,25 @@ impl<'c> Connection<'c> {
             buffers.input[..begun.len()].copy_from_slice(&begun);
         }
         self.stream.read(&mut buffers.input[filled..])
+    }
+
+    fn unpark(&mut self) {
+        self.is_evicted |= self.limit.unpark(self.slot);
+    }
+
+    /// Reads more of a request. Meanwhile another thread may evict the connection.
+    fn receive(&mut self, part: &Part, deadline: Instant, buffer: &mut [u8]) -> Result<usize, End> {
+        self.slot.park(&self.progress);
+        let received = self.stream.read_until(deadline, buffer);
+        self.unpark();
+        let length = received.map_err(|failure| match failure {
+            Failure::Closed if self.is_evicted => late(part.gave_way),
+            Failure::TimedOut => late(part.took_too_long),
+            failure => End::Lost(format!("the {} is not complete: {failure}", part.name)),
+        })?;
+        let received = self.progress.received.unwrap_or(0);
+        self.progress.received = Some(received + length as u64);
+        Ok(length)
     }
 
     fn read_head(
@@ -233,13 +244,7 @@ impl<'c> Connection<'c> {
                 return Ok(span);
             }
             enlarge(input);
-            *filled += self
-                .stream
-                .read_until(deadline, &mut input[*filled..])
-                .map_err(|failure| match failure {
-                    Failure::TimedOut => End::Rejected(late("the head took too long")),
-                    failure => End::Lost(format!("the head is not complete: {failure}")),
-                })?;
+            *filled += self.receive(&HEAD, deadline, &mut input[*filled..])?;
         }
     }
 
@@ -250,32 +255,10 @@ impl<'c> Connection<'c> {
             echo::begin(content, head, &self.endpoints, self.context.node());
             return Status::OK;
         }
-        let (status, text) = self.probe_answer(head.target);
+        let (status, text) = self.context.probe_answer(head.target);
         content.push(text.as_bytes());
         content.push(b"\n");
         status
-    }
-
-    /// The answer to a direct connection, in one line: `/healthz` says that the process serves, `/readyz` that
-    /// everything is in place.
-    fn probe_answer(&self, target: &[u8]) -> (Status, Cow<'static, str>) {
-        match target {
-            b"/healthz" if self.context.is_draining() => {
-                (Status::SERVICE_UNAVAILABLE, "draining".into())
-            }
-            b"/healthz" => (Status::OK, "ok".into()),
-            b"/readyz" => match self.context.readiness().reason() {
-                None => (Status::OK, "ready".into()),
-                Some(reason) => (
-                    Status::SERVICE_UNAVAILABLE,
-                    format!("not ready: {reason}").into(),
-                ),
-            },
-            _ => (
-                Status::NOT_FOUND,
-                "this is the listener itself, not a Pod: only /healthz and /readyz are here".into(),
-            ),
-        }
     }
 
     /// Reads the body, whose first `filled` bytes are in `input`, and appends up to [`echo::MAX_ECHO`] bytes
@@ -304,14 +287,7 @@ impl<'c> Connection<'c> {
                 break;
             }
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.deadlines.body);
-            unread =
-                0..self
-                    .stream
-                    .read_until(deadline, input)
-                    .map_err(|failure| match failure {
-                        Failure::TimedOut => End::Rejected(late("the body took too long")),
-                        failure => End::Lost(format!("the body is not complete: {failure}")),
-                    })?;
+            unread = 0..self.receive(&BODY, deadline, input)?;
         }
         let received = decoder.received();
         if !self.is_direct {
@@ -356,8 +332,17 @@ impl<'c> Connection<'c> {
         self.count();
         log::warn!("{}", echo::refused_line(&self.endpoints, rejection, bytes));
         if written.is_ok() {
-            self.stream.linger(self.deadlines.linger);
+            self.linger();
         }
+    }
+
+    /// Lingers. Once the client has acknowledged the response, the connection may give way.
+    fn linger(&mut self) {
+        self.progress.since = Instant::now();
+        self.progress.received = Some(0);
+        self.slot.park(&self.progress);
+        self.stream.linger(self.deadlines.linger);
+        self.unpark();
     }
 
     fn write(&mut self, response: &[u8], persistence: Persistence) -> Result<(), Failure> {
@@ -376,6 +361,25 @@ struct ReadBody {
     unread: Range<usize>,
 }
 
-fn late(reason: &'static str) -> Rejection {
-    Rejection::new(Status::REQUEST_TIMEOUT, reason)
+/// What is said of a part of a request that does not come to its end.
+struct Part {
+    name: &'static str,
+    took_too_long: &'static str,
+    gave_way: &'static str,
+}
+
+const HEAD: Part = Part {
+    name: "head",
+    took_too_long: "the head took too long",
+    gave_way: "the head took too long while clients wait",
+};
+
+const BODY: Part = Part {
+    name: "body",
+    took_too_long: "the body took too long",
+    gave_way: "the body took too long while clients wait",
+};
+
+fn late(reason: &'static str) -> End {
+    End::Rejected(Rejection::new(Status::REQUEST_TIMEOUT, reason))
 }

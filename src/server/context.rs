@@ -1,8 +1,10 @@
 //! What all connections share: the node's name, whether everything is in place, whether the server drains, and
 //! the totals for the log.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::http::status::Status;
 use crate::server::readiness::{Readiness, STOPPING};
 
 /// State that all connections share.
@@ -36,6 +38,26 @@ impl Context {
     /// Whether everything is in place, as the guard says.
     pub fn readiness(&self) -> &Readiness {
         &self.readiness
+    }
+
+    /// The answer to a direct connection, in one line: `/healthz` says that the process serves, `/readyz` that
+    /// everything is in place.
+    pub fn probe_answer(&self, target: &[u8]) -> (Status, Cow<'static, str>) {
+        match target {
+            b"/healthz" if self.is_draining() => (Status::SERVICE_UNAVAILABLE, "draining".into()),
+            b"/healthz" => (Status::OK, "ok".into()),
+            b"/readyz" => match self.readiness.reason() {
+                None => (Status::OK, "ready".into()),
+                Some(reason) => (
+                    Status::SERVICE_UNAVAILABLE,
+                    format!("not ready: {reason}").into(),
+                ),
+            },
+            _ => (
+                Status::NOT_FOUND,
+                "this is the listener itself, not a Pod: only /healthz and /readyz are here".into(),
+            ),
+        }
     }
 
     /// Ends every connection after its next response.

@@ -37,6 +37,6 @@ pub const DIRECT_DEADLINES: Deadlines = Deadlines {
     linger: Duration::from_secs(1),
 };
 
-/// Time without a request after which a connection is idle: its worker frees memory, and at the limit the
-/// connection may be evicted. Also the default time-out of a read.
+/// Time without a request after which a connection is idle: its worker frees memory. Also the default time-out
+/// of a read.
 pub const IDLE_AFTER: Duration = Duration::from_secs(1);

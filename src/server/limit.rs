@@ -1,42 +1,44 @@
-//! The limit on connections: a counting semaphore with a queue.
+//! The limit on connections, and the workers that serve them: one lock, one condition variable.
 //!
-//! At the limit `acquire` waits. If no connection ends within [`PATIENCE`], it evicts an idle one. Threads
-//! acquire in the order in which they ask: each draws a ticket. At most one for each listener asks at a time
-//! ([`Acceptor`](crate::server::acceptor::Acceptor)), and the tickets keep those of one family from always
-//! overtaking the other.
+//! A worker acquires a place before it accepts a client, and serves it once another worker is idle, to wait for
+//! the next one. At a shortage it evicts as many connections as clients wait, and waits for a release. A
+//! request takes no lock: see [`Slot`].
 
-use std::sync::{Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::io;
+use std::mem;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use crate::lock::unpoisoned;
+use crate::server::counts::{Counts, Shortage};
+use crate::server::parked::{self, Slot};
 
-/// Time to wait for a connection to end before an idle one is evicted.
-pub const PATIENCE: Duration = Duration::from_millis(10);
+/// Time after which a worker that waits looks again: other connections may give way by then.
+const RETRY: Duration = Duration::from_millis(10);
 
-/// Time to wait for an evicted connection to end before the next one is evicted.
-pub const EVICTION_TIMEOUT: Duration = Duration::from_millis(300);
+/// A function that starts a worker with this slot.
+pub trait Spawn: FnOnce(Arc<Slot>) -> io::Result<()> {}
+impl<F: FnOnce(Arc<Slot>) -> io::Result<()>> Spawn for F {}
 
 /// A limit on connections.
 #[derive(Debug)]
 pub struct ConnectionLimit {
     size: usize,
+    start: Instant,
     state: Mutex<State>,
-    /// Signals a release, or the next ticket.
-    changed: Condvar,
+    /// Signals a release.
+    released: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Acquired and not released: the connections that are open.
-    open: usize,
+    counts: Counts,
+    /// The slots of all workers.
+    slots: Vec<Arc<Slot>>,
     /// Number of releases so far.
     releases: usize,
-    /// The next ticket to draw.
-    next_ticket: usize,
-    /// The ticket whose thread acquires next.
-    now_serving: usize,
-    /// Threads that wait at the condition variable.
-    waiting: usize,
+    /// Whether a thread may wait for a release.
+    has_waiting: bool,
 }
 
 impl ConnectionLimit {
@@ -44,8 +46,9 @@ impl ConnectionLimit {
     pub fn new(size: usize) -> ConnectionLimit {
         ConnectionLimit {
             size,
+            start: Instant::now(),
             state: Mutex::default(),
-            changed: Condvar::new(),
+            released: Condvar::new(),
         }
     }
 
@@ -54,74 +57,132 @@ impl ConnectionLimit {
         self.size
     }
 
-    /// Connections that are open, and threads that wait in [`ConnectionLimit::acquire`].
-    pub fn in_use(&self) -> usize {
-        let state = self.lock();
-        state.open + (state.next_ticket - state.now_serving)
+    /// Connections that are open.
+    pub fn open(&self) -> usize {
+        self.lock().counts.open
     }
 
-    /// Waits in the queue, and at the limit until a connection ends; then counts one more. `evict` ends an
-    /// idle connection, and returns `false` if none is idle.
-    pub fn acquire(&self, evict: impl Fn() -> bool) {
-        let mut state = self.lock();
-        let ticket = state.next_ticket;
-        state.next_ticket += 1;
-        state = self.wait_while(state, Duration::MAX, |state| state.now_serving != ticket);
-        let is_full = |state: &State| state.open >= self.size;
-        let mut timeout = PATIENCE;
-        loop {
-            state = self.wait_while(state, timeout, is_full);
-            if !is_full(&state) {
-                break;
-            }
-            drop(state);
-            timeout = if evict() { EVICTION_TIMEOUT } else { PATIENCE };
-            state = self.lock();
+    /// The slot of a worker to which the limit does not apply: its connections are never evicted.
+    pub fn unlimited_slot(&self) -> Slot {
+        Slot::new(self.start)
+    }
+
+    /// Starts a worker with `spawn` if none is idle.
+    ///
+    /// # Errors
+    /// The error of `spawn`.
+    pub fn ensure_idle_worker(&self, spawn: impl Spawn) -> io::Result<()> {
+        let state = &mut *self.lock();
+        if state.counts.idle == 0 {
+            start_worker(&mut state.slots, self.start, spawn)?;
+            state.counts.idle = 1;
         }
-        state.open += 1;
-        state.now_serving += 1;
-        self.notify(&state);
+        Ok(())
     }
 
-    /// Counts one connection less.
+    /// Acquires a place for the next client of an idle worker, or says why it has to wait.
+    ///
+    /// # Errors
+    /// The shortage, and the number of releases so far, for [`ConnectionLimit::make_way`].
+    pub fn acquire(&self) -> Result<(), (Shortage, usize)> {
+        let state = &mut *self.lock();
+        let acquired = state.counts.acquire(self.size);
+        acquired.map_err(|shortage| (shortage, state.releases))
+    }
+
+    /// Lets an idle worker serve the client in its place. The lock is held while `spawn` starts another one, so
+    /// that no other thread counts on a worker that may yet fail to start.
+    ///
+    /// # Errors
+    /// The shortage, and the number of releases so far, for [`ConnectionLimit::make_way`].
+    pub fn occupy(&self, spawn: impl Spawn) -> Result<(), (Shortage, usize)> {
+        let state = &mut *self.lock();
+        let State { counts, slots, .. } = state;
+        let occupied = counts.occupy(|| start_worker(slots, self.start, spawn));
+        occupied.map_err(|shortage| (shortage, state.releases))
+    }
+
+    /// Gives back a place for which there is no client.
+    pub fn cancel(&self) {
+        self.give_back(Counts::cancel);
+    }
+
+    /// Gives back the place of a connection, which is closed.
     pub fn release(&self) {
-        let mut state = self.lock();
-        state.open -= 1;
-        state.releases += 1;
-        self.notify(&state);
+        self.give_back(Counts::release);
     }
 
-    /// The number of releases so far, for [`ConnectionLimit::wait_for_release`].
+    fn give_back(&self, step: impl FnOnce(&mut Counts)) {
+        let mut state = self.lock();
+        step(&mut state.counts);
+        state.releases += 1;
+        if mem::take(&mut state.has_waiting) {
+            self.released.notify_all();
+        }
+    }
+
+    /// The number of releases so far, for [`ConnectionLimit::make_way`].
     pub fn releases(&self) -> usize {
         self.lock().releases
     }
 
-    /// Waits for a release after the first `seen`; returns `false` after the time-out.
-    pub fn wait_for_release(&self, seen: usize, timeout: Duration) -> bool {
-        let state = self.wait_while(self.lock(), timeout, |state| state.releases == seen);
-        state.releases != seen
-    }
-
-    fn wait_while<'s>(
-        &self,
-        mut state: MutexGuard<'s, State>,
-        timeout: Duration,
-        condition: impl Fn(&State) -> bool,
-    ) -> MutexGuard<'s, State> {
-        state.waiting += 1;
+    /// Evicts connections for this number of clients, if some may give way, and waits for a release after the
+    /// first `seen`, for up to [`RETRY`].
+    pub fn make_way(&self, seen: usize, waiting: usize) {
+        self.evict(waiting);
+        let mut state = self.lock();
+        state.has_waiting = true;
         let waited = self
-            .changed
-            .wait_timeout_while(state, timeout, |state| condition(state));
-        let (mut state, _) = unpoisoned(waited);
-        state.waiting -= 1;
-        state
+            .released
+            .wait_timeout_while(state, RETRY, |state| state.releases == seen);
+        state = unpoisoned(waited).0;
+        if state.releases == seen {
+            state.counts.expire();
+        }
     }
 
-    /// Wakes the threads that wait. Without any, it saves the system call.
-    fn notify(&self, state: &State) {
-        if state.waiting > 0 {
-            self.changed.notify_all();
+    /// Evicts connections for this number of clients, if some may give way.
+    pub fn evict(&self, waiting: usize) {
+        let mut state = self.lock();
+        let count = state.counts.to_evict(self.size, waiting);
+        if count == 0 {
+            return;
         }
+        let evicted = parked::evict(&state.slots, count, self.size, waiting);
+        state.counts.evicted += evicted.len();
+        drop(state);
+        for slot in evicted {
+            // Not for all of them at once: each worker that this wakes needs the lock, too.
+            let _state = self.lock();
+            slot.end();
+        }
+    }
+
+    /// Evicts all connections that wait for a request to begin.
+    pub fn evict_unbegun(&self) {
+        let state = self.lock();
+        let evicted = state.slots.iter().filter(|slot| slot.evict_unbegun());
+        evicted.for_each(|slot| slot.end());
+    }
+
+    /// Makes the connection in a slot busy again; returns whether it was evicted.
+    pub fn unpark(&self, slot: &Slot) -> bool {
+        let is_evicted = !slot.unpark();
+        if is_evicted {
+            // The thread that evicted it may be about to use its descriptor, under the lock.
+            drop(self.lock());
+        }
+        is_evicted
+    }
+
+    /// Removes the slot of an idle worker, which is to end; returns `false` if it is the last idle one.
+    pub fn retire(&self, slot: &Arc<Slot>) -> bool {
+        let mut state = self.lock();
+        let may_end = state.counts.retire();
+        if may_end && let Some(at) = state.slots.iter().position(|it| Arc::ptr_eq(it, slot)) {
+            state.slots.swap_remove(at);
+        }
+        may_end
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -129,79 +190,53 @@ impl ConnectionLimit {
     }
 }
 
+/// Starts a worker, with a new slot.
+fn start_worker(slots: &mut Vec<Arc<Slot>>, start: Instant, spawn: impl Spawn) -> io::Result<()> {
+    let slot = Arc::new(Slot::new(start));
+    spawn(Arc::clone(&slot))?;
+    slots.push(slot);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Instant;
+    use std::thread;
 
     use super::*;
 
-    fn wait_until_in_use(limit: &ConnectionLimit, count: usize) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while limit.in_use() != count {
-            assert!(Instant::now() < deadline, "{limit:?}");
-            std::thread::yield_now();
-        }
-    }
-
     #[test]
-    fn the_limit_is_never_exceeded_and_every_thread_acquires() {
+    fn the_limit_is_never_exceeded_and_every_worker_gets_a_place() {
         let limit = ConnectionLimit::new(3);
-        let (inside, visits) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    for _ in 0..10_000 {
-                        limit.acquire(|| false);
-                        assert!(inside.fetch_add(1, Ordering::SeqCst) < 3);
-                        inside.fetch_sub(1, Ordering::SeqCst);
-                        limit.release();
-                        visits.fetch_add(1, Ordering::SeqCst);
-                    }
-                });
-            }
-        });
-        assert_eq!((visits.into_inner(), limit.in_use()), (80_000, 0));
-    }
-
-    #[test]
-    fn threads_acquire_in_the_order_in_which_they_ask() {
-        let limit = ConnectionLimit::new(1);
-        limit.acquire(|| false);
-        let order = Mutex::new(Vec::new());
-        std::thread::scope(|scope| {
-            for number in 0..20 {
-                let (limit, order) = (&limit, &order);
-                scope.spawn(move || {
-                    limit.acquire(|| false);
-                    order.lock().unwrap().push(number);
-                    limit.release();
-                });
-                wait_until_in_use(limit, number + 2);
-            }
-            limit.release();
-        });
-        let expected: Vec<_> = (0..20).collect();
-        assert_eq!(order.into_inner().unwrap(), expected);
-    }
-
-    #[test]
-    fn a_thread_that_evicts_a_connection_acquires_in_its_place() {
-        let limit = ConnectionLimit::new(2);
-        (0..2).for_each(|_| limit.acquire(|| false));
-        let acquire = || {
-            let evicted = AtomicUsize::new(0);
-            limit.acquire(|| {
-                evicted.fetch_add(1, Ordering::SeqCst);
+        let (open, served) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        for _ in 0..8 {
+            limit.lock().counts.idle += 1;
+        }
+        let work = || {
+            for _ in 0..10_000 {
+                while let Err((_, seen)) = limit.acquire() {
+                    limit.make_way(seen, 1);
+                }
+                assert!(open.fetch_add(1, Ordering::SeqCst) < 3);
+                limit.occupy(|_| Ok(())).unwrap();
+                open.fetch_sub(1, Ordering::SeqCst);
                 limit.release();
-                true
-            });
-            evicted.into_inner()
+                served.fetch_add(1, Ordering::SeqCst);
+            }
         };
-        let evicted = std::thread::scope(|scope| {
-            let threads = [(); 2].map(|()| scope.spawn(acquire));
-            threads.map(|thread| thread.join().unwrap())
-        });
-        assert_eq!(evicted, [1, 1]);
+        thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(work))));
+        assert_eq!((served.into_inner(), limit.open()), (80_000, 0));
+    }
+
+    #[test]
+    fn a_worker_that_may_yet_fail_to_start_is_not_counted() {
+        let limit = ConnectionLimit::new(3);
+        let fail = |_| {
+            assert!(limit.state.try_lock().is_err(), "the lock is held");
+            Err(io::Error::from_raw_os_error(libc::EAGAIN))
+        };
+        assert!(limit.ensure_idle_worker(fail).is_err());
+        let state = limit.lock();
+        assert_eq!((state.counts.idle, state.slots.len()), (0, 0));
     }
 }

@@ -7,24 +7,28 @@
 //!   │ the kernel queues the connection (listener); if the queue is full, it drops the SYN, and the client
 //!   │     sends it again
 //!   │ epoll_wait(2) wakes one idle worker (acceptor)
-//!   │ ConnectionLimit::acquire (limit): below --max-connections at once.
-//!   │     At the limit it waits; this client and those after it stay in the kernel's queue.
-//!   │     After 10 ms in which no connection ended: logs "The limit of … connections is reached",
-//!   │     and evicts the connection that has been idle longest (parked). Without an idle one it waits on.
-//!   │     300 ms after an eviction that freed no place: evicts the next one.
-//!   │ accept4(2). The last idle worker starts another now (idle_workers)
-//!   │ Connection::serve (connection): reads requests from the stream, within deadlines
-//!   ▼     without a request for 1 s: the connection is idle (parked)
+//!   │ ConnectionLimit::acquire (limit): takes a place, below --max-connections at once.
+//!   │     At the limit it waits; this client and those after it stay in the kernel's queue. It logs "The
+//!   │     limit of … connections is reached", evicts as many connections as clients wait, up to 64 that
+//!   │     have yet to end (counts), in the order in which they give way (parked), and looks again at each
+//!   │     release, and after RETRY.
+//!   │ accept4(2). Without a free descriptor: evicts, and waits for a release
+//!   │ ConnectionLimit::occupy: the last idle worker starts another now. Without a thread: evicts, and waits
+//!   │     for a release
+//!   │ Connection::serve (connection): reads requests from the stream, within deadlines; parked while it
+//!   ▼     waits for the client's bytes
 //! ```
 //!
-//! A worker is a thread (`workers`); it is *idle* until it has accepted a client. A connection is *parked*
-//! while its worker waits for a request, and *idle* once that took 1 s and the client has acknowledged all
-//! responses: then it keeps little memory, and may be evicted.
+//! A worker is a thread (`workers`); it is *idle* until it serves a client. A connection is *parked* while its
+//! worker waits for bytes: another thread may evict it. After 1 s without a request, and with all responses
+//! acknowledged, it is *idle*: it keeps little memory. An eviction shuts down the side that reads: a request
+//! that has arrived is answered, and then the connection ends.
 //!
 //! - `listener`: sockets with `IP_TRANSPARENT` on loopback, and direct ones for the node's own probes.
 //! - `acceptor`: an epoll(7) instance, one for clients and one for probes, at which idle workers wait.
-//! - `limit`, `workers`, `idle_workers`, `parked`: as above.
-//! - `connection`: reads requests, writes responses and logs them, with the `deadlines` of each step.
+//! - `limit`, `counts`, `workers`, `parked`: as above.
+//! - `connection`: reads requests, writes responses and logs them, with the `deadlines` of each step, in the `buffers` of
+//!   its worker.
 //! - `stream`: the connected socket, its deadlines, and its lingering close.
 //! - `context`: what all connections share, and `readiness`: whether everything is in place, as the guard says.
 //!
@@ -32,10 +36,11 @@
 //! that the process lives, not that a client is served at once.
 
 pub mod acceptor;
+pub mod buffers;
 pub mod connection;
 pub mod context;
+pub mod counts;
 pub mod deadlines;
-pub mod idle_workers;
 pub mod limit;
 pub mod listener;
 pub mod parked;

@@ -169,14 +169,8 @@ impl Stream {
         Ok(true)
     }
 
-    /// Whether the client has acknowledged all that was sent, a FIN included. A connection that is reset
-    /// has nothing left to send, but keeps its counters.
-    #[inline(never)]
     fn is_acknowledged(&self) -> bool {
-        let info = sys::tcp_info(self.socket.as_fd());
-        !info.is_ok_and(|info| {
-            info.tcpi_state != TCP_CLOSE && (info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0)
-        })
+        is_acknowledged(self.descriptor())
     }
 
     /// Writes all of `bytes`. The client has `limit` to acknowledge them. The last send(2) may exceed it by
@@ -272,4 +266,14 @@ impl Stream {
             linger,
         );
     }
+}
+
+/// Whether the client of a connection has acknowledged all that was sent, a FIN included. A connection that is
+/// reset has nothing left to send, but keeps its counters.
+#[inline(never)]
+pub fn is_acknowledged(descriptor: RawFd) -> bool {
+    let info = sys::tcp_info(descriptor);
+    !info.is_ok_and(|info| {
+        info.tcpi_state != TCP_CLOSE && (info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0)
+    })
 }

@@ -15,12 +15,13 @@ use crate::error::words;
 use crate::log::logger;
 use crate::log::once::LogOnce;
 use crate::server::acceptor::{Accepted, Acceptor, ReadyListener};
-use crate::server::connection::{Buffers, Connection};
+use crate::server::buffers::Buffers;
+use crate::server::connection::Connection;
 use crate::server::context::Context;
+use crate::server::counts::Shortage;
 use crate::server::deadlines::{DEADLINES, DIRECT_DEADLINES, Deadlines};
-use crate::server::idle_workers::IdleWorkers;
-use crate::server::limit::{ConnectionLimit, EVICTION_TIMEOUT, PATIENCE};
-use crate::server::parked::{ParkedConnections, Slot};
+use crate::server::limit::ConnectionLimit;
+use crate::server::parked::Slot;
 use crate::server::readiness::Readiness;
 
 /// Probe workers for each direct listener.
@@ -45,9 +46,7 @@ pub struct Workers {
     context: Context,
     clients: Acceptor,
     probes: Acceptor,
-    idle_workers: IdleWorkers,
     limit: ConnectionLimit,
-    parked: ParkedConnections,
     limit_log: LogOnce,
     accept_log: LogOnce,
     spawn_log: LogOnce,
@@ -67,9 +66,7 @@ impl Workers {
             context: Context::from_environment(),
             clients,
             probes,
-            idle_workers: IdleWorkers::default(),
             limit: ConnectionLimit::new(max_connections),
-            parked: ParkedConnections::default(),
             limit_log: LogOnce::default(),
             accept_log: LogOnce::default(),
             spawn_log: LogOnce::default(),
@@ -88,45 +85,48 @@ impl Workers {
     }
 
     fn ensure_idle_worker(self: &Arc<Workers>) -> io::Result<()> {
-        self.idle_workers.ensure_one(|| self.spawn_worker())
+        self.limit
+            .ensure_idle_worker(|slot| self.spawn_worker(slot))
     }
 
-    fn spawn_worker(self: &Arc<Workers>) -> io::Result<()> {
+    fn spawn_worker(self: &Arc<Workers>, slot: Arc<Slot>) -> io::Result<()> {
         let workers = Arc::clone(self);
-        spawn(move || workers.serve_clients())
+        spawn(move || workers.serve_clients(&slot))
     }
 
     /// Accepts and serves clients, until this worker is spare. It counts as idle from its start on.
-    fn serve_clients(self: &Arc<Workers>) {
+    fn serve_clients(self: &Arc<Workers>, slot: &Arc<Slot>) {
         logger::block_when_full();
-        let slot = self.parked.add_slot();
         let mut buffers = Buffers::default();
         loop {
             let Some(listener) = self.clients.wait(EpollTimeout::from(SPARE_TIMEOUT)) else {
-                match self.idle_workers.retire() {
+                match self.limit.retire(slot) {
                     true => break,
                     false => continue,
                 }
             };
             // Before accept4(2), so that no connection exceeds the limit.
-            self.limit.acquire(|| self.evict());
-            if let Some(accepted) = self.accept(listener) {
-                if let Err(error) = self.idle_workers.remove(|| self.spawn_worker()) {
-                    self.log_spawn_error(&error);
-                }
-                self.serve(accepted, &DEADLINES, &slot, &mut buffers);
-                // Before the release, or the worker that acquires next would be the last idle one, and
-                // start another.
-                self.idle_workers.add();
+            while let Err((shortage, seen)) = self.limit.acquire() {
+                self.log_shortage(&shortage);
+                self.limit.make_way(seen, self.clients.waiting());
             }
+            let Some(accepted) = self.accept(listener) else {
+                self.limit.cancel();
+                continue;
+            };
+            while let Err((shortage, seen)) = self.limit.occupy(|slot| self.spawn_worker(slot)) {
+                self.log_shortage(&shortage);
+                // This client waits, too.
+                self.limit.make_way(seen, self.clients.waiting() + 1);
+            }
+            self.serve(accepted, &DEADLINES, slot, &mut buffers);
             self.limit.release();
         }
-        self.parked.remove_slot(&slot);
     }
 
     /// Accepts and serves direct connections, until the process exits.
     fn serve_probes(&self) {
-        let slot = self.parked.add_slot();
+        let slot = self.limit.unlimited_slot();
         let mut buffers = Buffers::default();
         loop {
             let ready = self.probes.wait(EpollTimeout::NONE);
@@ -136,62 +136,64 @@ impl Workers {
         }
     }
 
-    /// Accepts a client; `None` if there is none any more. If accept4(2) fails, waits for a connection to
-    /// end, and retries. Evicts an idle connection only after `EMFILE`, which an eviction is sure to
-    /// end, and only if no connection has ended within [`PATIENCE`].
+    /// Accepts a client; `None` if there is none any more. If accept4(2) fails twice, waits for a connection to
+    /// end, and retries. Only `EMFILE` is sure to end by an eviction.
     fn accept(&self, listener: ReadyListener<'_>) -> Option<Accepted> {
-        let mut may_evict = false;
-        loop {
-            let releases = self.limit.releases();
-            let error = match listener.accept() {
-                Ok(accepted) => return accepted,
-                Err(error) => error,
-            };
-            if self.accept_log.should_log() {
-                let reason = words(&error);
-                log::warn!("Cannot accept a connection, clients wait: {reason}");
+        let mut attempt = self.try_accept(&listener);
+        while attempt.is_err() {
+            let seen = self.limit.releases();
+            attempt = self.try_accept(&listener);
+            if let Err(error) = &attempt {
+                let lacks_file = error.raw_os_error() == Some(libc::EMFILE);
+                let waiting = if lacks_file {
+                    self.clients.waiting()
+                } else {
+                    0
+                };
+                self.limit.make_way(seen, waiting);
             }
-            let lacks_file = error.raw_os_error() == Some(libc::EMFILE);
-            let timeout = if may_evict && lacks_file && self.parked.evict_oldest() {
-                EVICTION_TIMEOUT
-            } else {
-                PATIENCE
-            };
-            may_evict = !self.limit.wait_for_release(releases, timeout);
         }
+        attempt.ok().flatten()
     }
 
-    /// Evicts an idle connection at the limit; returns `false` if none is idle.
-    fn evict(&self) -> bool {
-        if self.limit_log.should_log() {
-            let size = self.limit.size();
-            log::warn!("The limit of {size} connections is reached: clients wait");
+    fn try_accept(&self, listener: &ReadyListener<'_>) -> io::Result<Option<Accepted>> {
+        let accepted = listener.accept();
+        if let Err(error) = &accepted
+            && self.accept_log.should_log()
+        {
+            let reason = words(error);
+            log::warn!("Cannot accept a connection, clients wait: {reason}");
         }
-        self.parked.evict_oldest()
+        accepted
     }
 
     fn serve(&self, accepted: Accepted, deadlines: &Deadlines, slot: &Slot, buffers: &mut Buffers) {
         let client = accepted.client;
-        match Connection::new(accepted, deadlines, &self.context, slot) {
+        match Connection::new(accepted, deadlines, &self.context, &self.limit, slot) {
             Ok(connection) => connection.serve(buffers),
             Err(error) => log::info!("Connection from {client} was lost: {}", words(&error)),
         }
     }
 
-    /// Retries to start a worker if none is idle. If that fails and a client waits, evicts an idle
-    /// connection, so that its worker can serve the client.
+    /// Retries to start a worker if none is idle. If that fails and clients wait, evicts connections, so that
+    /// their workers can serve the clients.
     pub fn maintain(self: &Arc<Workers>) {
         if let Err(error) = self.ensure_idle_worker() {
-            self.log_spawn_error(&error);
-            if self.clients.has_clients() {
-                self.parked.evict_oldest();
-            }
+            self.log_shortage(&Shortage::Workers(error));
+            self.limit.evict(self.clients.waiting());
         }
     }
 
-    fn log_spawn_error(&self, error: &io::Error) {
-        if self.spawn_log.should_log() {
-            log::warn!("Cannot start a thread, clients wait: {}", words(error));
+    fn log_shortage(&self, shortage: &Shortage) {
+        match shortage {
+            Shortage::Places if self.limit_log.should_log() => {
+                let size = self.limit.size();
+                log::warn!("The limit of {size} connections is reached: clients wait");
+            }
+            Shortage::Workers(error) if self.spawn_log.should_log() => {
+                log::warn!("Cannot start a thread, clients wait: {}", words(error));
+            }
+            _ => {}
         }
     }
 
@@ -214,10 +216,10 @@ impl Workers {
                 if !self.is_busy() {
                     break;
                 }
-                self.parked.shut_down_all();
+                self.limit.evict_unbegun();
             }
         }
-        let left = self.limit.in_use();
+        let left = self.limit.open();
         if left > 0 {
             let grace = grace.as_secs();
             log::warn!("Cut off {left} connections that did not end within {grace} s");
@@ -225,10 +227,10 @@ impl Workers {
         self.context.log_totals();
     }
 
-    /// Whether a client waits or a connection is open. A worker acquires before it takes a client from the
-    /// kernel's queue; asked in this order, no client is missed.
+    /// Whether a client waits or a connection is open. A worker acquires a place before it takes a client from
+    /// the kernel's queue; asked in this order, no client is missed.
     fn is_busy(&self) -> bool {
-        self.clients.has_clients() || self.limit.in_use() > 0
+        self.clients.waiting() > 0 || self.limit.open() > 0
     }
 }
 
