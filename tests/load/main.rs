@@ -3,6 +3,9 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod busy;
 mod crowd;
+mod crowds;
 mod limits;
 mod overload;
+mod pressure;
