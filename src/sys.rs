@@ -168,6 +168,43 @@ fn release_below_this_frame(low: *mut c_void) {
     }
 }
 
+/// Starts a thread that nothing joins, with a stack of `stack_size` bytes (pthread_create(3)).
+///
+/// `std::thread` gives each thread a second stack, on which it would report an overflow of the first. Either stack
+/// takes two mappings, of which a process may have 65,530 (`vm.max_map_count`), and where the kernel refuses one for
+/// the second, `std::thread` panics. Here an overflow meets the guard page, and SIGSEGV ends the process.
+///
+/// # Errors
+/// `EAGAIN` without memory, a mapping or a process id left, or `EINVAL` for a stack that is too small.
+pub fn spawn_detached<F: FnOnce() + Send + 'static>(stack_size: usize, work: F) -> io::Result<()> {
+    extern "C" fn run<F: FnOnce()>(work: *mut c_void) -> *mut c_void {
+        // SAFETY: `work` comes from `Box::into_raw` below, and only this thread gets it.
+        let work = unsafe { Box::from_raw(work.cast::<F>()) };
+        work();
+        std::ptr::null_mut()
+    }
+    let work = Box::into_raw(Box::new(work));
+    // SAFETY: the attributes are initialized before they are used, and freed once. After an error no thread has
+    // got `work`.
+    unsafe {
+        let (mut thread, mut attributes) = (mem::zeroed(), mem::zeroed());
+        let detached = libc::PTHREAD_CREATE_DETACHED;
+        libc::pthread_attr_init(&raw mut attributes);
+        libc::pthread_attr_setdetachstate(&raw mut attributes, detached);
+        let mut error = libc::pthread_attr_setstacksize(&raw mut attributes, stack_size);
+        if error == 0 {
+            let attributes = &raw const attributes;
+            error = libc::pthread_create(&raw mut thread, attributes, run::<F>, work.cast());
+        }
+        libc::pthread_attr_destroy(&raw mut attributes);
+        if error != 0 {
+            drop(Box::from_raw(work));
+            return Err(io::Error::from_raw_os_error(error));
+        }
+    }
+    Ok(())
+}
+
 /// fork(2) of a process that has one thread.
 ///
 /// # Errors

@@ -23,6 +23,7 @@ use crate::server::deadlines::{DEADLINES, DIRECT_DEADLINES, Deadlines};
 use crate::server::limit::ConnectionLimit;
 use crate::server::parked::Slot;
 use crate::server::readiness::Readiness;
+use crate::sys;
 
 /// Probe workers for each direct listener.
 const PROBE_WORKERS: usize = 4;
@@ -235,6 +236,5 @@ impl Workers {
 }
 
 fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let thread = thread::Builder::new().stack_size(STACK_SIZE);
-    thread.spawn(work).map(drop)
+    sys::spawn_detached(STACK_SIZE, work)
 }

@@ -112,6 +112,23 @@ fn idle_connections_cost_little_memory() {
     }
 }
 
+/// A process may have 65,530 mappings (`vm.max_map_count`): with four for each connection, 16,382 connections.
+#[test]
+fn a_connection_takes_two_mappings_of_memory() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let mappings = || {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", daemon.server())).unwrap();
+        maps.lines().count()
+    };
+    let mut connections = lab.open_connections(POD, 1);
+    let with_one = mappings();
+    connections.extend(lab.open_connections(POD, 200));
+    let more = mappings() - with_one;
+    assert!(more >= 2 * 200, "a stack and its guard page: {more}");
+    assert!(more <= 2 * 200 + 40, "{more}");
+}
+
 #[test]
 fn a_client_that_is_silent_at_first_is_served_when_it_sends_a_request() {
     let lab = Lab::new();
