@@ -59,7 +59,7 @@ const BOTH: &[Allowed<'_>] = &[
     ),
 ];
 
-/// System calls of the server alone: accepting connections, their time-outs, and `TCP_INFO`
+/// System calls of the server alone: accepting connections, their time-outs, `TCP_INFO`, and scheduling
 const SERVER: &[Allowed<'_>] = &[
     allow(libc::SYS_epoll_pwait),
     // Listeners are added before the filter; after an event they are only armed again.
@@ -69,6 +69,9 @@ const SERVER: &[Allowed<'_>] = &[
     ),
     allow(libc::SYS_accept4),
     allow(libc::SYS_getsockname),
+    // Of the calling thread.
+    allow_if(libc::SYS_sched_getattr, &[Condition::equals(0, 0)]),
+    allow_if(libc::SYS_sched_setattr, &[Condition::equals(0, 0)]),
     allow_if(libc::SYS_setsockopt, &socket_option(libc::SO_RCVTIMEO)),
     allow_if(libc::SYS_setsockopt, &socket_option(libc::SO_LINGER)),
     allow_if(libc::SYS_getsockopt, &option(libc::SOL_TCP, libc::TCP_INFO)),

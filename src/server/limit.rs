@@ -16,9 +16,9 @@ use crate::server::parked::{self, Slot};
 /// Time after which a worker that waits looks again: other connections may give way by then.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// A function that starts a worker with this slot.
-pub trait Spawn: FnOnce(Arc<Slot>) -> io::Result<()> {}
-impl<F: FnOnce(Arc<Slot>) -> io::Result<()>> Spawn for F {}
+/// A function that starts a worker with this slot, beside as many others.
+pub trait Spawn: FnOnce(Arc<Slot>, usize) -> io::Result<()> {}
+impl<F: FnOnce(Arc<Slot>, usize) -> io::Result<()>> Spawn for F {}
 
 /// A limit on connections.
 #[derive(Debug)]
@@ -193,7 +193,7 @@ impl ConnectionLimit {
 /// Starts a worker, with a new slot.
 fn start_worker(slots: &mut Vec<Arc<Slot>>, start: Instant, spawn: impl Spawn) -> io::Result<()> {
     let slot = Arc::new(Slot::new(start));
-    spawn(Arc::clone(&slot))?;
+    spawn(Arc::clone(&slot), slots.len())?;
     slots.push(slot);
     Ok(())
 }
@@ -218,7 +218,7 @@ mod tests {
                     limit.make_way(seen, 1);
                 }
                 assert!(open.fetch_add(1, Ordering::SeqCst) < 3);
-                limit.occupy(|_| Ok(())).unwrap();
+                limit.occupy(|_, _| Ok(())).unwrap();
                 open.fetch_sub(1, Ordering::SeqCst);
                 limit.release();
                 served.fetch_add(1, Ordering::SeqCst);
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn a_worker_that_may_yet_fail_to_start_is_not_counted() {
         let limit = ConnectionLimit::new(3);
-        let fail = |_| {
+        let fail = |_, _| {
             assert!(limit.state.try_lock().is_err(), "the lock is held");
             Err(io::Error::from_raw_os_error(libc::EAGAIN))
         };

@@ -45,6 +45,7 @@ pub mod limit;
 pub mod listener;
 pub mod parked;
 pub mod readiness;
+mod scheduling;
 pub mod stream;
 pub mod workers;
 

@@ -23,6 +23,7 @@ use crate::server::deadlines::{DEADLINES, DIRECT_DEADLINES, Deadlines};
 use crate::server::limit::ConnectionLimit;
 use crate::server::parked::Slot;
 use crate::server::readiness::Readiness;
+use crate::server::scheduling;
 use crate::sys;
 
 /// Probe workers for each direct listener.
@@ -87,12 +88,15 @@ impl Workers {
 
     fn ensure_idle_worker(self: &Arc<Workers>) -> io::Result<()> {
         self.limit
-            .ensure_idle_worker(|slot| self.spawn_worker(slot))
+            .ensure_idle_worker(|slot, others| self.spawn_worker(slot, others))
     }
 
-    fn spawn_worker(self: &Arc<Workers>, slot: Arc<Slot>) -> io::Result<()> {
+    fn spawn_worker(self: &Arc<Workers>, slot: Arc<Slot>, others: usize) -> io::Result<()> {
         let workers = Arc::clone(self);
-        spawn(move || workers.serve_clients(&slot))
+        spawn(move || {
+            scheduling::apply(others);
+            workers.serve_clients(&slot);
+        })
     }
 
     /// Accepts and serves clients, until this worker is spare. It counts as idle from its start on.
@@ -115,7 +119,10 @@ impl Workers {
                 self.limit.cancel();
                 continue;
             };
-            while let Err((shortage, seen)) = self.limit.occupy(|slot| self.spawn_worker(slot)) {
+            while let Err((shortage, seen)) = self
+                .limit
+                .occupy(|slot, others| self.spawn_worker(slot, others))
+            {
                 self.log_shortage(&shortage);
                 // This client waits, too.
                 self.limit.make_way(seen, self.clients.waiting() + 1);
