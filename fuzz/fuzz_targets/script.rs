@@ -37,7 +37,9 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(parse(&printed, family), Ok(script.clone()));
     assert_marked_for_the_listener(&lines, &script, &values);
     assert_same_when_compiled(&script);
-    assert_same_when_compiled(&script.draining("0x2/0x2".parse().ok()));
+    let loaded = script.clone().with_handshakes();
+    assert_same_when_compiled(&loaded);
+    assert_same_when_compiled(&loaded.draining("0x2/0x2".parse().ok()));
     assert_same_when_joined(&script);
     if let Some(lines) = spelling::lines(&script) {
         let again = parse(&lines, family).unwrap_or_else(|error| {

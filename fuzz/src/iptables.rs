@@ -1,5 +1,5 @@
 //! Evaluates the rules of a script for a packet, as iptables(8) and iptables-extensions(8) define; except that
-//! TPROXY without a listener lets it continue.
+//! TPROXY without a listener lets it continue, and remembers the connections whose SYNs it takes.
 
 use tproxy_pod::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Rule, Target, Test};
 use tproxy_pod::rules::script::{OUTPUT, PREROUTING, Script};
@@ -26,6 +26,7 @@ pub fn fate(script: &Script, packet: &Packet, selector: Mark) -> Option<Fate> {
         connection_mark: run.packet.connection_mark,
         is_tagged: run.is_tagged,
         listener: run.listener,
+        is_remembered: run.packet.is_remembered,
     })
 }
 
@@ -63,6 +64,11 @@ impl Run<'_> {
                 }) if self.packet.has_listener => {
                     self.listener = Some((*address, *port));
                     self.mark(*mark);
+                    self.packet.is_remembered |= rule.takes_syns() && !self.packet.is_full;
+                    return Some(Some(true));
+                }
+                Some(Target::Release) => {
+                    self.packet.is_remembered = false;
                     return Some(Some(true));
                 }
                 Some(Target::Jump(to)) => {
@@ -114,6 +120,7 @@ fn holds(test: &Test, packet: &Packet) -> bool {
             .is_some_and(|of_connection| of_connection & mark.mask == mark.value),
         Test::Local(AddressOf::Source) => packet.is_local[0],
         Test::Local(AddressOf::Destination) => packet.is_local[1],
+        Test::Handshake => packet.is_remembered,
         Test::Interface { name, prefix: true } => packet.interface.starts_with(name),
         Test::Interface { name, .. } => packet.interface == *name,
         Test::Address(AddressOf::Source, ranges) => is_in(ranges, packet.addresses[0]),

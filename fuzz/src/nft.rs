@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use tproxy_pod::nftables::connections;
 use tproxy_pod::nftables::expression::{Expression, NFT_SOCKET_TRANSPARENT, NFT_SOCKET_WILDCARD};
 use tproxy_pod::nftables::nft::Field;
 use tproxy_pod::nftables::ruleset::REDIRECTED_TAG;
@@ -74,6 +75,7 @@ impl<'r> Machine<'r> {
             connection_mark: run.packet.connection_mark,
             is_tagged: run.is_tagged,
             listener: run.listener,
+            is_remembered: run.packet.is_remembered,
         })
     }
 }
@@ -127,9 +129,21 @@ impl Run<'_, '_> {
                 let number = self.register.iter().fold(0, add);
                 ranges.iter().any(|range| range.contains(&number)) != *negated
             }
+            Expression::LookupNamed { negated, set } => {
+                self.assert_key(set);
+                self.packet.is_remembered != *negated
+            }
+            Expression::Update { set, .. } => {
+                self.assert_key(set);
+                self.packet.is_remembered |= !self.packet.is_full;
+                self.packet.is_remembered
+            }
             Expression::Verdict(code) => return Some(verdict(*code)),
             Expression::Jump(chain) => {
                 return Some(self.chain(chain)?.map_or(Flow::NextRule, Flow::End));
+            }
+            Expression::Goto(chain) => {
+                return Some(self.chain(chain)?.map_or(Flow::Return, Flow::End));
             }
             step => self.load(step),
         };
@@ -141,6 +155,11 @@ impl Run<'_, '_> {
         match step {
             Expression::Meta(key) => self.register = self.meta(*key),
             Expression::Payload(field) => self.register = self.payload(*field),
+            Expression::Concatenation(fields) => self.register = self.concatenation(fields),
+            Expression::Delete(set) => {
+                self.assert_key(set);
+                self.packet.is_remembered = false;
+            }
             Expression::Socket(key) => match (self.packet.socket, *key) {
                 (Some(owner), NFT_SOCKET_TRANSPARENT) => {
                     self.register = vec![owner.transparent.into()];
@@ -194,6 +213,23 @@ impl Run<'_, '_> {
             step => panic!("{step:?} is no such step"),
         }
         true
+    }
+
+    /// A set remembers connections of the packet's family, by addresses and ports of the client's packets.
+    fn assert_key(&self, set: &str) {
+        let family = self.packet.family;
+        assert_eq!(set, connections::syn_seen(family));
+        let key = self.concatenation(&connections::client_key(family));
+        assert_eq!(self.register, key);
+    }
+
+    fn concatenation(&self, fields: &[Field]) -> Vec<u8> {
+        let padded = fields.iter().map(|field| {
+            let mut bytes = self.payload(*field);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        });
+        padded.collect::<Vec<_>>().concat()
     }
 
     fn meta(&self, key: i32) -> Vec<u8> {

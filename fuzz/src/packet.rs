@@ -34,6 +34,10 @@ pub struct Packet {
     pub socket: Option<Owner>,
     /// Whether TPROXY finds a listener.
     pub has_listener: bool,
+    /// Whether TPROXY has taken a SYN of its connection.
+    pub is_remembered: bool,
+    /// Whether no other connection can be remembered.
+    pub is_full: bool,
 }
 
 /// A socket.
@@ -60,6 +64,8 @@ pub struct Fate {
     pub is_tagged: bool,
     /// Address and port of the listener to which it is assigned.
     pub listener: Option<(Option<IpAddr>, u16)>,
+    /// Whether its connection is remembered at the end.
+    pub is_remembered: bool,
 }
 
 /// Most rules tried for one packet: the evaluation of some scripts would not end in useful time.
@@ -83,6 +89,8 @@ pub fn at_the_edges(script: &Script) -> Vec<Packet> {
         is_local: [false; 2],
         socket: None,
         has_listener: true,
+        is_remembered: false,
+        is_full: false,
     };
     let mut packets = vec![plain.clone()];
     let mut together = plain.clone();
@@ -97,6 +105,8 @@ pub fn at_the_edges(script: &Script) -> Vec<Packet> {
             }
             alone.has_listener = nth % 2 == 0 || edge == Edge::First;
             together.has_listener = edge != Edge::Last;
+            alone.is_full = edge == Edge::Last;
+            together.is_full = nth % 2 == 0;
             if chain == OUTPUT || chain != PREROUTING && nth % 3 == 0 {
                 packets.push(alone.clone().sent());
                 packets.push(together.clone().sent());
@@ -187,6 +197,7 @@ impl Packet {
                 self.addresses[usize::from(*of == AddressOf::Destination)] =
                     edge.of(ranges, nth) & highest;
             }
+            Test::Handshake => self.is_remembered = edge != Edge::Behind,
             Test::Socket { .. } => self.socket = OWNERS[(nth + edge as usize) % OWNERS.len()],
         }
     }

@@ -82,6 +82,7 @@ fn spellings(it: &Match, family: Family) -> (usize, Vec<String>) {
             (2, "", vec![format!("-i {name}")])
         }
         Test::Address(of, ranges) => (2, "", addresses(*of, ranges, family)),
+        Test::Handshake => panic!("no script has this test"),
         Test::Socket {
             transparent,
             with_wildcards,
@@ -190,5 +191,6 @@ fn target(target: &Target) -> String {
             format!(" -j TPROXY --on-port {port}{on_ip} --tproxy-mark {mark}")
         }
         Target::Jump(chain) => format!(" -j {chain}"),
+        Target::Release => panic!("no script has this target"),
     }
 }

@@ -6,7 +6,8 @@
 use crate::error::Error;
 use crate::netlink::message::{Message, Refusal, attribute};
 use crate::netlink::socket::Socket;
-use crate::nftables::expression::{Expression, NFTA_EXPR_NAME};
+use crate::nftables::encode::NFTA_EXPR_NAME;
+use crate::nftables::expression::Expression;
 use crate::nftables::messages::{self, TableFamily};
 use crate::nftables::nft::Field;
 use crate::nftables::ruleset::Ruleset;
@@ -64,6 +65,20 @@ impl Batch {
         self.create(family, flags);
         let table = messages::delete_table(family);
         self.add(family, table, format!("delete table {family}"));
+    }
+
+    /// Removes all rules of a table, and those of its chains that `ruleset` creates anew; sets and their elements
+    /// stay. The batch creates each chain first, as [`Batch::delete`] creates a table.
+    pub fn clear(&mut self, family: TableFamily, ruleset: &Ruleset) {
+        let flush = messages::flush_table(family);
+        self.add(family, flush, format!("flush table {family}"));
+        for chain in &ruleset.chains {
+            let request = format!("delete chain {} in table {family}", chain.name);
+            let new = messages::new_chain(family, chain);
+            self.add(family, new, request.clone());
+            let delete = messages::delete_chain(family, &chain.name);
+            self.add(family, delete, request);
+        }
     }
 
     /// Writes a ruleset into a table.

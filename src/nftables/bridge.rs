@@ -39,9 +39,12 @@
 
 use std::ops::RangeInclusive;
 
+use crate::nftables::connections::{
+    self, HANDSHAKE_TIMEOUT, is_in, is_not_in, load_client_key, server_key, update,
+};
 use crate::nftables::expression::Expression;
 use crate::nftables::matches;
-use crate::nftables::nft::{self, Field, TYPE_IFINDEX};
+use crate::nftables::nft::{self, TYPE_IFINDEX};
 use crate::nftables::ruleset::{Hook, MapElements, NamedSet, REDIRECTED_TAG, Ruleset, SetKind};
 use crate::routing::bridges::BridgeTopology;
 use crate::rules::rule::{AddressOf, Match, PortOf, Protocol, Ranges, Test, merge};
@@ -49,8 +52,6 @@ use crate::rules::script::PREROUTING;
 use crate::rules::tcp::{ACK, FIN, PSH, RST, SYN};
 use crate::selectors::{Cidr, Family, PortRange, families};
 
-/// Time-out of a connection in `syn-seen`, in seconds
-const HANDSHAKE_TIMEOUT: u32 = 10;
 /// Time-out of a connection in `syn-seen` once it is in another set, in seconds
 const DECIDED_TIMEOUT: u32 = 1;
 /// Time-out of a connection in `pod-answered`, in seconds: longer than what is left in `syn-seen`
@@ -197,7 +198,7 @@ impl FamilyNames {
             states: name("states"),
             handshakes: name("handshakes"),
             errors: name("errors"),
-            syn_seen: name("syn-seen"),
+            syn_seen: connections::syn_seen(family),
             pod_answered: name("pod-answered"),
             established: name("established"),
         }
@@ -207,35 +208,14 @@ impl FamilyNames {
         for chain in [&self.senders, &self.states, &self.handshakes, &self.errors] {
             ruleset.add_chain(chain);
         }
-        let key = self.client_key();
         for (name, size) in [
             (&self.syn_seen, HANDSHAKES_SIZE),
             (&self.pod_answered, HANDSHAKES_SIZE),
             (&self.established, ESTABLISHED_SIZE),
         ] {
-            ruleset.named_sets.push(NamedSet {
-                name: name.clone(),
-                key_type: nft::concatenated_type(&key),
-                key_length: nft::concatenated_length(&key),
-                kind: SetKind::Dynamic { size },
-            });
+            let set = connections::new_set(name, self.family, size);
+            ruleset.named_sets.push(set);
         }
-    }
-
-    /// The key of a connection in a frame of the client: its address, the server's, and both ports.
-    fn client_key(&self) -> [Field; 4] {
-        [
-            nft::source_address(self.family),
-            nft::destination_address(self.family),
-            nft::SOURCE_PORT,
-            nft::DESTINATION_PORT,
-        ]
-    }
-
-    /// The same key in a frame of the server.
-    fn server_key(&self) -> [Field; 4] {
-        let [client, server, client_port, server_port] = self.client_key();
-        [server, client, server_port, client_port]
     }
 
     /// The rules that every frame passes: as few as possible.
@@ -252,7 +232,7 @@ impl FamilyNames {
             Test::Address(AddressOf::Source, addresses.clone()),
         ];
         let pod_answered = [
-            Expression::Concatenation(self.server_key().into()),
+            Expression::Concatenation(server_key(self.family).into()),
             is_in(&self.syn_seen),
             update(&self.syn_seen, DECIDED_TIMEOUT),
             update(&self.pod_answered, POD_ANSWERED_TIMEOUT),
@@ -299,7 +279,7 @@ impl FamilyNames {
         let (syn_seen, established) = (&self.syn_seen, &self.established);
         let load = [
             Expression::MapInputDevice(PORTS.to_owned()),
-            Expression::Concatenation(self.client_key().into()),
+            load_client_key(self.family),
         ];
         let is_established = [is_in(established)];
         let is_syn_seen = [is_in(syn_seen), is_not_in(&self.pod_answered)];
@@ -326,7 +306,7 @@ impl FamilyNames {
 
     /// The rules for ICMP errors: the packet inside is one of the server's.
     fn add_errors(&self, ruleset: &mut Ruleset) {
-        let key = self.server_key();
+        let key = server_key(self.family);
         let key = key.map(|field| nft::in_icmp_error(field, self.family));
         let load = [
             Expression::MapInputDevice(PORTS.to_owned()),
@@ -349,21 +329,6 @@ fn redirect() -> [Expression; 4] {
         Expression::SetMeta(libc::NFT_META_PRIORITY, tag.into()),
         Expression::Verdict(libc::NF_ACCEPT),
     ]
-}
-
-fn is_in(set: &str) -> Expression {
-    let (negated, set) = (false, set.to_owned());
-    Expression::LookupNamed { negated, set }
-}
-
-fn is_not_in(set: &str) -> Expression {
-    let (negated, set) = (true, set.to_owned());
-    Expression::LookupNamed { negated, set }
-}
-
-fn update(set: &str, timeout: u32) -> Expression {
-    let set = set.to_owned();
-    Expression::Update { set, timeout }
 }
 
 /// Of the flags in `mask`, exactly those in `set` are set.

@@ -3,6 +3,7 @@
 //! Both families share one table of the family `inet`: the base chains test the family, and the names
 //! of the user chains end in [`Family::suffix`]. The tests themselves are in `matches`.
 
+use crate::nftables::connections::{self, HANDSHAKE_TIMEOUT};
 use crate::nftables::expression::{Expression, NFT_SOCKET_WILDCARD};
 use crate::nftables::matches;
 use crate::nftables::ruleset::{REDIRECTED, REDIRECTED_TAG, Ruleset};
@@ -10,10 +11,14 @@ use crate::rules::rule::{Match, PortOf, Rule, Target, Test};
 use crate::rules::script::{OUTPUT, PREROUTING, Script};
 use crate::selectors::{Family, Mark};
 
+/// Most connections in `syn-seen`, for each family
+const HANDSHAKES_SIZE: u32 = 262_144;
+
 /// Compiles scripts, at most one for each family; `selector` is the mark that selects the table with the
 /// AnyIP routes.
 pub fn compile(scripts: &[Script], selector: Mark) -> Ruleset {
     let mut ruleset = Ruleset::without_rules();
+    add_redirected(&mut ruleset, selector);
     if scripts.iter().any(Script::has_output) {
         ruleset.add_output();
     }
@@ -22,6 +27,7 @@ pub fn compile(scripts: &[Script], selector: Mark) -> Ruleset {
         for chain in script.user_chains() {
             ruleset.add_chain(user_chain(&chain.name, family));
         }
+        add_syn_seen(&mut ruleset, family);
         let mut compiler = Compiler {
             ruleset: &mut ruleset,
             selector,
@@ -34,6 +40,49 @@ pub fn compile(scripts: &[Script], selector: Mark) -> Ruleset {
         }
     }
     ruleset
+}
+
+/// Adds the first rules of [`REDIRECTED`], by which all packets leave it but those that the hooks of IP have
+/// captured on the bridge: they have the tag and the mark. Their socket is lost, so that the rules have to see
+/// them as at first, without the mark. Others pass [`PREROUTING`] later, behind the translation of Services.
+fn add_redirected(ruleset: &mut Ruleset, selector: Mark) {
+    let differs = |from: u32| Expression::Compare {
+        negated: true,
+        data: from.to_ne_bytes().into(),
+    };
+    let is_not_tagged = [
+        Expression::Meta(libc::NFT_META_PRIORITY),
+        differs(REDIRECTED_TAG),
+    ];
+    let is_not_marked = [
+        Expression::Meta(libc::NFT_META_MARK),
+        Expression::Mask(selector.mask.to_ne_bytes().into()),
+        differs(selector.value),
+    ];
+    let no_mark = Mark {
+        value: 0,
+        ..selector
+    };
+    let accept = [Expression::Verdict(libc::NF_ACCEPT)];
+    ruleset.append(REDIRECTED, &[&is_not_tagged, &accept]);
+    ruleset.append(REDIRECTED, &[&is_not_marked, &accept]);
+    ruleset.append(REDIRECTED, &[&[Expression::SetMark(no_mark)]]);
+}
+
+/// Adds the set for SYNs, and the chain that remembers one and accepts it: the first rule ends where the set is
+/// full.
+fn add_syn_seen(ruleset: &mut Ruleset, family: Family) {
+    let (set, chain) = (connections::syn_seen(family), remember(family));
+    let enter = [
+        connections::load_client_key(family),
+        connections::update(&set, HANDSHAKE_TIMEOUT),
+    ];
+    let accept = [Expression::Verdict(libc::NF_ACCEPT)];
+    ruleset.add_chain(&chain);
+    ruleset.append(&chain, &[&enter, &accept]);
+    ruleset.append(&chain, &[&accept]);
+    let set = connections::new_set(&set, family, HANDSHAKES_SIZE);
+    ruleset.named_sets.push(set);
 }
 
 /// Compiles the rules of one family.
@@ -52,13 +101,8 @@ impl Compiler<'_> {
         ];
         match chain {
             PREROUTING => {
-                let is_redirected = [
-                    Expression::Meta(libc::NFT_META_PRIORITY),
-                    Expression::equals(REDIRECTED_TAG.to_ne_bytes().into()),
-                ];
-                let is_redirected_family = [is_redirected, is_family.clone()].concat();
                 self.add_rule(PREROUTING, &is_family, rule);
-                self.add_rule(REDIRECTED, &is_redirected_family, rule);
+                self.add_rule(REDIRECTED, &is_family, rule);
             }
             OUTPUT => self.add_rule(OUTPUT, &is_family, rule),
             _ => self.add_rule(&user_chain(chain, self.family), &[], rule),
@@ -69,7 +113,7 @@ impl Compiler<'_> {
     fn add_rule(&mut self, chain: &str, first: &[Expression], rule: &Rule) {
         for matches in alternatives(&rule.matches) {
             let tests = matches::expressions(&matches, self.family);
-            let mut action = self.action(rule.target.as_ref());
+            let mut action = self.action(rule);
             if !action.is_empty() && matches.iter().any(excludes_wildcards) {
                 let chain = add_wildcard_chain(self.ruleset, chain, &action);
                 action = vec![Expression::Jump(chain)];
@@ -78,12 +122,12 @@ impl Compiler<'_> {
         }
     }
 
-    /// The expressions of a target.
+    /// The expressions of the target.
     ///
     /// TPROXY comes before its mark: without a listener the expression ends the rule, and the packet goes
     /// to the Pod unmarked. iptables would drop it.
-    fn action(&self, target: Option<&Target>) -> Vec<Expression> {
-        match target {
+    fn action(&self, rule: &Rule) -> Vec<Expression> {
+        match &rule.target {
             None => Vec::new(),
             Some(Target::Accept) => vec![Expression::Verdict(libc::NF_ACCEPT)],
             Some(Target::Drop) => vec![Expression::Verdict(libc::NF_DROP)],
@@ -102,9 +146,17 @@ impl Compiler<'_> {
                     port: *port,
                 }];
                 action.append(&mut self.set_mark(*mark));
-                action.push(Expression::Verdict(libc::NF_ACCEPT));
+                action.push(match rule.takes_syns() {
+                    true => Expression::Goto(remember(self.family)),
+                    false => Expression::Verdict(libc::NF_ACCEPT),
+                });
                 action
             }
+            Some(Target::Release) => vec![
+                connections::load_client_key(self.family),
+                Expression::Delete(connections::syn_seen(self.family)),
+                Expression::Verdict(libc::NF_ACCEPT),
+            ],
         }
     }
 
@@ -173,6 +225,11 @@ fn alternatives(matches: &[Match]) -> Vec<Vec<Match>> {
         lists = doubled;
     }
     lists
+}
+
+/// The chain that remembers SYNs. No user chain has such a name.
+fn remember(family: Family) -> String {
+    format!("syn{}.remember", family.suffix())
 }
 
 fn user_chain(name: &str, family: Family) -> String {

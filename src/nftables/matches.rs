@@ -3,6 +3,7 @@
 //! Cheap tests come first, whatever their order in the script: most packets fail after a few
 //! comparisons.
 
+use crate::nftables::connections;
 use crate::nftables::expression::{Expression, NFT_SOCKET_TRANSPARENT};
 use crate::nftables::nft::{self, Field, be_bytes};
 use crate::rules::rule::{AddressOf, Match, PortOf, Ranges, Test};
@@ -28,8 +29,9 @@ fn cost(test: &Test) -> u8 {
         Test::Interface { .. } => 4,
         Test::Address(..) => 5,
         Test::ConnectionMark(_) => 6,
-        Test::Local(_) => 7,
-        Test::Socket { .. } => 8,
+        Test::Handshake => 7,
+        Test::Local(_) => 8,
+        Test::Socket { .. } => 9,
     }
 }
 
@@ -49,6 +51,10 @@ fn expressions_of(it: &Match, family: Family) -> Vec<Expression> {
             Expression::ConnectionMark,
             Expression::Mask(mark.mask.to_ne_bytes().into()),
             compare(negated, mark.value.to_ne_bytes().into()),
+        ],
+        Test::Handshake => vec![
+            connections::load_client_key(family),
+            connections::is_in(&connections::syn_seen(family)),
         ],
         Test::Local(of) => vec![
             Expression::AddressType(*of),

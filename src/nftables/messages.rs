@@ -8,7 +8,7 @@ use std::fmt;
 use libc::c_int;
 
 use crate::netlink::message::Message;
-use crate::nftables::expression::{ANONYMOUS_SET, NFTA_LIST_ELEM, value};
+use crate::nftables::encode::{ANONYMOUS_SET, NFTA_LIST_ELEM, value};
 use crate::nftables::nft::{ETHER_DESTINATION, Field, be_bytes};
 use crate::nftables::ruleset::{Chain, CompiledRule, MapElements, NamedSet, SetKind};
 use crate::rules::rule::Ranges;
@@ -135,6 +135,22 @@ pub fn new_chain(family: TableFamily, chain: &Chain) -> Message {
         .put_text(NFTA_CHAIN_TYPE, hook.kind);
     }
     new
+}
+
+/// Deletes a chain, which no rule calls.
+pub fn delete_chain(family: TableFamily, name: &str) -> Message {
+    let mut chain = request(family, libc::NFT_MSG_DELCHAIN, 0);
+    chain
+        .put_text(NFTA_CHAIN_TABLE, TABLE)
+        .put_text(NFTA_CHAIN_NAME, name);
+    chain
+}
+
+/// Removes all rules of a table.
+pub fn flush_table(family: TableFamily) -> Message {
+    let mut rules = request(family, libc::NFT_MSG_DELRULE, 0);
+    rules.put_text(NFTA_RULE_TABLE, TABLE);
+    rules
 }
 
 /// Removes all rules of a chain.

@@ -18,18 +18,21 @@
 //! ```
 //!
 //! A rule of PREROUTING is written twice, to the base chains PREROUTING and REDIRECTED: the second takes
-//! packets that were redirected from a bridge (`ruleset::REDIRECTED` says why).
+//! packets that were redirected from a bridge (`ruleset::REDIRECTED` says why). SYNs that TPROXY takes are
+//! remembered in a set of `connections`, for handshakes by SYN cookie (`rules::handshakes` says why).
 //!
 //! The guard makes these calls once the server is ready (src/guard). `bridge` builds the rules of the
 //! second table, which redirects frames from bridges to the IP stack, so that the first table sees them.
 //! It selects them by `--cidr` and `--dport`, whatever the script says. `nft` lists header fields.
 //!
-//! Imports go one way: nft, expression, ruleset, matches, compile and bridge, messages, batch, table;
+//! Imports go one way: nft, expression, encode, ruleset, connections, matches, compile and bridge, messages, batch, table;
 //! each file imports only files before it.
 
 pub mod batch;
 pub mod bridge;
 pub mod compile;
+pub mod connections;
+pub mod encode;
 pub mod expression;
 mod matches;
 pub mod messages;

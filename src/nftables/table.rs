@@ -154,17 +154,20 @@ impl Tables {
         batch.commit(&mut self.socket, self.mode)
     }
 
-    /// Replaces the table of the scripts, and writes a change into the table of the bridge, if there is
-    /// one.
+    /// Replaces the chains of the table of the scripts, and writes a change into the table of the bridge, if
+    /// there is one. The elements of sets stay.
     ///
-    /// The first table is replaced even if its rules stay: its chain for tagged packets has to run
-    /// before the hooks of br_netfilter, which come with a bridge, and of two hooks with one priority the
-    /// later one runs first (`nf_hook_entries_grow`, net/netfilter/core.c).
+    /// The chains are replaced even if their rules stay: the one for tagged packets has to run before the
+    /// hooks of br_netfilter, which come with a bridge, and of two hooks with one priority the later one
+    /// runs first (`nf_hook_entries_grow`, net/netfilter/core.c).
     ///
     /// # Errors
     /// The part of the tables that the kernel refuses; nothing has changed then.
     pub fn update(&mut self, rules: &Ruleset, bridge: &Ruleset) -> Result<(), Error> {
-        let mut batch = self.replace(rules);
+        let mut batch = Batch::default();
+        batch.create(self.family, self.flags);
+        batch.clear(self.family, rules);
+        batch.write(self.family, rules);
         if self.has_bridge_table {
             batch.write(TableFamily::Bridge, bridge);
         }

@@ -4,7 +4,7 @@
 //! (`bundled.iptables`) or a file into lines; `script` parses chains, `line` one rule, whose `words`
 //! it splits, `modules` the options of each `-m`, `values` the values of options, and `hints` says what to
 //! write instead; `rule` holds the result, `tcp` its TCP flags; `reach` checks that the rules lead to the
-//! listener. `limits` and `error` serve all of them. [`load`] takes a template all the way.
+//! listener; `handshakes` adds rules for SYN cookies. `limits` and `error` serve all of them. [`load`] takes a template all the way.
 //!
 //! A new match, such as `-m ttl`, needs a change in each of these places:
 //!
@@ -21,6 +21,7 @@
 //! ```
 
 pub mod error;
+mod handshakes;
 mod hints;
 pub mod limits;
 mod line;
@@ -60,7 +61,7 @@ pub fn load(template: &Template, values: &Values, family: Family) -> Result<Rule
         let mut numbers: Vec<usize> = numbers.collect();
         numbers.dedup();
         let count = numbers.len();
-        let script = listing.into_script();
+        let script = listing.into_script().with_handshakes();
         Ok(Rules {
             lines,
             script,

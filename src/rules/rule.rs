@@ -24,6 +24,12 @@ impl Rule {
             _ => None,
         }
     }
+
+    /// Whether TPROXY takes nothing but SYNs by this rule.
+    pub fn takes_syns(&self) -> bool {
+        let is_tproxy = matches!(self.target, Some(Target::Tproxy { .. }));
+        is_tproxy && self.matches.iter().any(Match::selects_syns)
+    }
 }
 
 /// A test, or its negation.
@@ -33,6 +39,14 @@ pub struct Match {
     pub negated: bool,
     /// The test itself.
     pub test: Test,
+}
+
+impl Match {
+    /// Whether only packets with the flag SYN pass.
+    pub fn selects_syns(&self) -> bool {
+        let has_syn = |set| !self.negated && set & SYN != 0;
+        matches!(self.test, Test::TcpFlags { set, .. } if has_syn(set))
+    }
 }
 
 impl From<Test> for Match {
@@ -82,6 +96,9 @@ pub enum Test {
         /// `--nowildcard`: also a socket that is bound to any address, which iptables ignores otherwise.
         with_wildcards: bool,
     },
+    /// Of the packet's connection, TPROXY has taken a SYN in the last 10 s. No option is this: it is the test
+    /// of the rules that `handshakes` adds.
+    Handshake,
 }
 
 impl Test {
@@ -173,6 +190,9 @@ pub enum Target {
         /// The mark.
         mark: Mark,
     },
+    /// The packet is accepted, and [`Test::Handshake`] no longer holds for its connection. No option is this:
+    /// it stands for TPROXY while the server drains.
+    Release,
     /// The packet traverses a user chain.
     Jump(String),
 }

@@ -51,9 +51,10 @@ impl Script {
         }
     }
 
-    /// The script while the server drains: new connections pass to the Pods. Open connections still reach
-    /// the server if a rule other than TPROXY marks their packets, and those of the node if they were marked
-    /// by CONNMARK. A SYN with the mark `sent` still goes to the listener: OUTPUT has already routed it to lo.
+    /// The script while the server drains: new connections pass to the Pods, and handshakes by SYN cookie that
+    /// have begun to the listener. Open connections still reach the server if a rule other than TPROXY marks
+    /// their packets, and those of the node if they were marked by CONNMARK. A SYN with the mark `sent` still
+    /// goes to the listener: OUTPUT has already routed it to lo.
     pub fn draining(&self, sent: Option<Mark>) -> Script {
         let mut script = self.clone();
         for chain in &mut script.chains {
@@ -68,14 +69,18 @@ impl Script {
 
 /// The rules that replace a rule while the server drains.
 fn draining(mut rule: Rule, sent: Option<Mark>) -> Vec<Rule> {
+    let is_begun = rule.matches.contains(&Test::Handshake.into());
     match rule.target {
-        Some(Target::Tproxy { .. }) => {
+        Some(Target::Tproxy { .. }) if !is_begun => {
             let marked = sent.map(|mark| {
                 let mut marked = rule.clone();
                 marked.matches.push(Test::Mark(mark).into());
                 marked
             });
-            rule.target = Some(Target::Accept);
+            rule.target = match rule.takes_syns() {
+                true => Some(Target::Release),
+                false => Some(Target::Accept),
+            };
             marked.into_iter().chain([rule]).collect()
         }
         Some(Target::ConnectionMark(_)) => Vec::new(),

@@ -7,6 +7,7 @@ mod matrix;
 
 mod bridge;
 mod cni;
+mod cookies;
 mod from_node;
 mod icmp;
 mod neighbours;

@@ -10,13 +10,13 @@ use crate::lab::http_client::REQUEST;
 use crate::lab::{Daemon, Lab, Namespace, POD, POD6};
 
 /// A Service's address and port, and its Pod's, over one family.
-struct Service {
-    address: String,
+pub struct Service {
+    pub address: String,
     pod: &'static str,
 }
 
 /// ClusterIP and NodePort of the Service, over both families.
-fn services(addresses: &Addresses) -> Vec<Service> {
+pub fn services(addresses: &Addresses) -> Vec<Service> {
     let pods = [POD, POD6];
     let cluster_ips = CLUSTER_IP.map(str::to_owned);
     let node_ports = addresses.node.map(|ip| {
@@ -31,7 +31,7 @@ fn services(addresses: &Addresses) -> Vec<Service> {
 }
 
 /// The Pod and the node of a [`Lab`].
-fn lab_addresses() -> Addresses {
+pub fn lab_addresses() -> Addresses {
     Addresses {
         pod: ["10.244.0.5", "fd00:10:244::5"].map(|it| it.parse().unwrap()),
         node: ["192.0.2.1", "2001:db8:1::1"].map(|it| it.parse().unwrap()),
@@ -39,7 +39,7 @@ fn lab_addresses() -> Addresses {
 }
 
 /// A lab with kube-proxy's rules, and a web server in its Pod.
-fn lab(kube_proxy: &KubeProxy) -> Lab {
+pub fn lab(kube_proxy: &KubeProxy) -> Lab {
     let lab = Lab::new();
     kube_proxy.load(&lab.node, &lab_addresses());
     lab.pod.serve(8180);
