@@ -46,3 +46,71 @@ fn takes_all(rule: &Rule) -> bool {
     );
     ends && rule.matches.is_empty()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::script::{Listing, PREROUTING};
+    use crate::rules::template::Line;
+    use crate::selectors::Family;
+
+    /// The rules of PREROUTING, and those with the added ones.
+    fn rules(lines: &[&str]) -> (Vec<Rule>, Vec<Rule>) {
+        let texts = [&["*mangle"], lines, &["COMMIT"]].concat();
+        let line = |(number, text): (usize, &&str)| Line {
+            number,
+            text: (*text).to_owned(),
+        };
+        let lines: Vec<Line> = texts.iter().enumerate().map(line).collect();
+        let script = Listing::parse(&lines, Family::V4).unwrap().into_script();
+        let of = |script: &Script| {
+            let mut chains = script.chains.iter();
+            let chain = chains.find(|chain| chain.name == PREROUTING).unwrap();
+            chain.rules.clone()
+        };
+        (of(&script), of(&script.clone().with_handshakes()))
+    }
+
+    #[test]
+    fn a_rule_for_handshakes_stands_at_the_end_and_before_what_takes_all() {
+        let tproxy = "-A PREROUTING -p tcp --syn -j TPROXY --on-port 1 --tproxy-mark 0x1/0x1";
+        let marks = "-A PREROUTING -p tcp -m socket -j MARK --set-xmark 0x1/0x1";
+        for end in [
+            &[][..],
+            &["-A PREROUTING -j RETURN", "-A PREROUTING -p tcp -j DROP"],
+        ] {
+            let (own, all) = rules(&[&[tproxy, marks], end].concat());
+            assert_eq!(all.len(), own.len() + 1);
+            assert_eq!((&all[..2], &all[3..]), (&own[..2], &own[2..]));
+            assert_eq!(all[2].target, own[0].target);
+            assert!(all[2].matches.contains(&Test::Handshake.into()));
+            assert!(!all[2].matches.contains(&Test::SYN.into()));
+        }
+    }
+
+    #[test]
+    fn a_rule_that_takes_every_packet_gets_none() {
+        let (own, all) = rules(&[
+            "-A PREROUTING -p tcp -j TPROXY --on-port 1 --tproxy-mark 0x1/0x1",
+            "-A PREROUTING -p tcp ! --syn -j TPROXY --on-port 1 --tproxy-mark 0x1/0x1",
+            "-A PREROUTING -p tcp --syn -j ACCEPT",
+        ]);
+        assert_eq!(own, all);
+    }
+
+    #[test]
+    fn while_the_server_drains_the_rule_for_handshakes_stays() {
+        let text = "-A PREROUTING -p tcp --syn -j TPROXY --on-port 1 --tproxy-mark 0x1/0x1";
+        let (_, all) = rules(&[text]);
+        let script = Script {
+            family: Family::V4,
+            chains: vec![crate::rules::script::Chain {
+                name: PREROUTING.to_owned(),
+                rules: all.clone(),
+            }],
+        };
+        let draining = &script.draining(None).chains[0].rules;
+        assert_eq!(draining[0].target, Some(Target::Release));
+        assert_eq!(draining[1], all[1]);
+    }
+}
