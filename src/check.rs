@@ -210,9 +210,8 @@ fn check_blocks(options: &Options) {
 
 fn check_sysctls() {
     match sysctl("net.ipv4.tcp_syncookies") {
-        Some(always @ 2..) => limited(format_args!(
-            "net.ipv4.tcp_syncookies is {always}: the Pod refuses what comes after a cookie; 1 \
-             would do"
+        Some(0) => limited(format_args!(
+            "net.ipv4.tcp_syncookies is 0: a flood of SYNs keeps clients out; 1 would do"
         )),
         value => ok(format_args!(
             "net.ipv4.tcp_syncookies is {}",
@@ -221,7 +220,8 @@ fn check_sysctls() {
     }
     match sysctl("net.core.somaxconn") {
         Some(some @ ..4096) => limited(format_args!(
-            "net.core.somaxconn is {some}: more clients that come at once are refused; 4096 is usual"
+            "net.core.somaxconn is {some}: of more clients that come at once, some wait for \
+             retransmissions; 4096 is usual"
         )),
         value => ok(format_args!("net.core.somaxconn is {}", value.unwrap_or(0))),
     }

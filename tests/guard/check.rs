@@ -175,13 +175,13 @@ fn sysctls_that_limit_it_are_reported_with_the_required_value() {
     for (sysctl, value, line) in [
         (
             "net.ipv4.tcp_syncookies",
-            "2",
-            "net.ipv4.tcp_syncookies is 2: the Pod refuses",
+            "0",
+            "net.ipv4.tcp_syncookies is 0: a flood",
         ),
         (
             "net.core.somaxconn",
             "128",
-            "net.core.somaxconn is 128: more clients",
+            "net.core.somaxconn is 128: of more clients",
         ),
     ] {
         assert!(!all_well.has("limited", sysctl), "{:#?}", all_well.lines);
