@@ -222,7 +222,10 @@ fn without_a_listener_a_client_that_uses_a_captured_port_again_reaches_the_pod()
         assert!(answer.starts_with("Request received from "), "{answer}");
     }
     // These would take the SYNs (docs/captured.md, "After SIGKILL").
-    lab.node.run("ss -HK state time-wait sport 8180");
+    wait_until("no socket is left", || {
+        lab.node.run("ss -HtaK sport 8180");
+        lab.node.run("ss -Htan sport 8180").is_empty()
+    });
     kill_server_behind_the_guard(&daemon);
     assert_eq!(ask_from_the_same_ports(&lab), ["pod", "pod"]);
     daemon.signal(Signal::SIGCONT);
