@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::lab::http_client::REQUEST;
@@ -127,6 +128,33 @@ fn a_connection_takes_two_mappings_of_memory() {
     let more = mappings() - with_one;
     assert!(more >= 2 * 200, "a stack and its guard page: {more}");
     assert!(more <= 2 * 200 + 40, "{more}");
+}
+
+/// The scheduling policy of each thread of the server (field 41 of proc_pid_stat(5)).
+fn policies(daemon: &Daemon) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.server())).unwrap();
+    let policy = |task: PathBuf| {
+        let stat = std::fs::read_to_string(task.join("stat")).unwrap();
+        // The name, in parentheses, may contain blanks; field 3 follows.
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        fields.split(' ').nth(41 - 3).unwrap().parse().unwrap()
+    };
+    tasks.map(|task| policy(task.unwrap().path())).collect()
+}
+
+#[test]
+fn few_of_many_workers_preempt() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let batch = || {
+        let policies = policies(&daemon).into_iter();
+        policies.filter(|it| *it == libc::SCHED_BATCH).count()
+    };
+    let mut connections = lab.open_connections(POD, 3);
+    assert_eq!(batch(), 0, "the first four");
+    connections.extend(lab.open_connections(POD, 61));
+    // Of 65 workers, one of which is idle, the first four, the 33rd and the 65th.
+    wait_until("59 wait for the core", || batch() == 59);
 }
 
 #[test]
