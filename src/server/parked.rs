@@ -41,6 +41,10 @@ const RATE: u64 = 64 * 1024;
 /// Time that clients wait at most for the sake of [`REQUEST_ALLOWANCE`].
 const PATIENCE: Duration = Duration::from_millis(20);
 
+/// Time without a first byte for which a connection never gives way. The kernel has waited for it as long as
+/// [`DEFER_ACCEPT`](crate::server::listener) says, unless the handshake was by SYN cookie.
+const FIRST_BYTE_ALLOWANCE: Duration = Duration::from_secs(1);
+
 /// Time after which a client is asked again whether it has acknowledged its response.
 const ACKNOWLEDGE_TIME: Duration = Duration::from_millis(5);
 
@@ -100,6 +104,8 @@ pub struct Slot {
     descriptor: AtomicI32,
     /// The client's address, as [`fold`] makes it; 0 without a connection.
     client: AtomicU64,
+    /// The time from which the connection may give way without a first byte.
+    first_byte: AtomicU64,
 }
 
 impl Slot {
@@ -110,6 +116,7 @@ impl Slot {
             word: AtomicU64::new(BUSY),
             descriptor: AtomicI32::new(-1),
             client: AtomicU64::new(0),
+            first_byte: AtomicU64::new(0),
         }
     }
 
@@ -117,6 +124,8 @@ impl Slot {
     pub fn open(&self, descriptor: RawFd, client: IpAddr) {
         self.descriptor.store(descriptor, Ordering::Relaxed);
         self.client.store(fold(client), Ordering::Relaxed);
+        let first_byte = self.time(Instant::now() + FIRST_BYTE_ALLOWANCE);
+        self.first_byte.store(first_byte, Ordering::Relaxed);
     }
 
     /// Forgets the connection.
@@ -160,16 +169,22 @@ impl Slot {
         !matches!(word, BUSY | EVICTED) && word & BEGUN == 0 && self.replace(word, EVICTED)
     }
 
-    /// Evicts the connection if its word is still this. If its client has yet to acknowledge what was sent, it is
-    /// asked again later.
+    /// Evicts the connection if its word is still this. If its client has yet to acknowledge what was sent, or may
+    /// have had no time to send anything, it is asked again later.
     fn evict(&self, word: u64, now: Instant) -> bool {
         // Should the descriptor be another connection's by now, the word has changed, too.
-        let is_acknowledged = stream::is_acknowledged(self.descriptor.load(Ordering::Relaxed));
-        if !is_acknowledged {
-            let later = self.time(now + ACKNOWLEDGE_TIME) | word & (ANSWERED | BEGUN);
-            self.replace(word, later);
-        }
-        is_acknowledged && self.replace(word, EVICTED)
+        let descriptor = self.descriptor.load(Ordering::Relaxed);
+        let first_byte = self.first_byte.load(Ordering::Relaxed);
+        let is_new = word & (ANSWERED | BEGUN) == 0 && first_byte > self.time(now);
+        let later = if is_new && !stream::was_deferred(descriptor) {
+            first_byte
+        } else if !stream::is_acknowledged(descriptor) {
+            self.time(now + ACKNOWLEDGE_TIME) | word & (ANSWERED | BEGUN)
+        } else {
+            return self.replace(word, EVICTED);
+        };
+        self.replace(word, later);
+        false
     }
 
     fn time(&self, at: Instant) -> u64 {

@@ -277,3 +277,10 @@ pub fn is_acknowledged(descriptor: RawFd) -> bool {
         info.tcpi_state != TCP_CLOSE && (info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0)
     })
 }
+
+/// Whether the kernel waited for the first byte of a connection before accept4(2) (`TCP_DEFER_ACCEPT`, tcp(7)): it
+/// sent the SYN-ACK again then. After a handshake by SYN cookie it does not wait.
+pub fn was_deferred(descriptor: RawFd) -> bool {
+    let info = sys::tcp_info(descriptor);
+    info.map_or(true, |info| info.tcpi_total_retrans > 0)
+}

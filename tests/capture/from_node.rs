@@ -421,21 +421,8 @@ fn a_client_port_that_is_itself_captured_is_like_any_other() {
 fn probes_are_answered_while_clients_and_the_node_have_all_places() {
     let lab = lab();
     let _daemon = lab.start(&[&OPTIONS[..], &["--max-connections", "4"]].concat());
-    let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
-    let _busy = [
-        (&lab.node, POD),
-        (&lab.node, POD6),
-        (&lab.client, POD),
-        (&lab.client, POD6),
-    ]
-    .map(|(client, address)| {
-        let mut stream = client.connect(address).unwrap();
-        stream.write_all(head.as_bytes()).unwrap();
-        let mut answer = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
-        stream.read_exact(&mut answer).unwrap();
-        assert!(answer.starts_with(b"HTTP/1.1 100 "));
-        stream
-    });
+    let clients = [&lab.node, &lab.node, &lab.client, &lab.client];
+    let _busy = clients.map(|client| client.connect_busy(POD));
     let mut next = [POD, POD6].map(|address| {
         let mut next = lab.node.http(address);
         next.send(REQUEST);

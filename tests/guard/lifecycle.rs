@@ -219,7 +219,8 @@ fn the_table_is_removed_with_a_killed_program() {
         assert!(lab.client.get(pod, "/").contains("Request received"));
     }
     let rules = lab.node.run("nft list table inet tproxy-pod");
-    assert_eq!(rules.matches("tproxy ip to").count(), 1, "{rules}");
+    // One for SYNs, and one for handshakes by SYN cookie.
+    assert_eq!(rules.matches("tproxy ip to").count(), 2, "{rules}");
     assert_eq!(daemon.stop(), Some(0));
     assert_eq!(lab.remains(), [""; 0]);
 }

@@ -251,6 +251,17 @@ impl Namespace {
         stream
     }
 
+    /// A connection that never gives way to others at the limit: its client does not read the response.
+    pub fn connect_busy(&self, address: &str) -> TcpStream {
+        let mut stream = self.connect_narrow(address, 2048);
+        let body = "x".repeat(30_000);
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 30000\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body.as_bytes()).unwrap();
+        assert!(stream.peek(&mut [0]).unwrap() > 0, "it responds");
+        stream
+    }
+
     /// Sends bytes to an address; returns all that is received until the peer closes.
     pub fn send(&self, address: &str, bytes: impl AsRef<[u8]>) -> String {
         let mut stream = self

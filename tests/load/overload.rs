@@ -32,15 +32,9 @@ fn uploads(lab: &Lab, address: &str, count: usize) -> Vec<TcpStream> {
     (0..count).map(|_| upload(lab, address)).collect()
 }
 
-/// A connection that never gives way: its client does not read the response.
+/// A connection that never gives way.
 fn busy(lab: &Lab) -> TcpStream {
-    let mut stream = lab.client.connect_narrow(POD, 2048);
-    let body = "x".repeat(30_000);
-    let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 30000\r\n\r\n";
-    stream.write_all(head.as_bytes()).unwrap();
-    stream.write_all(body.as_bytes()).unwrap();
-    assert!(stream.peek(&mut [0]).unwrap() > 0, "it responds");
-    stream
+    lab.client.connect_busy(POD)
 }
 
 fn busy_connections(lab: &Lab, count: usize) -> Vec<TcpStream> {
