@@ -57,8 +57,12 @@ const EVICTED: u64 = u64::MAX;
 const ANSWERED: u64 = 1 << 63;
 /// Its client's address does not have most of the connections; never set in a slot.
 const MINOR: u64 = 1 << 62;
+/// Its client had yet to acknowledge what was sent when it was asked.
+const ASKED: u64 = 1 << 61;
 /// A request has begun.
 const BEGUN: u64 = 1;
+/// The bits of a word in a slot that are not the time.
+const BITS: u64 = ANSWERED | ASKED | BEGUN;
 /// The time that is soon, in the same unit.
 const SOON: u64 = (ALLOWANCE.as_nanos() as u64) << 1;
 /// The bits that rank connections.
@@ -179,7 +183,7 @@ impl Slot {
         let later = if is_new && !stream::was_deferred(descriptor) {
             first_byte
         } else if !stream::is_acknowledged(descriptor) {
-            self.time(now + ACKNOWLEDGE_TIME) | word & (ANSWERED | BEGUN)
+            self.time(now + ACKNOWLEDGE_TIME) | word & BITS | ASKED
         } else {
             return self.replace(word, EVICTED);
         };
@@ -201,11 +205,11 @@ impl Slot {
 }
 
 /// Evicts up to `count` connections of the first rank that may give way now, the earliest first; returns their
-/// slots, for [`Slot::end`]. If the clients of that rank have yet to acknowledge what was sent, it evicts none.
-/// The limit is `size`, and as many clients are `waiting`.
+/// slots, for [`Slot::end`]. If a client of that rank has yet to acknowledge what was sent, and is asked for the
+/// first time, those of later ranks are spared. The limit is `size`, and as many clients are `waiting`.
 pub fn evict(slots: &[Arc<Slot>], count: usize, size: usize, waiting: usize) -> Vec<Arc<Slot>> {
     let now = Instant::now();
-    let mut rank = None;
+    let mut only_rank = None;
     loop {
         let look = |slot: &Arc<Slot>| Parked {
             word: slot.word.load(Ordering::Relaxed),
@@ -218,14 +222,17 @@ pub fn evict(slots: &[Arc<Slot>], count: usize, size: usize, waiting: usize) -> 
         let Some((first, _)) = chosen.first() else {
             return Vec::new();
         };
-        if *rank.get_or_insert(first & RANK) != first & RANK {
+        if only_rank.is_some_and(|rank| rank != first & RANK) {
             return Vec::new();
         }
-        let evicted = chosen
-            .iter()
-            .map(|(_, at)| (&slots[*at], parked[*at].word))
-            .filter(|(slot, word)| slot.evict(*word, now));
-        let evicted: Vec<_> = evicted.map(|(slot, _)| Arc::clone(slot)).collect();
+        let mut evicted = Vec::new();
+        for (ranked, at) in &chosen {
+            match slots[*at].evict(parked[*at].word, now) {
+                true => evicted.push(Arc::clone(&slots[*at])),
+                false if ranked & ASKED == 0 => only_rank = Some(ranked & RANK),
+                false => {}
+            }
+        }
         // One that is not evicted has another word now, and is not chosen again.
         if !evicted.is_empty() {
             return evicted;
@@ -241,7 +248,7 @@ struct Parked {
 }
 
 /// Up to `count` connections of the first rank that may give way, the earliest first: their words with their
-/// ranks, and their numbers. `times` are those for connections without a request and for others.
+/// ranks, and their numbers. `times` are those for connections without a begun request and with one.
 fn choose(parked: &[Parked], count: usize, times: [u64; 2]) -> Vec<(u64, usize)> {
     let major = majority(parked.iter().map(|it| it.client).filter(|it| *it != 0));
     let mut first = BinaryHeap::with_capacity(count + 1);
@@ -250,8 +257,9 @@ fn choose(parked: &[Parked], count: usize, times: [u64; 2]) -> Vec<(u64, usize)>
         if matches!(word, BUSY | EVICTED) {
             continue;
         }
-        let left = (word & !(ANSWERED | BEGUN)).saturating_sub(times[(word & BEGUN) as usize]);
-        are_others_spared |= major == Some(client) && left <= SOON;
+        let is_shortened = word & (BEGUN | ASKED) == BEGUN;
+        let left = (word & !BITS).saturating_sub(times[usize::from(is_shortened)]);
+        are_others_spared |= major == Some(client) && left <= SOON && word & ASKED == 0;
         if left > 0 {
             continue;
         }
@@ -316,10 +324,7 @@ mod tests {
     }
 
     fn choose_at(time: u64, parked: &[(u64, u64)]) -> Vec<usize> {
-        let look = |(word, client): &(u64, u64)| Parked {
-            word: *word,
-            client: *client,
-        };
+        let look = |&(word, client)| Parked { word, client };
         let parked: Vec<_> = parked.iter().map(look).collect();
         let chosen = choose(&parked, 3, [time << 1; 2]);
         chosen.iter().map(|(_, at)| *at).collect()

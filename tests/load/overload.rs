@@ -13,8 +13,9 @@ use crate::lab::manifest::Pod;
 use crate::lab::stopwatch::Stopwatch;
 use crate::lab::strace::Strace;
 use crate::lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
+use crate::pressure::{ABSENT, add_other_client};
 use nix::sys::signal::Signal;
-use tproxy_pod::server::deadlines::IDLE_AFTER;
+use tproxy_pod::server::deadlines::{DEADLINES, IDLE_AFTER};
 use tproxy_pod::server::parked::ALLOWANCE;
 
 /// A connection that waits for the body of a request.
@@ -270,6 +271,47 @@ fn one_idle_connection_is_evicted_for_one_client() {
     assert!(!ended(&next[0]));
     drop((idle, next));
     assert_eq!(stop_and_count_lines(&mut daemon, "Received request"), 9);
+}
+
+/// Asserts that clients are answered before a connection that does not give way ends.
+fn assert_answered_soon(lab: &Lab, count: usize) {
+    let watch = Instant::now();
+    assert_answered(requesting(lab, POD, count));
+    let waited = watch.elapsed();
+    assert!(waited < DEADLINES.response / 3, "{waited:?}");
+}
+
+#[test]
+fn idle_connections_give_way_although_most_are_of_a_client_that_does_not_read() {
+    let lab = Lab::new();
+    add_other_client(&lab);
+    let _daemon = lab.start(&["--max-connections", "32"]);
+    let _idle = lab.open_connections(&format!("{ABSENT}:8180"), 15);
+    let _unread = busy_connections(&lab, 17);
+    assert_answered_soon(&lab, 1);
+}
+
+/// So many clients wait that less time is allowed within a request.
+#[test]
+fn idle_connections_give_way_although_a_client_has_gone_in_its_first_request() {
+    for waiting in [1, 16] {
+        let lab = Lab::new();
+        let _daemon = lab.start(&["--max-connections", "8"]);
+        let _idle = lab.open_connections(POD, 7);
+        let mut gone = lab.client.http_from("192.0.2.2:5555", POD);
+        let rules = "add table ip gone\n\
+            add chain ip gone input { type filter hook input priority 0; }\n\
+            add rule ip gone input tcp dport 5555 drop\n";
+        assert!(lab.client.feed("nft -f -", rules).status.success());
+        let head =
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
+        gone.send(head);
+        wait_until("100 Continue is not acknowledged", || {
+            let unacknowledged = lab.node.run("ss -Htn state established dport = :5555");
+            unacknowledged.split_whitespace().nth(1) == Some("25")
+        });
+        assert_answered_soon(&lab, waiting);
+    }
 }
 
 #[test]

@@ -45,7 +45,7 @@ const LAST_REQUEST: &[u8] = b"GET /other HTTP/1.1\r\nHost: pod\r\nConnection: cl
 const ATTEMPTS: usize = 3;
 
 /// An address without a Pod, which the client reaches from [`OTHER_CLIENT`].
-const ABSENT: &str = "10.244.77.77";
+pub const ABSENT: &str = "10.244.77.77";
 const OTHER_CLIENT: &str = "192.0.2.3";
 
 /// Runs a test while no other test of this file runs.
@@ -230,15 +230,19 @@ fn count_open(connections: Vec<HttpClient>) -> usize {
         .count()
 }
 
+/// Gives the client a second address, from which it reaches [`ABSENT`].
+pub fn add_other_client(lab: &Lab) {
+    lab.client.ip(&format!(
+        "address add {OTHER_CLIENT}/24 dev eth0
+         route add {ABSENT}/32 via 192.0.2.1 src {OTHER_CLIENT}"
+    ));
+}
+
 /// Number of 200 idle connections that are open after some seconds beside a crowd; `None` if their own time may
 /// have been over.
 fn count_open_beside(kind: Behaviour, host: &str) -> Option<usize> {
     let lab = Lab::new();
-    let routes = format!(
-        "address add {OTHER_CLIENT}/24 dev eth0
-         route add {ABSENT}/32 via 192.0.2.1 src {OTHER_CLIENT}"
-    );
-    lab.client.ip(&routes);
+    add_other_client(&lab);
     let daemon = lab.start(&DPORTS);
     let start = Instant::now();
     let idle = idle_connections(&lab, &daemon, 200);
