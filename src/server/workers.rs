@@ -153,8 +153,9 @@ impl Workers {
             attempt = self.try_accept(&listener);
             if let Err(error) = &attempt {
                 let lacks_file = error.raw_os_error() == Some(libc::EMFILE);
+                // A probe waits at another listener.
                 let waiting = if lacks_file {
-                    self.clients.waiting()
+                    self.clients.waiting().max(1)
                 } else {
                     0
                 };

@@ -491,6 +491,15 @@ fn without_files_clients_wait_until_more_are_allowed() {
     assert_eq!(stop_and_count_lines(&mut daemon, "Cannot accept"), 1);
 }
 
+#[test]
+fn without_files_an_idle_connection_is_evicted_for_a_probe() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let _idle = lab.open_connections(POD, 20);
+    allow_files(&daemon, "16");
+    assert!(lab.node.get("127.0.0.1:1", "/healthz").ends_with("ok\n"));
+}
+
 /// Closed connections with unread responses count towards the limit, whatever the last response is.
 #[test]
 fn answers_that_are_not_read_count_as_connections() {
