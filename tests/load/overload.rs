@@ -12,7 +12,7 @@ use crate::lab::kubelet::Probe;
 use crate::lab::manifest::Pod;
 use crate::lab::stopwatch::Stopwatch;
 use crate::lab::strace::Strace;
-use crate::lab::{CIDRS, Daemon, Lab, POD, POD6, PROGRAM, wait_until};
+use crate::lab::{CIDRS, Daemon, Lab, PATIENCE, POD, POD6, PROGRAM, wait_until};
 use crate::pressure::{ABSENT, add_other_client};
 use nix::sys::signal::Signal;
 use tproxy_pod::server::deadlines::{DEADLINES, IDLE_AFTER};
@@ -646,4 +646,52 @@ fn at_the_limit_clients_of_both_families_are_served_by_a_few_threads() {
     });
     // One more may be about to end.
     assert!(most <= at_first + 3, "{at_first} threads, and then {most}");
+}
+
+/// Requests on connections of their own, one after the other, until `is_over`; returns their number.
+fn request_again_and_again(
+    lab: &Lab,
+    address: &str,
+    is_over: impl Fn(usize) -> bool + Sync,
+) -> usize {
+    lab.client.enter(|| {
+        let mut answered = 0;
+        while !is_over(answered) {
+            let mut client = TcpStream::connect(address).unwrap();
+            client.set_read_timeout(Some(*PATIENCE)).unwrap();
+            client
+                .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                .unwrap();
+            let mut response = String::new();
+            client.read_to_string(&mut response).unwrap();
+            assert!(response.starts_with("HTTP/1.1 200 OK"), "{response}");
+            answered += 1;
+        }
+        answered
+    })
+}
+
+/// Requests of a flood for each one beside it: as many as its clients, if all are served in turn.
+const MOST: usize = 64;
+
+#[test]
+fn at_the_limit_a_flood_of_one_family_does_not_keep_the_other_waiting() {
+    for (flooded, other) in [(POD, POD6), (POD6, POD)] {
+        let lab = Lab::new();
+        let daemon = lab.start(&["--cidr", CIDRS, "--max-connections", "1"]);
+        let is_over = &AtomicBool::new(false);
+        let (flood, beside) = thread::scope(|scope| {
+            let _ends = SetAtEnd(is_over);
+            let flood =
+                || request_again_and_again(&lab, flooded, |_| is_over.load(Ordering::Relaxed));
+            let flood: Vec<_> = (0..16).map(|_| scope.spawn(flood)).collect();
+            daemon.wait_for("connections is reached");
+            let beside = request_again_and_again(&lab, other, |answered| answered == 200);
+            is_over.store(true, Ordering::Relaxed);
+            let flood = flood.into_iter().map(|client| client.join().unwrap());
+            (flood.sum::<usize>(), beside)
+        });
+        println!("{flood} requests of the flood, {beside} beside it");
+        assert!(flood <= MOST * beside, "{flood}");
+    }
 }
