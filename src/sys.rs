@@ -206,12 +206,11 @@ pub fn spawn_detached<F: FnOnce() + Send + 'static>(stack_size: usize, work: F) 
     Ok(())
 }
 
-/// Sets the scheduling policy of this thread, and its time slice if there is one (sched_setattr(2)). The nice
-/// value stays.
+/// Sets the scheduling policy of this thread, and its time slice (sched_setattr(2)). The nice value stays.
 ///
 /// # Errors
 /// `EINVAL` or `EPERM` if the kernel refuses the values, or `ENOSYS`.
-pub fn set_scheduling(policy: c_int, slice: Option<Duration>) -> io::Result<()> {
+pub fn set_scheduling(policy: c_int, slice: Duration) -> io::Result<()> {
     const SIZE: u32 = mem::size_of::<libc::sched_attr>() as u32;
     // SAFETY: all zeroes is a valid `sched_attr`, of which the kernel writes and reads at most `SIZE` bytes.
     unsafe {
@@ -219,9 +218,7 @@ pub fn set_scheduling(policy: c_int, slice: Option<Duration>) -> io::Result<()> 
         let got = libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, SIZE, 0);
         check(got as c_int)?;
         attributes.sched_policy = policy as u32;
-        if let Some(slice) = slice {
-            attributes.sched_runtime = slice.as_nanos() as u64;
-        }
+        attributes.sched_runtime = slice.as_nanos() as u64;
         let set = libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0);
         check(set as c_int).map(drop)
     }

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use crate::lock::unpoisoned;
 use crate::server::counts::{Counts, Shortage};
-use crate::server::parked::{self, Slot};
+use crate::server::eviction;
+use crate::server::parked::Slot;
 
 /// Time after which a worker that waits looks again: other connections may give way by then.
 const RETRY: Duration = Duration::from_millis(10);
@@ -148,7 +149,7 @@ impl ConnectionLimit {
         if count == 0 {
             return;
         }
-        let evicted = parked::evict(&state.slots, count, self.size, waiting);
+        let evicted = eviction::evict(&state.slots, count, self.size, waiting);
         state.counts.evicted += evicted.len();
         drop(state);
         for slot in evicted {

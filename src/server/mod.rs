@@ -10,7 +10,7 @@
 //!   │ ConnectionLimit::acquire (limit): takes a place, below --max-connections at once.
 //!   │     At the limit it waits; this client and those after it stay in the kernel's queue. It logs "The
 //!   │     limit of … connections is reached", evicts as many connections as clients wait, up to 64 that
-//!   │     have yet to end (counts), in the order in which they give way (parked), and looks again at each
+//!   │     have yet to end (counts), in the order in which they give way (eviction), and looks again at each
 //!   │     release, and after RETRY.
 //!   │ accept4(2). Without a free descriptor: evicts, and waits for a release
 //!   │ ConnectionLimit::occupy: the last idle worker starts another now. Without a thread: evicts, and waits
@@ -26,9 +26,9 @@
 //!
 //! - `listener`: sockets with `IP_TRANSPARENT` on loopback, and direct ones for the node's own probes.
 //! - `acceptor`: an epoll(7) instance, one for clients and one for probes, at which idle workers wait.
-//! - `limit`, `counts`, `workers`, `parked`: as above.
-//! - `connection`: reads requests, writes responses and logs them, with the `deadlines` of each step, in the `buffers` of
-//!   its worker.
+//! - `workers`, and their `scheduling`; `limit`, `counts`, `parked`, `eviction`: as above.
+//! - `connection`: reads requests, writes responses and logs them, with the `deadlines` of each step, in the
+//!   `buffers` of its worker.
 //! - `stream`: the connected socket, its deadlines, and its lingering close.
 //! - `context`: what all connections share, and `readiness`: whether everything is in place, as the guard says.
 //!
@@ -41,6 +41,7 @@ pub mod connection;
 pub mod context;
 pub mod counts;
 pub mod deadlines;
+mod eviction;
 pub mod limit;
 pub mod listener;
 pub mod parked;

@@ -3,7 +3,7 @@
 //! By default such a thread preempts the running one soon, and the core switches threads twice for a request.
 //! Under `SCHED_BATCH` (sched(7)) it waits until the running thread blocks, or until the timer's next tick,
 //! up to 10 ms later: fewer switches, but a long tail. So most workers are `SCHED_BATCH`, and a few are not.
-//! These have the shortest time slice, with which they preempt at once; when they block again, the scheduler
+//! All have the shortest time slice, with which these few preempt at once; when they block again, the scheduler
 //! prefers the thread that has waited longest, and so none waits long. docs/performance.md has the figures.
 
 use std::time::Duration;
@@ -23,8 +23,9 @@ const SHORTEST_SLICE: Duration = Duration::from_micros(100);
 /// nothing changes.
 pub fn apply(others: usize) {
     let preempts = others < FIRST || others.is_multiple_of(SPACING);
-    let _ = match preempts {
-        true => sys::set_scheduling(libc::SCHED_OTHER, Some(SHORTEST_SLICE)),
-        false => sys::set_scheduling(libc::SCHED_BATCH, None),
+    let policy = match preempts {
+        true => libc::SCHED_OTHER,
+        false => libc::SCHED_BATCH,
     };
+    let _ = sys::set_scheduling(policy, SHORTEST_SLICE);
 }

@@ -170,7 +170,7 @@ impl Stream {
     }
 
     fn is_acknowledged(&self) -> bool {
-        is_acknowledged(self.descriptor())
+        sys::tcp_info(self.descriptor()).map_or(true, |info| is_acknowledged(&info))
     }
 
     /// Writes all of `bytes`. The client has `limit` to acknowledge them. The last send(2) may exceed it by
@@ -270,17 +270,12 @@ impl Stream {
 
 /// Whether the client of a connection has acknowledged all that was sent, a FIN included. A connection that is
 /// reset has nothing left to send, but keeps its counters.
-#[inline(never)]
-pub fn is_acknowledged(descriptor: RawFd) -> bool {
-    let info = sys::tcp_info(descriptor);
-    !info.is_ok_and(|info| {
-        info.tcpi_state != TCP_CLOSE && (info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0)
-    })
+pub fn is_acknowledged(info: &libc::tcp_info) -> bool {
+    info.tcpi_state == TCP_CLOSE || (info.tcpi_unacked == 0 && info.tcpi_notsent_bytes == 0)
 }
 
 /// Whether the kernel waited for the first byte of a connection before accept4(2) (`TCP_DEFER_ACCEPT`, tcp(7)): it
 /// sent the SYN-ACK again then. After a handshake by SYN cookie it does not wait.
-pub fn was_deferred(descriptor: RawFd) -> bool {
-    let info = sys::tcp_info(descriptor);
-    info.map_or(true, |info| info.tcpi_total_retrans > 0)
+pub fn was_deferred(info: &libc::tcp_info) -> bool {
+    info.tcpi_total_retrans > 0
 }
