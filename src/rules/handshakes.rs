@@ -10,13 +10,19 @@ use crate::rules::script::Script;
 
 impl Script {
     /// Adds, for each rule by which TPROXY takes SYNs, one for the other packets of their connections: at the end
-    /// of its chain, where few packets come by.
+    /// of its chain, where few packets come by, or before a rule behind which none does.
     pub fn with_handshakes(mut self) -> Script {
         for chain in &mut self.chains {
-            let added: Vec<Rule> = chain.rules.iter().filter_map(for_handshakes).collect();
-            let end = chain.rules.iter().position(takes_all);
-            let end = end.unwrap_or(chain.rules.len());
-            chain.rules.splice(end..end, added);
+            let own = std::mem::take(&mut chain.rules);
+            let mut waiting: Vec<Rule> = Vec::new();
+            for rule in own {
+                let added = for_handshakes(&rule);
+                let due = waiting.extract_if(.., |added| takes_all(&rule, added));
+                chain.rules.extend(due);
+                chain.rules.push(rule);
+                waiting.extend(added);
+            }
+            chain.rules.append(&mut waiting);
         }
         self
     }
@@ -38,13 +44,13 @@ fn for_handshakes(rule: &Rule) -> Option<Rule> {
     rule.takes_syns().then_some(added)
 }
 
-/// Whether no packet of TCP gets past a rule.
-fn takes_all(rule: &Rule) -> bool {
+/// Whether every packet that passes the tests of `added` ends at `rule`.
+fn takes_all(rule: &Rule, added: &Rule) -> bool {
     let ends = matches!(
         rule.target,
         Some(Target::Accept | Target::Drop | Target::Return)
     );
-    ends && rule.matches.is_empty()
+    ends && rule.matches.iter().all(|it| added.matches.contains(it))
 }
 
 #[cfg(test)]
@@ -73,11 +79,14 @@ mod tests {
 
     #[test]
     fn a_rule_for_handshakes_stands_at_the_end_and_before_what_takes_all() {
-        let tproxy = "-A PREROUTING -p tcp --syn -j TPROXY --on-port 1 --tproxy-mark 0x1/0x1";
+        let tproxy =
+            "-A PREROUTING -p tcp --dport 80 --syn -j TPROXY --on-port 1 --tproxy-mark 0x1/0x1";
         let marks = "-A PREROUTING -p tcp -m socket -j MARK --set-xmark 0x1/0x1";
         for end in [
             &[][..],
             &["-A PREROUTING -j RETURN", "-A PREROUTING -p tcp -j DROP"],
+            &["-A PREROUTING -p tcp -j ACCEPT"],
+            &["-A PREROUTING -p tcp --dport 80 -j DROP"],
         ] {
             let (own, all) = rules(&[&[tproxy, marks], end].concat());
             assert_eq!(all.len(), own.len() + 1);
@@ -86,6 +95,20 @@ mod tests {
             assert!(all[2].matches.contains(&Test::Handshake.into()));
             assert!(!all[2].matches.contains(&Test::SYN.into()));
         }
+    }
+
+    #[test]
+    fn a_rule_for_handshakes_stands_behind_what_takes_others() {
+        let tproxy =
+            "-A PREROUTING -p tcp --dport 80 --syn -j TPROXY --on-port 1 --tproxy-mark 0x1/0x1";
+        let (own, all) = rules(&[
+            "-A PREROUTING -p tcp --dport 81 -j RETURN",
+            tproxy,
+            "-A PREROUTING -p tcp --dport 82 -j DROP",
+            "-A PREROUTING -p tcp --dport 80 -j MARK --set-xmark 0x2/0x2",
+        ]);
+        assert_eq!(all[..own.len()], own);
+        assert_eq!(all.len(), own.len() + 1);
     }
 
     #[test]
