@@ -6,6 +6,7 @@ mod lab;
 mod busy;
 mod crowd;
 mod crowds;
+mod flood;
 mod limits;
 mod overload;
 mod pressure;
