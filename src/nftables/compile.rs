@@ -69,8 +69,8 @@ fn add_redirected(ruleset: &mut Ruleset, selector: Mark) {
     ruleset.append(REDIRECTED, &[&[Expression::SetMark(no_mark)]]);
 }
 
-/// Adds the set for SYNs, and the chain that remembers one and accepts it: the first rule ends where the set is
-/// full.
+/// Adds the set for SYNs, and the chain that remembers one, or remembers it longer, and accepts the packet: the
+/// first rule ends where the set is full.
 fn add_syn_seen(ruleset: &mut Ruleset, family: Family) {
     let (set, chain) = (connections::syn_seen(family), remember(family));
     let enter = [
@@ -146,7 +146,7 @@ impl Compiler<'_> {
                     port: *port,
                 }];
                 action.append(&mut self.set_mark(*mark));
-                action.push(match rule.takes_syns() {
+                action.push(match rule.takes_syns() || rule.takes_handshakes() {
                     true => Expression::Goto(remember(self.family)),
                     false => Expression::Verdict(libc::NF_ACCEPT),
                 });

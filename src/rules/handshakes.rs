@@ -3,7 +3,8 @@
 //! A kernel that answers a SYN by a cookie (`net.ipv4.tcp_syncookies`) keeps no socket for the handshake: the
 //! listener learns of the connection from the client's next packet, which `-m socket` finds no owner for. So
 //! SYNs that TPROXY takes are remembered for some seconds, and a packet of such a connection goes to TPROXY as
-//! the SYN did, unless a rule has marked it because a socket owns it. iptables has no rule that does this.
+//! the SYN did, unless a rule has marked it because a socket owns it. It renews the time: a client that finds the
+//! queue of accepted connections full retransmits. iptables has no rule that does this.
 
 use crate::rules::rule::{Match, Rule, Target, Test};
 use crate::rules::script::Script;

@@ -30,6 +30,11 @@ impl Rule {
         let is_tproxy = matches!(self.target, Some(Target::Tproxy { .. }));
         is_tproxy && self.matches.iter().any(Match::selects_syns)
     }
+
+    /// Whether it takes nothing but other packets of connections whose SYN TPROXY has taken.
+    pub fn takes_handshakes(&self) -> bool {
+        self.matches.contains(&Test::Handshake.into())
+    }
 }
 
 /// A test, or its negation.
@@ -96,8 +101,8 @@ pub enum Test {
         /// `--nowildcard`: also a socket that is bound to any address, which iptables ignores otherwise.
         with_wildcards: bool,
     },
-    /// Of the packet's connection, TPROXY has taken a SYN in the last 10 s. No option is this: it is the test
-    /// of the rules that `handshakes` adds.
+    /// Of the packet's connection, TPROXY has taken a SYN, or another packet that passed this test, in the last 10 s.
+    /// No option is this: it is the test of the rules that `handshakes` adds.
     Handshake,
 }
 

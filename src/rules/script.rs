@@ -69,9 +69,8 @@ impl Script {
 
 /// The rules that replace a rule while the server drains.
 fn draining(mut rule: Rule, sent: Option<Mark>) -> Vec<Rule> {
-    let is_begun = rule.matches.contains(&Test::Handshake.into());
     match rule.target {
-        Some(Target::Tproxy { .. }) if !is_begun => {
+        Some(Target::Tproxy { .. }) if !rule.takes_handshakes() => {
             let marked = sent.map(|mark| {
                 let mut marked = rule.clone();
                 marked.matches.push(Test::Mark(mark).into());

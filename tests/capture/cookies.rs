@@ -206,6 +206,26 @@ fn a_change_of_the_bridges_loses_no_handshake() {
     assert_eq!(handshakes_by_cookie(&lab.node), 2);
 }
 
+/// Seconds for which the only connection is still remembered.
+fn seconds_left(node: &Namespace) -> u32 {
+    let set = node.run("nft list set inet tproxy-pod syn-seen-v4");
+    let (_, left) = set.split_once(" expires ").expect(&set);
+    left.split_once('s').unwrap().0.parse().expect(&set)
+}
+
+#[test]
+fn a_packet_that_no_socket_owns_renews_the_time_for_which_its_connection_is_remembered() {
+    let lab = Lab::new();
+    always_by_cookie(&lab.node);
+    let _daemon = lab.start(&["--cidr", CIDRS]);
+    let loss = Loss::new(&lab.client);
+    let mut client = lab.client.http(ABSENT[0]);
+    wait_until("some seconds pass", || seconds_left(&lab.node) < 7);
+    drop(loss);
+    client.request(REQUEST);
+    assert!(seconds_left(&lab.node) >= 7);
+}
+
 /// The rules, without a listener.
 fn kill_server_behind_the_guard(daemon: &Daemon) {
     kill(daemon.guard(), Signal::SIGSTOP).unwrap();
