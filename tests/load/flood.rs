@@ -3,19 +3,24 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::str::FromStr;
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
 };
 
 use crate::lab::script::ScriptFile;
-use crate::lab::{Lab, Namespace, POD, wait_until};
+use crate::lab::{Lab, Namespace, POD, wait_within};
 
 /// An address without a Pod
 const ABSENT: &str = "10.244.77.77:8180";
 
 /// Connections in the flood: the set has space for 262,144
 const FLOOD: u32 = 270_000;
+
+/// Threads that send it
+const THREADS: usize = 6;
 
 /// TPROXY takes SYNs and accepts them, in whatever chain it stands; those that it does not accept are dropped.
 const SCRIPT: &str = "*mangle
@@ -45,14 +50,20 @@ fn syn(sender: u32) -> [u8; 40] {
     packet
 }
 
-/// Sends the SYNs. The kernel fills in the checksum of the IP header (raw(7)).
+/// Sends the SYNs within the 10 s for which they are remembered, by several threads, so that they get their share of a
+/// busy machine. The kernel fills in the checksum of the IP header (raw(7)).
 fn flood(client: &Namespace) {
-    client.enter(|| {
+    let send = |first| {
         let (kind, flag) = (SockType::Raw, SockFlag::SOCK_CLOEXEC);
         let raw = socket(AddressFamily::Inet, kind, flag, SockProtocol::Raw).unwrap();
         let pod = SockaddrIn::from_str(POD).unwrap();
-        for sender in 0..FLOOD {
+        for sender in (first..FLOOD).step_by(THREADS) {
             sendto(raw.as_raw_fd(), &syn(sender), &pod, MsgFlags::empty()).unwrap();
+        }
+    };
+    thread::scope(|scope| {
+        for first in 0..THREADS as u32 {
+            scope.spawn(move || client.enter(|| send(first)));
         }
     });
 }
@@ -78,14 +89,16 @@ fn is_full(lab: &Lab) -> bool {
     answer.is_err()
 }
 
-/// The set is still full after the clients have come, so that it was before.
+/// The set is still full after the clients have come, so that it was before. A SYN that is dropped is retransmitted
+/// until the set has space, and then it is not full.
 #[test]
 fn a_full_set_costs_no_syn_its_capture() {
     let lab = Lab::new();
     lab.pod.serve(8180);
     let script = ScriptFile::new(SCRIPT);
     let _daemon = lab.start(&["--rules", script.path()]);
-    wait_until("the set stays full while clients come", || {
+    let time = Duration::from_secs(30);
+    wait_within(time, "the set stays full while clients come", || {
         flood(&lab.client);
         for cookies in ["1", "0"] {
             lab.node.sysctl("net.ipv4.tcp_syncookies", cookies);
