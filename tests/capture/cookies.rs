@@ -247,6 +247,9 @@ fn without_a_listener_a_client_that_uses_a_captured_port_again_reaches_the_pod()
         lab.node.run("ss -Htan sport 8180").is_empty()
     });
     kill_server_behind_the_guard(&daemon);
+    wait_until("no listener is left", || {
+        lab.node.run("ss -Hltn sport 1").is_empty()
+    });
     assert_eq!(ask_from_the_same_ports(&lab), ["pod", "pod"]);
     daemon.signal(Signal::SIGCONT);
     assert_eq!(daemon.wait().code(), Some(1));
