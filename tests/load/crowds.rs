@@ -23,14 +23,11 @@ const CROWD: &str = "TPROXY_POD_CROWDS";
 const PORTS: Range<u16> = 8180..8188;
 pub const DPORTS: [&str; 2] = ["--dport", "8180:8187"];
 
-/// Parts of a process's clients that have their turns one after the other, and the interval between. Each client
-/// that drips sends a byte in 500 ms.
+/// Parts of a process's clients that have their turns one after the other, and the interval between. All
+/// clients come within 500 ms: of 5,000 silent ones, more than `net.core.somaxconn`, some by SYN cookie. Each
+/// client that drips sends a byte in 500 ms.
 const PARTS: usize = 50;
 const TURN: Duration = Duration::from_millis(10);
-
-/// Clients of a process that come in a turn at first. If 5,000 silent ones came in less than a second, more
-/// handshakes would wait than `net.core.somaxconn` allows, and SYN cookies begin.
-const ARRIVALS: usize = 16;
 
 /// Time in which all clients of a process have been connected.
 const ARRIVAL: Duration = Duration::from_secs(20);
@@ -154,8 +151,7 @@ impl Clients {
 
     /// Gives a part of the clients their turn: to connect, or to send a byte.
     fn take_turns(&mut self, turn: usize) {
-        let come = self.clients.len().min(turn * ARRIVALS);
-        for number in (turn % PARTS..come).step_by(PARTS) {
+        for number in (turn % PARTS..self.clients.len()).step_by(PARTS) {
             let client = &mut self.clients[number];
             match &mut client.stream {
                 None => self.connect(number),

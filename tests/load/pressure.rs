@@ -93,8 +93,8 @@ fn wait_once() -> io::Result<Duration> {
 }
 
 /// How long clients wait that come one after the other, from the shortest to the longest; those that were not
-/// served come last.
-fn waits() -> Vec<Result<Duration, String>> {
+/// served come last. Asserts that none is reset.
+fn waits() -> Vec<Result<Duration, ErrorKind>> {
     let mut waits: Vec<_> = thread::scope(|scope| {
         let start = Instant::now();
         let come = |number| {
@@ -104,10 +104,13 @@ fn waits() -> Vec<Result<Duration, String>> {
         let clients: Vec<_> = (0..OTHERS).map(come).collect();
         let waits = clients.into_iter().map(|client| client.join().unwrap());
         waits
-            .map(|wait| wait.map_err(|error| error.to_string()))
+            .map(|wait| wait.map_err(|error| error.kind()))
             .collect()
     });
     waits.sort();
+    for error in [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset] {
+        assert!(!waits.contains(&Err(error)), "{waits:?}");
+    }
     waits
 }
 
@@ -121,7 +124,8 @@ fn busy_beside(kind: Behaviour) -> Vec<Busy> {
     busy.repeat(2).into_iter().map(|client| client()).collect()
 }
 
-/// Whether clients are served in their time beside a crowd; asserts that clients that make progress are not cut.
+/// Whether clients are served in their time beside a crowd; asserts that clients that make progress are not cut,
+/// and that no other client is reset.
 fn are_served_beside(kind: Behaviour, count: usize) -> bool {
     let lab = Lab::new();
     let daemon = lab.start(&DPORTS);
@@ -137,7 +141,9 @@ fn are_served_beside(kind: Behaviour, count: usize) -> bool {
             daemon.wait_for("connections is reached");
             let waits = waits();
             let events = crowd.stop();
-            println!("beside {count} {kind:?}: {events:?}");
+            let cookies = lab.node.counter("SyncookiesRecv");
+            println!("beside {count} {kind:?}: {events:?}, {cookies} by cookie");
+            assert_eq!(events.reset, 0, "{events:?}");
             let timed_out = if kind.drips() { events.closed } else { 0 };
             assert_eq!(events.timed_out, timed_out, "{events:?}");
             drop(ends);
@@ -250,7 +256,9 @@ fn count_open_beside(kind: Behaviour, host: &str) -> Option<usize> {
     daemon.wait_for("connections is reached");
     let waits = lab.client.enter(waits);
     let open = count_open(idle);
-    println!("beside 2000 {kind:?} of {host}: {:?}", crowd.stop());
+    let events = crowd.stop();
+    println!("beside 2000 {kind:?} of {host}: {events:?}");
+    assert_eq!(events.reset, 0, "{events:?}");
     println!(
         "{open} of 200 idle connections are open; others waited {:?}",
         waits[waits.len() / 2]
