@@ -35,8 +35,9 @@ const LATE: Duration = Duration::from_secs(5);
 /// Clients that make progress meanwhile.
 const BUSY: [fn() -> Busy; 3] = [Busy::requests, Busy::head_in_pieces, Busy::upload];
 
-/// A busy client that sends nothing for this long, because it does not run, may be taken for an idle one.
-const PAUSE: Duration = Duration::from_millis(250);
+/// A busy client that sends nothing for this long beyond its pause, because it does not run, may be taken for an
+/// idle one: on its first request, where 1,000 clients wait.
+const PAUSE: Duration = Duration::from_millis(15);
 
 /// A request that ends its connection.
 const LAST_REQUEST: &[u8] = b"GET /other HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n";
