@@ -39,13 +39,13 @@ impl Busy {
         }
     }
 
-    /// A head in three pieces.
+    /// A head in three pieces. The pause is shorter than the allowance of a connection after one answer, 40 ms.
     pub fn head_in_pieces() -> Busy {
         let pieces = ["GET / HT", "TP/1.1\r\nHost: ", "pod\r\n\r\n"];
         Busy {
             name: "heads in pieces",
             pieces: pieces.map(Vec::from).into(),
-            pause: Duration::from_millis(50),
+            pause: Duration::from_millis(25),
         }
     }
 
