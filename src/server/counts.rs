@@ -89,3 +89,29 @@ impl Counts {
         waiting.min(burst).saturating_sub(self.evicted)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_connections_are_evicted_as_clients_wait_up_to_a_burst() {
+        let evicted = |size, waiting, evicted| {
+            let counts = Counts {
+                evicted,
+                ..Counts::default()
+            };
+            counts.to_evict(size, waiting)
+        };
+        assert_eq!(
+            [0, 1, 64, 65].map(|it| evicted(1024, it, 0)),
+            [0, 1, 64, 64]
+        );
+        assert_eq!(
+            [1, 16, 320, 20_000].map(|it| evicted(it, 100, 0)),
+            [1, 1, 20, 64]
+        );
+        assert_eq!([5, 10, 11].map(|it| evicted(1024, 10, it)), [5, 0, 0]);
+        assert_eq!([63, 64].map(|it| evicted(1024, 100, it)), [1, 0]);
+    }
+}
