@@ -148,7 +148,9 @@ fn evictions_without_a_release_in_time_are_forgotten_and_others_are_evicted() {
     let _pair = park(&slots[0]);
     limit.lock().counts.evicted = 1;
     let (_, seen) = limit.acquire().unwrap_err();
+    let before = Instant::now();
     limit.make_way(seen, 1);
+    assert!(before.elapsed() >= RETRY);
     assert!(!limit.unpark(&slots[0]));
     let _pair = park(&slots[0]);
     limit.make_way(seen, 1);
