@@ -4,7 +4,8 @@
 //! (`bundled.iptables`) or a file into lines; `script` parses chains, `line` one rule, whose `words`
 //! it splits, `modules` the options of each `-m`, `values` the values of options, and `hints` says what to
 //! write instead; `rule` holds the result, `tcp` its TCP flags; `reach` checks that the rules lead to the
-//! listener; `handshakes` adds rules for SYN cookies. `limits` and `error` serve all of them. [`load`] takes a template all the way.
+//! listener; `handshakes` adds rules for SYN cookies. `limits` and `error` serve all of them. [`load`] takes a
+//! template all the way.
 //!
 //! A new match, such as `-m ttl`, needs a change in each of these places:
 //!

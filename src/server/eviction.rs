@@ -2,7 +2,8 @@
 //!
 //! Three ranks go one after another: connections that have not been answered a request; those of a client
 //! address that has more than half of all connections; all others, unless one of that address gives way soon.
-//! Within a rank the earliest goes first, by the time in its [`Slot`].
+//! Within a rank the earliest goes first, by the time in its [`Slot`]. Where many clients wait, a begun request
+//! gives way earlier, so that none of them waits for [`REQUEST_ALLOWANCE`].
 
 use std::collections::BinaryHeap;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Its client's address does not have most of the connections; never set in a slot.
 const MINOR: u64 = 1 << 62;
-/// The time that is soon, in the same unit.
+/// How soon a connection of that address has to give way for others to be spared, in the unit of a word.
 const SOON: u64 = (ALLOWANCE.as_nanos() as u64) << 1;
 /// The bits that rank connections.
 const RANK: u64 = ANSWERED | MINOR;
