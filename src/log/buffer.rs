@@ -1,6 +1,5 @@
-//! A byte buffer for log lines and responses. What is appended is mostly short and of constant length:
-//! `Buffer` copies it with a few instructions, where `Vec`, optimized for size, calls memcpy(3) each
-//! time. For a request that is 0.7 µs more.
+//! A byte buffer for log lines and responses. Most of what is appended is short: `Buffer` copies that with a few
+//! instructions, where memcpy(3) of musl, which `Vec` calls, is made for long copies.
 
 use std::fmt;
 
@@ -45,32 +44,28 @@ impl Buffer {
     }
 
     /// Appends bytes.
-    #[inline(always)]
     pub fn push(&mut self, bytes: &[u8]) {
         let end = self.length + bytes.len();
         if end > self.bytes.len() {
             self.grow(end);
         }
         if let Some(space) = self.bytes.get_mut(self.length..end) {
-            space.copy_from_slice(bytes);
+            copy(space, bytes);
             self.length = end;
         }
     }
 
     /// Appends a decimal number.
     pub fn push_number(&mut self, number: u64) {
-        let width = number.checked_ilog10().unwrap_or(0) as usize + 1;
-        self.push_digits(number, width);
-    }
-
-    /// Appends the last `width` digits of a number, at most 20, with leading zeros.
-    pub fn push_digits(&mut self, mut number: u64, width: usize) {
         let mut digits = [0; 20];
-        for digit in digits.iter_mut().rev().take(width) {
-            *digit = b'0' + (number % 10) as u8;
-            number /= 10;
+        let mut start = digits.len();
+        let mut rest = number;
+        while start == digits.len() || rest > 0 {
+            start -= 1;
+            digits[start] = b'0' + (rest % 10) as u8;
+            rest /= 10;
         }
-        self.push(&digits[20 - width..]);
+        self.push(&digits[start..]);
     }
 
     /// The content.
@@ -82,6 +77,29 @@ impl Buffer {
     #[inline(never)]
     fn grow(&mut self, length: usize) {
         self.bytes.resize(length.next_power_of_two().max(1024), 0);
+    }
+}
+
+/// Copies bytes between two slices of one length.
+fn copy(to: &mut [u8], from: &[u8]) {
+    match from.len() {
+        0 => {}
+        1 => to[0] = from[0],
+        2..4 => copy_ends::<2>(to, from),
+        4..8 => copy_ends::<4>(to, from),
+        8..16 => copy_ends::<8>(to, from),
+        16..=32 => copy_ends::<16>(to, from),
+        _ => to.copy_from_slice(from),
+    }
+}
+
+/// Copies the first and the last `N` bytes, which may overlap.
+fn copy_ends<const N: usize>(to: &mut [u8], from: &[u8]) {
+    if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk()) {
+        *to = *from;
+    }
+    if let (Some(to), Some(from)) = (to.last_chunk_mut::<N>(), from.last_chunk()) {
+        *to = *from;
     }
 }
 
@@ -112,12 +130,20 @@ mod tests {
     }
 
     #[test]
-    fn digits_are_padded_and_truncated() {
+    fn bytes_of_any_length_are_copied() {
+        let bytes: Vec<u8> = (0..100).collect();
+        for length in 0..bytes.len() {
+            let mut buffer = Buffer::default();
+            buffer.push(b"<");
+            buffer.push(&bytes[..length]);
+            buffer.push(b">");
+            assert_eq!(buffer.bytes(), [b"<", &bytes[..length], b">"].concat());
+        }
+    }
+
+    #[test]
+    fn a_number_has_its_digits() {
         let mut buffer = Buffer::default();
-        buffer.push_digits(7, 3);
-        buffer.push(b"-");
-        buffer.push_digits(12_345, 2);
-        assert_eq!(buffer.bytes(), b"007-45");
         for number in [0, 9, 10, u64::MAX] {
             buffer.clear(0);
             buffer.push_number(number);

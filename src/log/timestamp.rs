@@ -27,41 +27,33 @@ impl Timestamp {
     /// Appends `Sun, 06 Nov 1994 08:49:37 GMT` (IMF-fixdate, RFC 9110, 5.6.7).
     pub fn push_imf_fixdate(self, text: &mut Buffer) {
         let (year, month, day) = self.date();
-        text.push(DAYS[(self.days() % 7) as usize]);
-        text.push(b", ");
-        text.push_digits(day, 2);
-        text.push(b" ");
-        text.push(MONTHS[month as usize - 1]);
-        text.push(b" ");
-        text.push_digits(year, 4);
-        text.push(b" ");
-        self.push_time(text);
-        text.push(b" GMT");
+        let mut date = *b"Sun, 06 Nov 1994 08:49:37 GMT";
+        date[..3].copy_from_slice(DAYS[(self.days() % 7) as usize]);
+        set_digits(&mut date[5..7], day);
+        date[8..11].copy_from_slice(MONTHS[month as usize - 1]);
+        set_digits(&mut date[12..16], year);
+        self.set_time(&mut date[17..25]);
+        text.push(&date);
     }
 
     /// Appends `1994-11-06T08:49:37.000Z` (RFC 3339).
     pub fn push_rfc3339(self, text: &mut Buffer) {
         let (year, month, day) = self.date();
-        text.push_digits(year, 4);
-        text.push(b"-");
-        text.push_digits(month, 2);
-        text.push(b"-");
-        text.push_digits(day, 2);
-        text.push(b"T");
-        self.push_time(text);
-        text.push(b".");
-        text.push_digits(u64::from(self.0.subsec_millis()), 3);
-        text.push(b"Z");
+        let mut date = *b"1994-11-06T08:49:37.000Z";
+        set_digits(&mut date[..4], year);
+        set_digits(&mut date[5..7], month);
+        set_digits(&mut date[8..10], day);
+        self.set_time(&mut date[11..19]);
+        set_digits(&mut date[20..23], u64::from(self.0.subsec_millis()));
+        text.push(&date);
     }
 
-    /// `08:49:37`
-    fn push_time(self, text: &mut Buffer) {
+    /// Writes `08:49:37` over such a text.
+    fn set_time(self, text: &mut [u8]) {
         let second = self.0.as_secs() % 86_400;
-        text.push_digits(second / 3600, 2);
-        text.push(b":");
-        text.push_digits(second / 60 % 60, 2);
-        text.push(b":");
-        text.push_digits(second % 60, 2);
+        set_digits(&mut text[..2], second / 3600);
+        set_digits(&mut text[3..5], second / 60 % 60);
+        set_digits(&mut text[6..8], second % 60);
     }
 
     /// Days since 1970-01-01.
@@ -85,6 +77,14 @@ impl Timestamp {
             (month - 9, 1)
         };
         (era * 400 + year + next_year, month, day_of_month)
+    }
+}
+
+/// Writes the last digits of a number, with leading zeros.
+fn set_digits(text: &mut [u8], mut number: u64) {
+    for digit in text.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
     }
 }
 
