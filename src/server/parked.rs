@@ -38,8 +38,8 @@ const RATE: u64 = 64 * 1024;
 /// [`DEFER_ACCEPT`](crate::server::listener) says, unless the handshake was by SYN cookie.
 const FIRST_BYTE_ALLOWANCE: Duration = Duration::from_secs(1);
 
-/// Time after which a client is asked again whether it has acknowledged its response.
-const ACKNOWLEDGE_TIME: Duration = Duration::from_millis(5);
+/// Time for which a connection is spared whose response is not acknowledged, or whose worker has bytes to read.
+const SPARE_TIME: Duration = Duration::from_millis(5);
 
 /// The word of a slot without a parked connection.
 pub const BUSY: u64 = 0;
@@ -157,20 +157,25 @@ impl Slot {
     /// may give way later.
     pub fn evict(&self, word: u64, now: Instant) -> bool {
         // Should the descriptor be another connection's by now, the word has changed, too.
-        let info = sys::tcp_info(self.descriptor.load(Ordering::Relaxed));
-        let later = info.ok().and_then(|info| self.spares(word, now, &info));
+        let later = self.spares(word, now);
         let next = later.map_or(EVICTED, |later| later | word & BITS | ASKED);
         self.replace(word, next) && later.is_none()
     }
 
     /// The time until which the connection is spared, if it is: its client has yet to acknowledge what was sent, or
-    /// to send a first byte for which the kernel has not waited.
-    fn spares(&self, word: u64, now: Instant, info: &libc::tcp_info) -> Option<u64> {
-        if !stream::is_acknowledged(info) {
-            return Some(self.time(now + ACKNOWLEDGE_TIME));
+    /// to send a first byte for which the kernel has not waited, or its worker has yet to read what has arrived.
+    fn spares(&self, word: u64, now: Instant) -> Option<u64> {
+        let descriptor = self.descriptor.load(Ordering::Relaxed);
+        let soon = self.time(now + SPARE_TIME);
+        if stream::has_unread(descriptor) {
+            return Some(soon);
+        }
+        let info = sys::tcp_info(descriptor).ok()?;
+        if !stream::is_acknowledged(&info) {
+            return Some(soon);
         }
         let first_byte = self.first_byte.load(Ordering::Relaxed);
-        let is_silent = word & (ANSWERED | BEGUN) == 0 && !stream::was_deferred(info);
+        let is_silent = word & (ANSWERED | BEGUN) == 0 && !stream::was_deferred(&info);
         (is_silent && first_byte > self.time(now)).then_some(first_byte)
     }
 
@@ -212,6 +217,10 @@ fn fold(address: IpAddr) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
@@ -235,5 +244,22 @@ mod tests {
         assert!(after(0, 500, Some(50)) < 230 * MS);
         assert!(after(0, 500, Some(32 * 1024)) >= 1000 * MS);
         assert!(after(0, 10_000, Some(1 << 20)) >= 10_900 * MS);
+    }
+
+    #[test]
+    fn a_request_of_which_more_has_arrived_is_spared_until_it_is_read() {
+        let (mut stream, mut client) = UnixStream::pair().unwrap();
+        let slot = Slot::new(Instant::now() - 1000 * MS);
+        slot.open(stream.as_raw_fd(), IpAddr::from([10, 0, 0, 1]));
+        slot.park(&Progress {
+            answered: 0,
+            since: slot.start,
+            received: Some(1),
+        });
+        client.write_all(b"x").unwrap();
+        assert!(!slot.evict(slot.word(), Instant::now()));
+        assert_ne!(slot.word(), EVICTED);
+        stream.read_exact(&mut [0]).unwrap();
+        assert!(slot.evict(slot.word(), Instant::now()));
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, send};
+use nix::sys::socket::{MsgFlags, recv, send};
 
 use crate::error::words;
 use crate::server::deadlines::IDLE_AFTER;
@@ -278,4 +278,10 @@ pub fn is_acknowledged(info: &libc::tcp_info) -> bool {
 /// sent the SYN-ACK again then. After a handshake by SYN cookie it does not wait.
 pub fn was_deferred(info: &libc::tcp_info) -> bool {
     info.tcpi_total_retrans > 0
+}
+
+/// Whether bytes have arrived on a connection that are not read yet.
+pub fn has_unread(descriptor: RawFd) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(descriptor, &mut [0], flags).is_ok_and(|length| length > 0)
 }
