@@ -5,6 +5,7 @@
 //! Within a rank the earliest goes first, by the time in its [`Slot`]. Where many clients wait, a begun request
 //! gives way earlier, so that none of them waits for [`REQUEST_ALLOWANCE`].
 
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,24 +35,16 @@ fn shortened(size: usize, waiting: usize) -> Duration {
 /// slots, for [`Slot::end`]. The limit is `size`, and as many clients are `waiting`.
 pub fn evict(slots: &[Arc<Slot>], count: usize, size: usize, waiting: usize) -> Vec<Arc<Slot>> {
     let now = Instant::now();
-    loop {
-        let look = |slot: &Arc<Slot>| Parked {
-            word: slot.word(),
-            client: slot.client(),
-        };
-        let parked: Vec<_> = slots.iter().map(look).collect();
-        let time = |at| slots.first().map_or(0, |slot| slot.time(at));
-        let times = [time(now), time(now + shortened(size, waiting))];
-        let chosen = choose(&parked, count, times);
-        let evicted = chosen
-            .iter()
-            .filter(|(_, at)| slots[*at].evict(parked[*at].word, now));
-        let evicted: Vec<_> = evicted.map(|(_, at)| Arc::clone(&slots[*at])).collect();
-        // One that is not evicted has another word now, and is not chosen again.
-        if !evicted.is_empty() || chosen.is_empty() {
-            return evicted;
-        }
-    }
+    let look = |slot: &Arc<Slot>| Parked {
+        word: slot.word(),
+        client: slot.client(),
+    };
+    let parked: Vec<_> = slots.iter().map(look).collect();
+    let time = |at| slots.first().map_or(0, |slot| slot.time(at));
+    let times = [time(now), time(now + shortened(size, waiting))];
+    let evict = |at: usize| slots[at].evict(parked[at].word, now);
+    let evicted = choose(&parked, count, times, evict).into_iter();
+    evicted.map(|at| Arc::clone(&slots[at])).collect()
 }
 
 /// What a slot holds.
@@ -61,11 +54,16 @@ struct Parked {
     client: u64,
 }
 
-/// Up to `count` connections of the first rank that may give way, the earliest first: their words with their
-/// ranks, and their numbers. `times` are those for connections without a begun request and with one.
-fn choose(parked: &[Parked], count: usize, times: [u64; 2]) -> Vec<(u64, usize)> {
+/// The numbers of up to `count` connections of one rank that may give way and that `evict` has evicted: it is tried
+/// for one after the other. `times` are those for connections without a begun request and with one.
+fn choose(
+    parked: &[Parked],
+    count: usize,
+    times: [u64; 2],
+    evict: impl Fn(usize) -> bool,
+) -> Vec<usize> {
     let major = majority(parked.iter().map(|it| it.client).filter(|it| *it != 0));
-    let mut first = BinaryHeap::with_capacity(count + 1);
+    let mut queue = Vec::new();
     let mut are_others_spared = false;
     for (at, Parked { word, client }) in parked.iter().copied().enumerate() {
         if matches!(word, BUSY | EVICTED) {
@@ -74,22 +72,25 @@ fn choose(parked: &[Parked], count: usize, times: [u64; 2]) -> Vec<(u64, usize)>
         let is_shortened = word & (BEGUN | ASKED) == BEGUN;
         let left = (word & !BITS).saturating_sub(times[usize::from(is_shortened)]);
         are_others_spared |= major == Some(client) && left <= SOON && word & ASKED == 0;
-        if left > 0 {
-            continue;
-        }
-        let minor = if major == Some(client) { 0 } else { MINOR };
-        first.push((word | minor, at));
-        if first.len() > count {
-            first.pop();
+        if left == 0 {
+            let minor = if major == Some(client) { 0 } else { MINOR };
+            queue.push(Reverse((word | minor, at)));
         }
     }
-    let mut first = first.into_sorted_vec();
-    if let Some((earliest, _)) = first.first().copied() {
-        let rank = earliest & RANK;
+    let mut queue = BinaryHeap::from(queue);
+    let (mut chosen, mut chosen_rank) = (Vec::new(), None);
+    while let Some(Reverse((word, at))) = queue.pop() {
+        let rank = word & RANK;
         let is_spared = rank == ANSWERED | MINOR && are_others_spared;
-        first.retain(|(word, _)| word & RANK == rank && !is_spared);
+        if is_spared || chosen.len() == count || chosen_rank.is_some_and(|it| it != rank) {
+            break;
+        }
+        if evict(at) {
+            chosen.push(at);
+            chosen_rank = Some(rank);
+        }
     }
-    first
+    chosen
 }
 
 /// The value that more than half of all are (the vote of Boyer and Moore).
@@ -130,8 +131,7 @@ mod tests {
     fn choose_at(time: u64, parked: &[(u64, u64)]) -> Vec<usize> {
         let look = |&(word, client)| Parked { word, client };
         let parked: Vec<_> = parked.iter().map(look).collect();
-        let chosen = choose(&parked, 3, [time << 1; 2]);
-        chosen.iter().map(|(_, at)| *at).collect()
+        choose(&parked, 3, [time << 1; 2], |_| true)
     }
 
     #[test]
@@ -161,6 +161,16 @@ mod tests {
         );
         assert_eq!(choose_at(time, &[(old, 1), (later, 2), (later, 2)]), []);
         assert_eq!(choose_at(time, &[(old, 1), (BUSY, 2), (BUSY, 2)]), [0]);
+    }
+
+    #[test]
+    fn a_connection_that_is_spared_is_passed_over_and_then_a_rank() {
+        let words = [0, BEGUN, ANSWERED].map(|bits| gives_way_at(1, bits));
+        let parked = words.map(|word| Parked { word, client: 0 });
+        let evicted = |spared: &[usize]| choose(&parked, 2, [2; 2], |at| !spared.contains(&at));
+        assert_eq!(evicted(&[]), [0, 1]);
+        assert_eq!(evicted(&[0]), [1]);
+        assert_eq!(evicted(&[0, 1]), [2]);
     }
 
     #[test]
