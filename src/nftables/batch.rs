@@ -28,7 +28,8 @@ pub struct Batch {
     messages: Vec<Message>,
     /// For each message its table, and what it requests, for errors.
     requests: Vec<(TableFamily, String)>,
-    /// Number of anonymous sets so far: the id of the next one.
+    /// Number of anonymous sets so far: the id of the last one. 0 is none: Linux 6.1 finds by it a named set that
+    /// exists already (`nft_set_lookup_byid`, net/netfilter/nf_tables_api.c).
     sets: u32,
 }
 
@@ -96,7 +97,7 @@ impl Batch {
             self.add(family, messages::flush_chain(family, chain), request);
         }
         for rule in &ruleset.rules {
-            let first_set = self.sets;
+            let first_set = self.sets + 1;
             for expression in &rule.expressions {
                 if let Expression::Lookup { field, ranges, .. } = expression {
                     self.write_anonymous_set(family, *field, ranges);
@@ -115,8 +116,8 @@ impl Batch {
     }
 
     fn write_anonymous_set(&mut self, family: TableFamily, field: Field, ranges: &Ranges) {
-        let (id, length) = (self.sets, ranges.len());
         self.sets += 1;
+        let (id, length) = (self.sets, ranges.len());
         let request = format!("create a set of {length} ranges in table {family}");
         let new = messages::new_anonymous_set(family, id, field);
         self.add(family, new, request.clone());

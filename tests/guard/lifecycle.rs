@@ -86,6 +86,14 @@ fn an_open_connection_to_the_pod_survives_start_stop_and_restart() {
 }
 
 #[test]
+fn lists_of_blocks_and_of_ports_are_replaced_when_a_stop_begins() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&["--cidr", "10.244.0.0/24,10.99.0.0/16", "--dport", "80,8180"]);
+    assert_eq!(daemon.stop(), Some(0), "{}", daemon.log());
+    daemon.wait_for("Stopping: new connections go to the Pods");
+}
+
+#[test]
 fn connections_of_probes_do_not_prevent_a_restart() {
     let lab = Lab::new();
     let probed = || {
