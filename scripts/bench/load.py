@@ -39,8 +39,8 @@ CELLS = [
 
 
 @dataclass(frozen=True)
-class LoadRun:
-    """One run of wrk against one server; times in µs."""
+class RequestRun:
+    """Requests of one run against one server; times in µs."""
 
     round: int
     server: str
@@ -51,8 +51,14 @@ class LoadRun:
     p99: int
     p99_9: int
     cpu_per_request: float
-    errors: dict[str, int]
     log_lines_missing: int
+
+
+@dataclass(frozen=True)
+class LoadRun(RequestRun):
+    """One run of wrk."""
+
+    errors: dict[str, int]
 
     @property
     def failed(self) -> bool:

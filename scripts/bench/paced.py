@@ -15,7 +15,7 @@ from time import monotonic, sleep
 from typing import Iterator
 
 from lab import POD, SCRATCH, Lab, running, until
-from load import CELLS, SETTLE, Cell
+from load import CELLS, SETTLE, Cell, RequestRun
 from processes import Family
 from servers import PORT, Binaries, Rules, Server, log_lines, request, serving
 
@@ -42,25 +42,15 @@ ALL_CELLS: list[Cell | PacedCell] = [*CELLS, *PACED_CELLS]
 
 
 @dataclass(frozen=True)
-class PacedRun:
-    """One run of the paced client against one server; times in µs.
+class PacedRun(RequestRun):
+    """One run of the paced client.
 
-    `late_p99` is the client's own: from the time when a request was due until it was sent.
+    `late_p99` is the client's own: from the time when a request was due until it was sent, in µs.
     `passes_per_second` is the work of all neighbours together, 0 without any.
     """
 
-    round: int
-    server: str
-    cell: str
-    requests: int
-    requests_per_second: float
-    p50: int
-    p99: int
-    p99_9: int
     late_p99: int
-    cpu_per_request: float
     passes_per_second: float
-    log_lines_missing: int
 
 
 @dataclass(frozen=True)

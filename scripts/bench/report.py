@@ -143,37 +143,32 @@ def number(results: Results, cell: Cell | PacedCell, name: str) -> list[Column]:
     return [lambda server: results.requests(name, server, cell.key)]
 
 
+def cost(results: Results, servers: list[Server], cell: Cell | PacedCell) -> list[str]:
+    cpu = number(results, cell, "cpu_per_request")
+    return row(f"{cell}: CPU per request", servers, cpu, ".1f", " µs")
+
+
+def percentiles(results: Results, servers: list[Server], cell: Cell | PacedCell) -> list[str]:
+    return row("p50, p99, p99.9", servers, latency(results, cell), ".2f", " ms")
+
+
 def load(results: Results, servers: list[Server]) -> list[str]:
     rows = []
     for cell in measured(results, CELLS):
-        rows += [
-            row(
-                f"{cell}: CPU per request",
-                servers,
-                number(results, cell, "cpu_per_request"),
-                ".1f",
-                " µs",
-            ),
-            row("requests/s", servers, number(results, cell, "requests_per_second"), ",.0f"),
-            row("p50, p99, p99.9", servers, latency(results, cell), ".2f", " ms"),
-        ]
+        rate = number(results, cell, "requests_per_second")
+        rows.append(cost(results, servers, cell))
+        rows.append(row("requests/s", servers, rate, ",.0f"))
+        rows.append(percentiles(results, servers, cell))
     return table("Under load", ["", *names(servers)], rows)
 
 
 def paced(results: Results, servers: list[Server]) -> list[str]:
     rows = []
     for cell in measured(results, PACED_CELLS):
-        rows += [
-            row(
-                f"{cell}: CPU per request",
-                servers,
-                number(results, cell, "cpu_per_request"),
-                ".1f",
-                " µs",
-            ),
-            row("p50, p99, p99.9", servers, latency(results, cell), ".2f", " ms"),
-            row("client late, p99", servers, number(results, cell, "late_p99"), ",.0f", " µs"),
-        ]
+        late = number(results, cell, "late_p99")
+        rows.append(cost(results, servers, cell))
+        rows.append(percentiles(results, servers, cell))
+        rows.append(row("client late, p99", servers, late, ",.0f", " µs"))
     return table("Paced", ["", *names(servers)], rows)
 
 
