@@ -74,6 +74,10 @@ const SERVER: &[Allowed<'_>] = &[
     allow_if(libc::SYS_sched_setattr, &[Condition::equals(0, 0)]),
     allow_if(libc::SYS_setsockopt, &socket_option(libc::SO_RCVTIMEO)),
     allow_if(libc::SYS_setsockopt, &socket_option(libc::SO_LINGER)),
+    allow_if(
+        libc::SYS_setsockopt,
+        &option(libc::SOL_TCP, libc::TCP_QUICKACK),
+    ),
     allow_if(libc::SYS_getsockopt, &option(libc::SOL_TCP, libc::TCP_INFO)),
 ];
 

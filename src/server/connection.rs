@@ -218,6 +218,7 @@ impl<'c> Connection<'c> {
 
     /// Reads more of a request. Meanwhile another thread may evict the connection.
     fn receive(&mut self, part: &Part, deadline: Instant, buffer: &mut [u8]) -> Result<usize, End> {
+        self.stream.acknowledge();
         self.slot.park(&self.progress);
         let received = self.stream.read_until(deadline, buffer);
         self.unpark();

@@ -3,7 +3,7 @@
 //! address, such as the kubelet's probes.
 //!
 //! Accepted sockets inherit the options that are set here, and need no system call of their own:
-//! `TCP_NODELAY`, the buffer sizes and the time-outs (socket(7), tcp(7)).
+//! `TCP_NODELAY`, `TCP_QUICKACK`, the buffer sizes and the time-outs (socket(7), tcp(7)).
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -152,7 +152,15 @@ fn listen_transparent(family: Family, address: SocketAddr) -> io::Result<TcpList
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, SEND_BUFFER)?;
     sys::set_option(fd, libc::SOL_TCP, libc::TCP_DEFER_ACCEPT, DEFER_ACCEPT)?;
     set_timeouts(fd, DEADLINES.response)?;
-    listen(socket, address, BACKLOG)
+    let listener = listen(socket, address, BACKLOG)?;
+    // A response acknowledges its request (TCP_QUICKACK, tcp(7)). listen(2) resets it.
+    sys::set_option(
+        listener.as_fd(),
+        libc::SOL_TCP,
+        libc::TCP_QUICKACK,
+        0 as c_int,
+    )?;
+    Ok(listener)
 }
 
 fn listen(socket: OwnedFd, address: SocketAddr, backlog: Backlog) -> io::Result<TcpListener> {

@@ -314,9 +314,10 @@ impl Namespace {
         });
     }
 
-    /// A counter of `/proc/net/netstat`, such as `TCPSynRetrans`.
+    /// A counter of `/proc/net/netstat` or `/proc/net/snmp`, such as `TCPSynRetrans` or `OutSegs`.
     pub fn counter(&self, name: &str) -> u64 {
-        let text = self.enter(|| std::fs::read_to_string("/proc/thread-self/net/netstat").unwrap());
+        let read = |file| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+        let text = self.enter(|| ["netstat", "snmp"].map(read).concat());
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();
         let mut pairs = lines
             .chunks(2)

@@ -3,6 +3,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod acknowledgements;
 mod deadlines;
 mod hostile;
 mod logs;
