@@ -17,8 +17,11 @@ pub(super) fn is_host(value: &[u8]) -> bool {
         Some(colon) if !value.ends_with(b"]") => (&value[..colon], &value[colon + 1..]),
         _ => (value, &b""[..]),
     };
-    let is_name_byte =
-        |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(byte);
+    let is_name_byte = |byte: &u8| {
+        // `%`, and of `unreserved` and `sub-delims` what is neither a letter nor a digit.
+        byte.is_ascii_alphanumeric()
+            || matches!(byte, b'!' | b'$'..=b'.' | b';' | b'=' | b'_' | b'~')
+    };
     let ip_literal = host
         .strip_prefix(b"[")
         .and_then(|host| host.strip_suffix(b"]"));
