@@ -38,8 +38,11 @@ const RATE: u64 = 64 * 1024;
 /// [`DEFER_ACCEPT`](crate::server::listener) says, unless the handshake was by SYN cookie.
 const FIRST_BYTE_ALLOWANCE: Duration = Duration::from_secs(1);
 
-/// Time for which a connection is spared whose response is not acknowledged, or whose worker has bytes to read.
-const SPARE_TIME: Duration = Duration::from_millis(5);
+/// Time after which a client is asked again whether it has acknowledged its response.
+const ACKNOWLEDGE_TIME: Duration = Duration::from_millis(5);
+
+/// Time that a worker has to read what has arrived, once before it parks the connection anew.
+const READ_TIME: Duration = Duration::from_millis(100);
 
 /// The word of a slot without a parked connection.
 pub const BUSY: u64 = 0;
@@ -166,13 +169,12 @@ impl Slot {
     /// to send a first byte for which the kernel has not waited, or its worker has yet to read what has arrived.
     fn spares(&self, word: u64, now: Instant) -> Option<u64> {
         let descriptor = self.descriptor.load(Ordering::Relaxed);
-        let soon = self.time(now + SPARE_TIME);
-        if stream::has_unread(descriptor) {
-            return Some(soon);
+        if word & ASKED == 0 && stream::has_unread(descriptor) {
+            return Some(self.time(now + READ_TIME));
         }
         let info = sys::tcp_info(descriptor).ok()?;
         if !stream::is_acknowledged(&info) {
-            return Some(soon);
+            return Some(self.time(now + ACKNOWLEDGE_TIME));
         }
         let first_byte = self.first_byte.load(Ordering::Relaxed);
         let is_silent = word & (ANSWERED | BEGUN) == 0 && !stream::was_deferred(&info);
@@ -247,19 +249,27 @@ mod tests {
     }
 
     #[test]
-    fn a_request_of_which_more_has_arrived_is_spared_until_it_is_read() {
+    fn a_connection_with_unread_bytes_is_spared_once() {
         let (mut stream, mut client) = UnixStream::pair().unwrap();
         let slot = Slot::new(Instant::now() - 1000 * MS);
         slot.open(stream.as_raw_fd(), IpAddr::from([10, 0, 0, 1]));
-        slot.park(&Progress {
-            answered: 0,
-            since: slot.start,
-            received: Some(1),
-        });
+        let park = || {
+            slot.park(&Progress {
+                answered: 0,
+                since: slot.start,
+                received: Some(1),
+            });
+        };
+        let evict = || slot.evict(slot.word(), Instant::now());
         client.write_all(b"x").unwrap();
-        assert!(!slot.evict(slot.word(), Instant::now()));
-        assert_ne!(slot.word(), EVICTED);
+        park();
+        assert_eq!([evict(), evict()], [false, true]);
+        assert!(!slot.unpark());
+        park();
+        assert!(!evict());
+        assert!(slot.unpark());
         stream.read_exact(&mut [0]).unwrap();
-        assert!(slot.evict(slot.word(), Instant::now()));
+        park();
+        assert!(evict());
     }
 }
