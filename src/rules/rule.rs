@@ -204,17 +204,15 @@ pub enum Target {
 
 /// Sorts ranges and merges those that overlap or touch.
 pub fn merge(mut ranges: Ranges) -> Ranges {
-    ranges.sort_by_key(|range| *range.start());
-    let mut merged = Ranges::new();
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if *range.start() <= last.end().saturating_add(1) => {
-                *last = *last.start()..=*last.end().max(range.end());
-            }
-            _ => merged.push(range),
+    ranges.sort_unstable_by_key(|range| *range.start());
+    ranges.dedup_by(|range, last| {
+        let touches = *range.start() <= last.end().saturating_add(1);
+        if touches {
+            *last = *last.start()..=*last.end().max(range.end());
         }
-    }
-    merged
+        touches
+    });
+    ranges
 }
 
 /// Splits a rule with lists of addresses into one rule for each combination of blocks, as iptables
@@ -245,49 +243,52 @@ pub fn merge_adjacent(rules: Vec<Rule>) -> Vec<Rule> {
     let mut merged: Vec<Rule> = Vec::with_capacity(rules.len());
     for rule in rules {
         merged.push(rule);
-        while let [.., a, b] = merged.as_slice()
-            && let Some(both) = merge_pair(a, b)
+        while let [.., a, b] = merged.as_mut_slice()
+            && merge_pair(a, b)
         {
-            merged.truncate(merged.len() - 2);
-            merged.push(both);
+            merged.pop();
         }
     }
     merged
 }
 
-/// Merges two rules that differ in one list. `None` if they differ otherwise, or if a packet can pass
-/// both.
-fn merge_pair(a: &Rule, b: &Rule) -> Option<Rule> {
+/// Merges a rule into another that differs in one list. `false` if they differ otherwise, or if a packet can
+/// pass both. No list is copied: there may be thousands of rules, and a list of thousands.
+fn merge_pair(a: &mut Rule, b: &Rule) -> bool {
     if a.target != b.target || a.matches.len() != b.matches.len() {
-        return None;
+        return false;
     }
-    let mut both = a.clone();
-    let pairs = both.matches.iter_mut().zip(&b.matches);
+    let pairs = a.matches.iter_mut().zip(&b.matches);
     let mut different = pairs.filter(|(ours, theirs)| *ours != *theirs);
     let (Some((ours, theirs)), None) = (different.next(), different.next()) else {
-        return None;
+        return false;
     };
     if ours.negated || theirs.negated {
-        return None;
+        return false;
     }
-    ours.test = match (&ours.test, &theirs.test) {
+    match (&mut ours.test, &theirs.test) {
         (Test::Address(of, ours), Test::Address(too, theirs)) if of == too => {
-            Test::Address(*of, disjoint_union(ours, theirs)?)
+            add_disjoint(ours, theirs)
         }
         (Test::Ports(of, ours), Test::Ports(too, theirs)) if of == too && *of != PortOf::Either => {
-            Test::Ports(*of, disjoint_union(ours, theirs)?)
+            add_disjoint(ours, theirs)
         }
-        _ => return None,
-    };
-    Some(both)
+        _ => false,
+    }
 }
 
-fn disjoint_union(a: &Ranges, b: &Ranges) -> Option<Ranges> {
-    let overlap = a.iter().any(|a| {
-        b.iter()
-            .any(|b| a.start() <= b.end() && b.start() <= a.end())
-    });
-    (!overlap).then(|| merge([a.as_slice(), b].concat()))
+/// Adds ranges to others, unless they overlap.
+fn add_disjoint(ranges: &mut Ranges, others: &Ranges) -> bool {
+    let overlaps = |other: &RangeInclusive<u128>| {
+        let mut ranges = ranges.iter();
+        ranges.any(|range| range.start() <= other.end() && other.start() <= range.end())
+    };
+    if others.iter().any(overlaps) {
+        return false;
+    }
+    ranges.extend_from_slice(others);
+    *ranges = merge(std::mem::take(ranges));
+    true
 }
 
 #[cfg(test)]
