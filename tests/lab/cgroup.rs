@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 /// A control group, removed on drop.
 pub struct Cgroup {
     path: PathBuf,
-    /// File that counts processes killed by the OOM killer.
-    events: &'static str,
+    /// Whether it is of version 2.
+    is_unified: bool,
 }
 
 impl Cgroup {
@@ -18,21 +18,19 @@ impl Cgroup {
         let is_unified = root.join("cgroup.controllers").exists();
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos();
         let name = format!("tproxy-pod-test-{now}");
-        let (path, limits, events) = match is_unified {
+        let (path, limits) = match is_unified {
             true => (
                 root.join(name),
                 [("memory.swap.max", 0), ("memory.max", limit)],
-                "memory.events",
             ),
             false => (
                 root.join("memory").join(name),
                 [("memory.swappiness", 0), ("memory.limit_in_bytes", limit)],
-                "memory.oom_control",
             ),
         };
         std::fs::create_dir(&path)
             .unwrap_or_else(|error| panic!("{}: {error}: run as root", path.display()));
-        let cgroup = Cgroup { path, events };
+        let cgroup = Cgroup { path, is_unified };
         for (file, value) in limits {
             cgroup.write(file, &value.to_string());
         }
@@ -43,6 +41,21 @@ impl Cgroup {
         let path = self.path.join(file);
         std::fs::write(&path, value)
             .unwrap_or_else(|error| panic!("{}: {error}: run as root", path.display()));
+    }
+
+    /// Reads a file, named as in version 2 and as in version 1.
+    fn read(&self, unified: &str, old: &str) -> String {
+        let file = if self.is_unified { unified } else { old };
+        std::fs::read_to_string(self.path.join(file)).unwrap()
+    }
+
+    /// Its memory and its highest memory, in bytes, with what the kernel charges to it.
+    pub fn memory(&self) -> [u64; 2] {
+        let files = [
+            self.read("memory.current", "memory.usage_in_bytes"),
+            self.read("memory.peak", "memory.max_usage_in_bytes"),
+        ];
+        files.map(|text| text.trim().parse().unwrap())
     }
 
     /// The same command, run in the group.
@@ -56,7 +69,7 @@ impl Cgroup {
 
     /// Number of its processes that the OOM killer has killed.
     pub fn killed(&self) -> u64 {
-        let events = std::fs::read_to_string(self.path.join(self.events)).unwrap();
+        let events = self.read("memory.events", "memory.oom_control");
         let mut counts = events.lines().filter_map(|it| it.strip_prefix("oom_kill "));
         counts.next().unwrap().parse().unwrap()
     }
