@@ -26,7 +26,7 @@ pub enum Failure {
     Closed,
     /// The deadline has passed.
     TimedOut,
-    /// Any other error of recv(2), send(2), poll(2) or setsockopt(2).
+    /// Any other error of recv(2), send(2), poll(2), setsockopt(2) or shutdown(2).
     Broken(io::Error),
 }
 
@@ -190,13 +190,14 @@ impl Stream {
         self.send(bytes, limit, MsgFlags::empty())
     }
 
-    /// Writes all of `bytes` like [`Stream::write`], before [`Stream::linger`] or [`Stream::close`]: `MSG_MORE`
-    /// (send(2)) holds the last segment back until it can carry the FIN.
+    /// Writes all of `bytes` like [`Stream::write`], and shuts down the write side. `MSG_MORE` (send(2))
+    /// holds the last segment back until it can carry the FIN.
     ///
     /// # Errors
-    /// `TimedOut`, or `Broken` by an error of send(2).
+    /// `TimedOut`, or `Broken` by an error of send(2) or shutdown(2).
     pub fn write_last(&mut self, bytes: &[u8], limit: Duration) -> Result<(), Failure> {
-        self.send(bytes, limit, MsgFlags::from_bits_retain(libc::MSG_MORE))
+        self.send(bytes, limit, MsgFlags::from_bits_retain(libc::MSG_MORE))?;
+        Ok(self.socket.shutdown(Shutdown::Write)?)
     }
 
     fn send(&mut self, mut bytes: &[u8], limit: Duration, flags: MsgFlags) -> Result<(), Failure> {
@@ -217,12 +218,11 @@ impl Stream {
         }
     }
 
-    /// Lingers: shuts down the write side, then reads and discards until the client closes its side, for up to
-    /// `limit`. A close with unread data in the receive buffer is a reset, which may cost the client the end of
-    /// its response (RFC 9112, 9.6).
+    /// Lingers: reads and discards until the client closes its side, for up to `limit`. A close with unread
+    /// data in the receive buffer is a reset, which may cost the client the end of its response (RFC 9112,
+    /// 9.6).
     #[inline(never)]
     pub fn linger(&mut self, limit: Duration) {
-        self.shutdown_write();
         let deadline = Instant::now() + limit;
         let mut discarded = [0; 1024];
         while self.read_until(deadline, &mut discarded).is_ok() {}
@@ -241,7 +241,8 @@ impl Stream {
         if Instant::now() >= self.acknowledge_by {
             return self.reset();
         }
-        self.shutdown_write();
+        // Fails with ENOTCONN if the client has gone.
+        let _ = self.socket.shutdown(Shutdown::Write);
         let mut discarded = [0; 1024];
         let mut pause = MIN_PAUSE;
         while !self.is_acknowledged() {
@@ -257,11 +258,6 @@ impl Stream {
             }
             pause = MAX_PAUSE.min(2 * pause);
         }
-    }
-
-    fn shutdown_write(&self) {
-        // Fails with ENOTCONN if the client has gone.
-        let _ = self.socket.shutdown(Shutdown::Write);
     }
 
     /// Closes the connection with a reset (`SO_LINGER` with a time-out of 0, socket(7)). Should
