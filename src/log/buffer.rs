@@ -80,7 +80,7 @@ impl Buffer {
     }
 }
 
-/// Copies bytes between two slices of one length.
+/// Copies bytes between two slices of equal length.
 fn copy(to: &mut [u8], from: &[u8]) {
     match from.len() {
         0 => {}

@@ -59,7 +59,8 @@ const BOTH: &[Allowed<'_>] = &[
     ),
 ];
 
-/// System calls of the server alone: accepting connections, their time-outs, `TCP_INFO`, and scheduling
+/// System calls of the server alone: accepting connections, their time-outs and acknowledgements, `TCP_INFO`, and
+/// scheduling
 const SERVER: &[Allowed<'_>] = &[
     allow(libc::SYS_epoll_pwait),
     // Listeners are added before the filter; after an event they are only armed again.

@@ -176,6 +176,9 @@ impl<'c> Connection<'c> {
     fn wait_for_request(&mut self, buffers: &mut Buffers, filled: &mut usize) -> Result<(), End> {
         let mut deadline = None;
         while let b"" | b"\r" | b"\r\n" = &buffers.input[..*filled] {
+            if *filled > 0 {
+                self.stream.acknowledge();
+            }
             self.slot.park(&self.progress);
             let received = self.read_first(buffers, *filled, &mut deadline);
             self.unpark();

@@ -54,8 +54,8 @@ struct Parked {
     client: u64,
 }
 
-/// The numbers of up to `count` connections of one rank that may give way and that `evict` has evicted: it is tried
-/// for one after the other. `times` are those for connections without a begun request and with one.
+/// Calls `evict` for the connections that may give way, by rank and time, until `count` of one rank are evicted;
+/// returns their numbers. `times` are those for connections without a begun request and with one.
 fn choose(
     parked: &[Parked],
     count: usize,

@@ -135,7 +135,7 @@ impl Stream {
     /// `TCP_NODELAY` may wait for it with the rest of a request (RFC 9293, 3.7.4).
     pub fn acknowledge(&self) {
         let fd = self.socket.as_fd();
-        // Should setsockopt(2) fail, the kernel acknowledges within 40 ms.
+        // Should setsockopt(2) fail, the kernel acknowledges within 200 ms.
         let _ = sys::set_option(fd, libc::SOL_TCP, libc::TCP_QUICKACK, 1 as libc::c_int);
     }
 

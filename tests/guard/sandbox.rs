@@ -135,6 +135,8 @@ fn forbidden() -> Vec<Call> {
         socket_option(libc::SOL_SOCKET, libc::SO_MARK),
         socket_option(libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
         socket_option(libc::SOL_TCP, libc::SO_SNDTIMEO),
+        // SO_PRIORITY
+        socket_option(libc::SOL_SOCKET, libc::TCP_QUICKACK),
         get_socket_option(libc::SOL_TCP, libc::TCP_REPAIR),
         get_socket_option(libc::SOL_SOCKET, libc::TCP_INFO),
     ];
@@ -186,6 +188,7 @@ fn the_guard_dies_of_every_call_that_it_does_not_need() {
         call(libc::SYS_accept4),
         call(libc::SYS_getsockname),
         socket_option(libc::SOL_SOCKET, libc::SO_SNDTIMEO),
+        socket_option(libc::SOL_TCP, libc::TCP_QUICKACK),
         get_socket_option(libc::SOL_TCP, libc::TCP_INFO),
     ];
     for call in forbidden().into_iter().chain(of_the_server) {

@@ -13,7 +13,7 @@ use crate::lab::manifest::Pod;
 use crate::lab::stopwatch::Stopwatch;
 use crate::lab::strace::Strace;
 use crate::lab::{CIDRS, Daemon, Lab, PATIENCE, POD, POD6, PROGRAM, wait_until};
-use crate::pressure::{ABSENT, add_other_client};
+use crate::pressure::{ABSENT, LAST_REQUEST, add_other_client};
 use nix::sys::signal::Signal;
 use tproxy_pod::server::deadlines::{DEADLINES, IDLE_AFTER};
 use tproxy_pod::server::parked::ALLOWANCE;
@@ -529,7 +529,6 @@ fn answers_that_are_not_read_count_as_connections() {
     }
 }
 
-/// close(2) with unread data, or data that arrives after it, causes a RST (RFC 9112, 9.6).
 /// A client that has not read its last response, which is too long for its receive buffer; and the body of the
 /// request, with which that response ends.
 fn leave_last_response_unread(lab: &Lab) -> (HttpClient, String) {
@@ -544,6 +543,7 @@ fn leave_last_response_unread(lab: &Lab) -> (HttpClient, String) {
     (client, body)
 }
 
+/// close(2) with unread data, or data that arrives after it, causes a RST (RFC 9112, 9.6).
 #[test]
 fn a_client_that_sends_more_while_it_reads_its_last_response_gets_all_of_it() {
     let lab = Lab::new();
@@ -551,6 +551,31 @@ fn a_client_that_sends_more_while_it_reads_its_last_response_gets_all_of_it() {
     let (mut client, body) = leave_last_response_unread(&lab);
     client.send(REQUEST);
     assert!(client.response().text().ends_with(&body));
+}
+
+/// Number of connections whose client sends an empty line behind its last request, and receives nothing. The line
+/// may arrive between the response and close(2).
+fn without_response(lab: &Lab, count: usize) -> usize {
+    let is_without = |_: &usize| {
+        let mut client = lab.client.connect(POD).unwrap();
+        client.set_nodelay(true).unwrap();
+        client.write_all(LAST_REQUEST).unwrap();
+        // Fails with EPIPE if the server has closed the connection.
+        let _ = client.write_all(b"\r\n");
+        !matches!(client.read(&mut [0; 100]), Ok(1..))
+    };
+    (0..count).filter(is_without).count()
+}
+
+#[test]
+fn a_client_that_sends_more_behind_its_last_request_gets_the_response() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let lost: usize = thread::scope(|scope| {
+        let threads = [(); 24].map(|()| scope.spawn(|| without_response(&lab, 100)));
+        threads.map(|thread| thread.join().unwrap()).iter().sum()
+    });
+    assert_eq!(lost, 0);
 }
 
 /// The server does not wait for the client's close.

@@ -40,7 +40,7 @@ const BUSY: [fn() -> Busy; 3] = [Busy::requests, Busy::head_in_pieces, Busy::upl
 const PAUSE: Duration = Duration::from_millis(15);
 
 /// A request that ends its connection.
-const LAST_REQUEST: &[u8] = b"GET /other HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n";
+pub const LAST_REQUEST: &[u8] = b"GET /other HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n";
 
 /// Number of attempts on a busy machine.
 const ATTEMPTS: usize = 3;
