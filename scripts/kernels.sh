@@ -30,7 +30,7 @@ tests=("kernels --ignored --test-threads 1 module" "capture cni:: packets::" "gu
 tests_with_owners=("capture bridge:: icmp:: own_addresses::")
 tests_without_owners=("kernels --ignored without_an_owner")
 tests_for_arm64=("lib")
-more_tests=("capture shared_routing:: source_validation:: neighbours:: services::translation::")
+more_tests=("capture shared_routing:: source_validation:: neighbours:: services::translation::" "server acknowledgements::")
 # The skipped tests need clients that send at once, for which an emulated machine is too slow.
 more_tests_with_owners=("capture from_node:: services::bridge:: services::life:: --skip a_stop_under_load")
 more_tests_without_owners=("capture icmp:: own_addresses:: --skip bridge")
