@@ -150,11 +150,11 @@ fn few_of_many_workers_preempt() {
         let policies = policies(&daemon).into_iter();
         policies.filter(|it| *it == libc::SCHED_BATCH).count()
     };
-    let mut connections = lab.open_connections(POD, 3);
-    assert_eq!(batch(), 0, "the first four");
-    connections.extend(lab.open_connections(POD, 61));
-    // Of 65 workers, one of which is idle, the first four, the 33rd and the 65th.
-    wait_until("59 wait for the core", || batch() == 59);
+    let mut connections = lab.open_connections(POD, 8);
+    assert_eq!(batch(), 0, "the first nine, one of which is idle");
+    connections.extend(lab.open_connections(POD, 56));
+    // Of 65 workers all but these, the 33rd and the 65th.
+    wait_until("54 wait for the core", || batch() == 54);
 }
 
 #[test]
