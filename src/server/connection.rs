@@ -1,8 +1,7 @@
 //! The life of a connection: read a request, write its response, log it, until a side ends the connection.
 //!
-//! `http` parses and formats; this file reads and writes, within the [`Deadlines`] of each step. A
-//! connection is parked in its worker's [`Slot`] while it waits for the client's bytes: another thread may
-//! evict it meanwhile. It costs little memory once it is idle.
+//! `http` parses and formats, [`Client`] reads and writes; this file decides what comes next, within the
+//! [`Deadlines`] of each step.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -17,12 +16,12 @@ use crate::http::status::{Rejection, Status};
 use crate::log::buffer::Buffer;
 use crate::server::acceptor::Accepted;
 use crate::server::buffers::{Buffers, enlarge};
+use crate::server::client::Client;
 use crate::server::context::Context;
-use crate::server::deadlines::{Deadlines, IDLE_AFTER};
+use crate::server::deadlines::Deadlines;
 use crate::server::limit::ConnectionLimit;
-use crate::server::parked::{Progress, Slot};
-use crate::server::stream::{Failure, Stream};
-use crate::sys;
+use crate::server::parked::Slot;
+use crate::server::stream::Failure;
 
 /// Why a connection ends without another response to a request.
 enum End {
@@ -42,17 +41,11 @@ impl From<Rejection> for End {
 
 /// A connection.
 pub struct Connection<'c> {
-    stream: Stream,
+    client: Client<'c>,
     endpoints: Endpoints,
     /// Whether the node itself connected to the listener's own address.
     is_direct: bool,
-    deadlines: &'c Deadlines,
     context: &'c Context,
-    limit: &'c ConnectionLimit,
-    slot: &'c Slot,
-    progress: Progress,
-    /// Whether another thread has evicted the connection: what has arrived is read, and then it ends.
-    is_evicted: bool,
 }
 
 impl<'c> Connection<'c> {
@@ -72,22 +65,11 @@ impl<'c> Connection<'c> {
         if !is_direct {
             context.count_connection();
         }
-        let stream = Stream::new(accepted.stream);
-        slot.open(stream.descriptor(), accepted.client.ip());
         Ok(Connection {
-            stream,
             endpoints: Endpoints::new(accepted.client, destination),
+            client: Client::new(accepted, deadlines, limit, slot),
             is_direct,
-            deadlines,
             context,
-            limit,
-            slot,
-            progress: Progress {
-                answered: 0,
-                since: Instant::now(),
-                received: None,
-            },
-            is_evicted: false,
         })
     }
 
@@ -95,15 +77,16 @@ impl<'c> Connection<'c> {
     pub fn serve(mut self, buffers: &mut Buffers) {
         let mut filled = 0;
         loop {
-            let arrived = self.wait_for_request(buffers, &mut filled);
+            let arrived = self.client.wait_for_request(buffers, &mut filled);
+            let arrived = arrived.map_err(|_| End::NoRequest);
             match arrived.and_then(|()| self.exchange(buffers, &mut filled)) {
                 Ok(Persistence::Close) if filled > 0 || self.context.is_draining() => {
-                    break self.linger();
+                    break self.client.linger();
                 }
                 Ok(Persistence::Close) => break,
                 Ok(_) => {}
                 Err(End::Rejected(rejection)) => break self.refuse(rejection, buffers, filled),
-                Err(End::NoRequest) if self.progress.answered > 0 || self.is_direct => break,
+                Err(End::NoRequest) if self.client.is_answered() || self.is_direct => break,
                 Err(End::NoRequest) => {
                     break log::info!("Connection without a request : {}", self.endpoints);
                 }
@@ -113,8 +96,7 @@ impl<'c> Connection<'c> {
                 }
             }
         }
-        self.stream.close();
-        self.slot.clear();
+        self.client.close();
     }
 
     /// Reads one request, whose first `filled` bytes are in the input buffer, and responds. Afterwards the
@@ -124,9 +106,7 @@ impl<'c> Connection<'c> {
     #[inline(never)]
     fn exchange(&mut self, buffers: &mut Buffers, filled: &mut usize) -> Result<Persistence, End> {
         let Buffers { input, response } = buffers;
-        let started = Instant::now();
-        self.progress.since = started;
-        self.progress.received = Some(*filled as u64);
+        let started = self.client.begin_request(*filled);
         let span = self.read_head(input, filled, started)?;
         let (mut bytes, mut rest) = input.split_at_mut(span.range.end);
         let mut head = Head::parse(bytes, &span)?;
@@ -141,27 +121,21 @@ impl<'c> Connection<'c> {
         // The body is read into the rest of the buffer, over what has arrived of it.
         *filled = span.range.end;
         let body = self.read_body(&head, rest, begun, response.content())?;
-        let ends = self.is_direct || self.is_evicted || self.context.is_draining();
+        let ends = self.is_direct || self.client.is_evicted() || self.context.is_draining();
         let persistence = match ends {
             true => Persistence::Close,
             false => head.persistence,
         };
-        self.write(
-            response.finish(status, persistence, head.method == b"HEAD"),
-            persistence,
-        )
-        .map_err(|failure| End::Lost(format!("the response could not be sent: {failure}")))?;
+        let sent = response.finish(status, persistence, head.method == b"HEAD");
+        let written = self.client.write(sent, persistence == Persistence::Close);
+        written
+            .map_err(|failure| End::Lost(format!("the response could not be sent: {failure}")))?;
         let served = Served {
             head: &head,
             endpoints: &self.endpoints,
             received: body.received,
             status,
-            took: started.elapsed(),
-        };
-        self.progress = Progress {
-            answered: self.progress.answered.saturating_add(1),
-            since: started + served.took,
-            received: None,
+            took: self.client.end_request(),
         };
         // The response is sent: its buffer is free for the log line.
         self.log(&served, response.content());
@@ -171,68 +145,14 @@ impl<'c> Connection<'c> {
         Ok(persistence)
     }
 
-    /// Waits for the first bytes of a request, of which `filled` have arrived. Meanwhile another thread may
-    /// end the connection. A server ignores an empty line before a request (RFC 9112, 2.2).
-    fn wait_for_request(&mut self, buffers: &mut Buffers, filled: &mut usize) -> Result<(), End> {
-        let mut deadline = None;
-        while let b"" | b"\r" | b"\r\n" = &buffers.input[..*filled] {
-            if *filled > 0 {
-                self.stream.acknowledge();
-            }
-            self.slot.park(&self.progress);
-            let received = self.read_first(buffers, *filled, &mut deadline);
-            self.unpark();
-            *filled += received.map_err(|_| End::NoRequest)?;
-        }
-        Ok(())
-    }
-
-    /// Reads after the first `filled` bytes of the input buffer. After [`IDLE_AFTER`] the deadline starts
-    /// to count, and the connection becomes idle, unless its last response is not acknowledged yet: it frees
-    /// its buffers and its stack.
-    fn read_first(
-        &mut self,
-        buffers: &mut Buffers,
-        filled: usize,
-        deadline: &mut Option<Instant>,
-    ) -> Result<usize, Failure> {
-        buffers.prepare();
-        match self.stream.read(&mut buffers.input[filled..]) {
-            Err(Failure::TimedOut) => {}
-            received => return received,
-        }
-        let rest = self.deadlines.first_byte.saturating_sub(IDLE_AFTER);
-        let deadline = *deadline.get_or_insert_with(|| Instant::now() + rest);
-        if self.stream.wait_acknowledged()? {
-            // At most an empty line has arrived.
-            let begun = [buffers.input[0], buffers.input[1]];
-            *buffers = Buffers::default();
-            sys::release_stack();
-            self.stream.wait_readable(deadline)?;
-            buffers.prepare();
-            buffers.input[..begun.len()].copy_from_slice(&begun);
-        }
-        self.stream.read(&mut buffers.input[filled..])
-    }
-
-    fn unpark(&mut self) {
-        self.is_evicted |= self.limit.unpark(self.slot);
-    }
-
-    /// Reads more of a request. Meanwhile another thread may evict the connection.
+    /// Reads more of a request.
     fn receive(&mut self, part: &Part, deadline: Instant, buffer: &mut [u8]) -> Result<usize, End> {
-        self.stream.acknowledge();
-        self.slot.park(&self.progress);
-        let received = self.stream.read_until(deadline, buffer);
-        self.unpark();
-        let length = received.map_err(|failure| match failure {
-            Failure::Closed if self.is_evicted => late(part.gave_way),
+        let received = self.client.receive(deadline, buffer);
+        received.map_err(|failure| match failure {
+            Failure::Closed if self.client.is_evicted() => late(part.gave_way),
             Failure::TimedOut => late(part.took_too_long),
             failure => End::Lost(format!("the {} is not complete: {failure}", part.name)),
-        })?;
-        let received = self.progress.received.unwrap_or(0);
-        self.progress.received = Some(received + length as u64);
-        Ok(length)
+        })
     }
 
     fn read_head(
@@ -242,7 +162,7 @@ impl<'c> Connection<'c> {
         started: Instant,
     ) -> Result<Span, End> {
         let mut scanner = HeadScanner::default();
-        let deadline = started + self.deadlines.head;
+        let deadline = started + self.client.deadlines().head;
         loop {
             if let Some(span) = scanner.scan(&input[..*filled])? {
                 return Ok(span);
@@ -290,7 +210,8 @@ impl<'c> Connection<'c> {
             if decoder.is_complete() {
                 break;
             }
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.deadlines.body);
+            let deadline =
+                *deadline.get_or_insert_with(|| Instant::now() + self.client.deadlines().body);
             unread = 0..self.receive(&BODY, deadline, input)?;
         }
         let received = decoder.received();
@@ -301,7 +222,7 @@ impl<'c> Connection<'c> {
     }
 
     fn write_continue(&mut self) -> Result<(), End> {
-        let written = self.stream.write(CONTINUE, self.deadlines.response);
+        let written = self.client.write(CONTINUE, false);
         written.map_err(|failure| End::Lost(format!("100 Continue could not be sent: {failure}")))
     }
 
@@ -332,27 +253,11 @@ impl<'c> Connection<'c> {
         echo::refusal(response.content(), rejection);
         let is_head = request.starts_with(b"HEAD ");
         let sent = response.finish(rejection.status, Persistence::Close, is_head);
-        let written = self.write(sent, Persistence::Close);
+        let written = self.client.write(sent, true);
         self.count();
         log::warn!("{}", echo::refused_line(&self.endpoints, rejection, bytes));
         if written.is_ok() {
-            self.linger();
-        }
-    }
-
-    /// Lingers. Once the client has acknowledged the response, the connection may give way.
-    fn linger(&mut self) {
-        self.progress.since = Instant::now();
-        self.progress.received = Some(0);
-        self.slot.park(&self.progress);
-        self.stream.linger(self.deadlines.linger);
-        self.unpark();
-    }
-
-    fn write(&mut self, response: &[u8], persistence: Persistence) -> Result<(), Failure> {
-        match persistence {
-            Persistence::Close => self.stream.write_last(response, self.deadlines.response),
-            _ => self.stream.write(response, self.deadlines.response),
+            self.client.linger();
         }
     }
 }

@@ -29,7 +29,8 @@
 //! - `workers`, and their `scheduling`; `limit`, `counts`, `parked`, `eviction`: as above.
 //! - `connection`: reads requests, writes responses and logs them, with the `deadlines` of each step, in the
 //!   `buffers` of its worker.
-//! - `stream`: the connected socket, its deadlines, and its lingering close.
+//! - `client`: the stream of a connection, parked while it waits; `stream`: the connected socket, its deadlines, and
+//!   its lingering close.
 //! - `context`: what all connections share, and `readiness`: whether everything is in place, as the guard says.
 //!
 //! Direct connections from the node have their own listeners and workers, outside the limit: a probe shows
@@ -37,6 +38,7 @@
 
 pub mod acceptor;
 pub mod buffers;
+pub mod client;
 pub mod connection;
 pub mod context;
 pub mod counts;
