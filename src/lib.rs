@@ -6,7 +6,7 @@
 //! |--------------|-------------------------------------------------|--------------------------------------------|
 //! | `main.rs`    | starts the two processes                        | all                                        |
 //! | [`check`]    | `--check`: reports what the node can do         | `options`, and what both processes use     |
-//! | [`options`]  | command line → checked options                  |                                            |
+//! | [`options`]  | command line → checked options                  | `http`, `log`                              |
 //! | [`guard`]    | installs, reconciles, drains, undoes            | `server`, `nftables`, `routing`, `rules`   |
 //! | [`server`]   | accepts and serves connections: threads, limits | `http`, `log`, `sandbox`                   |
 //! | [`http`]     | bytes → request, response → bytes; no socket    | `log`                                      |

@@ -96,8 +96,11 @@ fn start_processes(options: &Options, rules: Vec<Rules>) -> Result<ExitCode, Err
     match sys::fork_single_threaded().map_err(fault)? {
         ForkResult::Child => {
             drop((tables, signals, guard_end));
-            let limit = options.max_connections;
-            let served = server::run(listeners, server_end, guard_pid, limit);
+            let config = server::Config {
+                max_connections: options.max_connections,
+                directives: options.directives,
+            };
+            let served = server::run(listeners, server_end, guard_pid, config);
             Ok(status(served))
         }
         ForkResult::Parent { child } => {

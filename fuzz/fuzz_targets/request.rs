@@ -11,12 +11,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
+use serde_json::Value;
 use stream::{Outcome, read};
 use tproxy_pod::http::body::Framing;
-use tproxy_pod::http::echo::{self, Endpoints, Served};
+use tproxy_pod::http::echo::{self, Echo, Served};
+use tproxy_pod::http::endpoints::Endpoints;
 use tproxy_pod::http::fields::Persistence;
 use tproxy_pod::http::head::{Head, HeadScanner, MAX_FIELDS, MAX_HEAD};
-use tproxy_pod::http::response::Response;
+use tproxy_pod::http::response::{Content, Description, Response};
 use tproxy_pod::http::status::{Rejection, Status};
 use tproxy_pod::log::buffer::Buffer;
 use tproxy_pod_fuzz::framing;
@@ -122,24 +124,76 @@ fn check_accepted(stream: &[u8], content: &[u8], length: usize) {
     assert!(!line.is_empty());
 }
 
-/// Asserts that the echo is the content of one response, and contains the head as received.
+/// Asserts that the echo is the content of one response, and contains the head as received; in JSON, what was sent.
 fn check_echo(head: &Head<'_>, content: &[u8]) {
+    let text = echo_of(head, content, false);
+    assert!(
+        text.windows(head.bytes.len())
+            .any(|part| part == head.bytes)
+    );
+    let json = echo_of(head, content, true);
+    let json: Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["method"].as_str().unwrap().as_bytes(), head.method);
+    assert_eq!(json["target"], *shown(head.target));
+    assert_eq!(json["host"], *shown(head.host));
+    let fields = json["headers"].as_object().unwrap();
+    let values = fields.values().map(|it| it.as_array().unwrap().len());
+    let lines = head.lines.iter().filter(|byte| **byte == b'\n').count();
+    assert_eq!(values.sum::<usize>() + 1, lines);
+    assert_eq!(json["body_bytes"], content.len());
+    let echoed = match &json["body"] {
+        Value::String(text) => text.as_bytes().to_vec(),
+        _ => decoded(json["body_base64"].as_str().unwrap()),
+    };
+    assert!(content.starts_with(&echoed));
+    assert_eq!(json["truncated"], echoed.len() < content.len());
+}
+
+/// The content of a response with an echo in this form.
+fn echo_of(head: &Head<'_>, content: &[u8], prefers_json: bool) -> Vec<u8> {
+    let head = &Head {
+        prefers_json,
+        ..head.clone()
+    };
     let mut response = Response::default();
     response.clear();
     let before = response.content().len();
-    echo::begin(response.content(), head, &endpoints(), Some("node"));
+    let echo = Echo::begin(response.content(), head, &endpoints(), Some("node"));
     response
         .content()
-        .push(&content[..content.len().min(echo::MAX_ECHO)]);
-    echo::end(response.content(), content.len() as u64);
-    let echo = response.content().bytes()[before..].to_vec();
-    assert!(
-        echo.windows(head.bytes.len())
-            .any(|part| part == head.bytes)
-    );
-    let to_head = head.method == b"HEAD";
-    let bytes = response.finish(Status::OK, head.persistence, to_head);
-    assert_is_response(bytes, &echo, to_head);
+        .push(&content[..content.len().min(echo.room())]);
+    echo.end(response.content(), content.len() as u64);
+    let written = response.content().bytes()[before..].to_vec();
+    let bytes = response.finish(Description {
+        status: Status::OK,
+        method: head.method,
+        content: echo.content(),
+        persistence: head.persistence,
+    });
+    assert_is_response(bytes, &written, head.method == b"HEAD");
+    written
+}
+
+/// A value as a JSON string has it: as it is if it is UTF-8.
+fn shown(value: &[u8]) -> String {
+    match str::from_utf8(value) {
+        Ok(text) => text.to_owned(),
+        Err(_) => value.escape_ascii().to_string(),
+    }
+}
+
+/// The bytes of a text in Base64.
+fn decoded(text: &str) -> Vec<u8> {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digits = text.trim_end_matches('=').bytes();
+    let digits = digits.map(|digit| DIGITS.iter().position(|it| *it == digit).unwrap());
+    let bits: Vec<_> = digits
+        .flat_map(|digit| (0..6).rev().map(move |bit| digit >> bit & 1))
+        .collect();
+    let bytes = bits.chunks_exact(8);
+    bytes
+        .map(|byte| byte.iter().fold(0, |value, bit| value << 1 | *bit as u8))
+        .collect()
 }
 
 fn check_refused(stream: &[u8], rejection: Rejection) {
@@ -150,7 +204,12 @@ fn check_refused(stream: &[u8], rejection: Rejection) {
     let before = response.content().len();
     echo::refusal(response.content(), rejection);
     let text = response.content().bytes()[before..].to_vec();
-    let bytes = response.finish(rejection.status, Persistence::Close, false);
+    let bytes = response.finish(Description {
+        status: rejection.status,
+        method: b"",
+        content: Content::Text,
+        persistence: Persistence::Close,
+    });
     assert_is_response(bytes, &text, false);
     assert_is_safe(&echo::refused_line(&endpoints(), rejection, stream));
 }
@@ -162,14 +221,14 @@ fn check_lost(stream: &[u8]) {
     assert_is_safe(&echo::lost_line(&endpoints(), reason, stream));
 }
 
-/// Asserts a status line, fields, and content of the length in Content-Length.
+/// Asserts a status line, fields, and content of the length in Content-Length; to a HEAD request neither.
 fn assert_is_response(response: &[u8], content: &[u8], to_head: bool) {
     let end = response.windows(4).position(|four| four == b"\r\n\r\n");
     let (head, sent) = response.split_at(end.unwrap() + 4);
     let head = str::from_utf8(head).unwrap();
     assert!(head.starts_with("HTTP/1.1 "), "{head}");
     let length = format!("\r\nContent-Length: {}\r\n", content.len());
-    assert!(head.contains(&length), "{head}");
+    assert_eq!(head.contains(&length), !to_head, "{head}");
     assert_eq!(sent, if to_head { b"" } else { content });
 }
 

@@ -1,10 +1,11 @@
-//! The echo, which is the content of a response, and the log line of a request.
+//! The echo, which is the content of a response, and the log line of a request. `json_echo` has the echo as JSON.
 
-use std::fmt;
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::http::endpoints::Endpoints;
 use crate::http::head::Head;
+use crate::http::json_echo;
+use crate::http::response::Content;
 use crate::http::status::{Rejection, Status};
 use crate::log::buffer::Buffer;
 use crate::log::escape::{escaped, push_escaped};
@@ -13,32 +14,59 @@ use crate::log::timestamp::Timestamp;
 /// The largest content that is echoed, in bytes. The rest is read and counted.
 pub const MAX_ECHO: usize = 64 * 1024;
 
-/// The addresses and ports of a connection, as text.
-#[derive(Clone, Debug)]
-pub struct Endpoints {
-    client: String,
-    destination: String,
+/// An echo that is being written: the request's content is appended between its beginning and its end.
+#[derive(Clone, Copy, Debug)]
+pub struct Echo {
+    is_json: bool,
+    /// The index of the first byte of the request's content.
+    start: usize,
 }
 
-impl Endpoints {
-    /// The client's address, and the address to which it connected, which is not the listener's.
-    pub fn new(client: SocketAddr, destination: SocketAddr) -> Endpoints {
-        Endpoints {
-            client: client.to_string(),
-            destination: destination.to_string(),
+impl Echo {
+    /// Begins the echo of a request, in the form that its client prefers.
+    pub fn begin(
+        echo: &mut Buffer,
+        head: &Head<'_>,
+        endpoints: &Endpoints,
+        node: Option<&str>,
+    ) -> Echo {
+        match head.prefers_json {
+            true => json_echo::begin(echo, head, endpoints, node),
+            false => begin_text(echo, head, endpoints, node),
+        }
+        Echo {
+            is_json: head.prefers_json,
+            start: echo.len(),
+        }
+    }
+
+    /// The most bytes of the request's content that may be appended.
+    pub fn room(self) -> usize {
+        match self.is_json {
+            true => MAX_ECHO.min(json_echo::room(self.start)),
+            false => MAX_ECHO,
+        }
+    }
+
+    /// Ends the echo of a request whose content has `received` bytes.
+    pub fn end(self, echo: &mut Buffer, received: u64) {
+        match self.is_json {
+            true => json_echo::end(echo, self.start, received),
+            false => end_text(echo, received),
+        }
+    }
+
+    /// What it is in a response.
+    pub fn content(self) -> Content {
+        match self.is_json {
+            true => Content::JsonEcho,
+            false => Content::TextEcho,
         }
     }
 }
 
-impl fmt::Display for Endpoints {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "client={} destination={}", self.client, self.destination)
-    }
-}
-
-/// Begins the echo of a request: the first line, the endpoints, the node, the time, and the head as
-/// received. The content of the request follows.
-pub fn begin(echo: &mut Buffer, head: &Head<'_>, endpoints: &Endpoints, node: Option<&str>) {
+/// The first line, the endpoints, the node, the time, and the head as received.
+fn begin_text(echo: &mut Buffer, head: &Head<'_>, endpoints: &Endpoints, node: Option<&str>) {
     echo.push(b"Request received from ");
     echo.push(head.host);
     echo.push(b" destination ");
@@ -63,8 +91,8 @@ pub fn begin(echo: &mut Buffer, head: &Head<'_>, endpoints: &Endpoints, node: Op
     echo.push(head.bytes);
 }
 
-/// Ends the echo of a request whose content has `received` bytes: says how many are not echoed.
-pub fn end(echo: &mut Buffer, received: u64) {
+/// Says how many of the content's bytes are not echoed.
+fn end_text(echo: &mut Buffer, received: u64) {
     if let Some(more @ 1..) = received.checked_sub(MAX_ECHO as u64) {
         let note = format!("\n[{more} more bytes of {received} are not echoed]\n");
         echo.push(note.as_bytes());
@@ -73,8 +101,10 @@ pub fn end(echo: &mut Buffer, received: u64) {
 
 /// Writes the content of a response that refuses a request.
 pub fn refusal(content: &mut Buffer, rejection: Rejection) {
-    let text = format!("{}: {}\n", rejection.status.line(), rejection.reason);
-    content.push(text.as_bytes());
+    rejection.status.push_line(content);
+    content.push(b": ");
+    content.push(rejection.reason.as_bytes());
+    content.push(b"\n");
 }
 
 /// A request that was answered, for its log line.
@@ -97,7 +127,7 @@ impl Served<'_> {
         let Served {
             head, endpoints, ..
         } = self;
-        line.clear(0);
+        line.resize(0);
         line.push(b"Received request to ");
         push_escaped(line, head.target);
         line.push(b" : client=");
@@ -117,7 +147,7 @@ impl Served<'_> {
         line.push(b"\" body=");
         line.push_number(self.received);
         line.push(b" status=");
-        line.push(self.status.code().as_bytes());
+        self.status.push_code(line);
         line.push(b" took=");
         line.push_number(self.took.as_micros() as u64);
         line.push(b"us");

@@ -1,7 +1,9 @@
-//! The header fields that the server interprets: Host, User-Agent, and those that decide about the
-//! framing of the request and about its connection. Contradictions are refused, never resolved.
+//! The header fields that the server interprets: Host, User-Agent, those that decide about the framing of the
+//! request and about its connection, and those by which a client chooses its echo. Contradictions are refused, never resolved.
 
+use crate::http::accept::Accept;
 use crate::http::body::{Framing, MAX_CONTENT};
+use crate::http::directives::EchoFields;
 use crate::http::request_line::Version;
 use crate::http::status::{Rejection, Status, bad};
 use crate::http::syntax::is_host;
@@ -30,6 +32,8 @@ pub(super) struct Fields<'a> {
     transfer_encoding: Option<Result<(), Rejection>>,
     /// Expect: whether it is `100-continue`. HTTP/1.0 ignores it.
     expectation: Option<bool>,
+    pub(super) accept: Accept,
+    pub(super) echo: EchoFields,
     /// Connection has `close`.
     close: bool,
     /// Connection has `keep-alive`.
@@ -50,6 +54,12 @@ impl<'a> Fields<'a> {
             }
         } else if is("user-agent") {
             self.user_agent = value;
+        } else if is("accept") {
+            self.accept.add(value);
+        } else if is("x-echo-status") {
+            self.echo.add_status(value)?;
+        } else if is("x-echo-delay") {
+            self.echo.add_delay(value)?;
         } else if is("connection") {
             let has = |option: &[u8]| members(value).any(|it| it.eq_ignore_ascii_case(option));
             self.close |= has(b"close");

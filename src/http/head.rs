@@ -6,8 +6,9 @@
 use std::ops::Range;
 
 use crate::http::body::Framing;
+use crate::http::directives::EchoFields;
 use crate::http::fields::{Fields, Persistence};
-use crate::http::request_line::RequestLine;
+use crate::http::request_line::{RequestLine, authority};
 use crate::http::status::{Rejection, Status, bad};
 
 /// The longest head, in bytes, from the request line to the empty line.
@@ -113,7 +114,10 @@ pub struct Head<'a> {
     pub target: &'a [u8],
     /// The version, `HTTP/1.x`.
     pub version: &'a [u8],
-    /// The Host field; empty if a request of HTTP/1.0 has none.
+    /// The field lines and the empty line after them.
+    pub lines: &'a [u8],
+    /// The host and port for which the request is: the authority of a target in absolute-form, else the Host
+    /// field (RFC 9112, 3.2.2); empty if a request of HTTP/1.0 has neither.
     pub host: &'a [u8],
     /// The User-Agent field; empty if absent.
     pub user_agent: &'a [u8],
@@ -123,6 +127,10 @@ pub struct Head<'a> {
     pub expects_continue: bool,
     /// Whether the client wants the connection to persist.
     pub persistence: Persistence,
+    /// Whether the client prefers the echo as JSON.
+    pub prefers_json: bool,
+    /// The status and the delay for which the client asks.
+    pub echo: EchoFields,
 }
 
 impl<'a> Head<'a> {
@@ -138,16 +146,24 @@ impl<'a> Head<'a> {
             _ => parse_fields::<MAX_FIELDS>(lines)?,
         };
         let http = span.request_line.version;
+        let host = fields.host(http)?;
+        let authority = match target {
+            [b'/', ..] => None,
+            _ => authority(target),
+        };
         Ok(Head {
             bytes,
             method,
             target,
             version,
-            host: fields.host(http)?,
+            lines,
+            host: authority.unwrap_or(host),
             user_agent: fields.user_agent,
             framing: fields.framing(http)?,
             expects_continue: fields.expects_continue(http)?,
             persistence: fields.persistence(http),
+            prefers_json: fields.accept.prefers_json(),
+            echo: fields.echo,
         })
     }
 }

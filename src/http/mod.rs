@@ -6,10 +6,12 @@
 //! 1. `head`: `HeadScanner` finds the end of a request head, `Head::parse` reads it. `request_line`
 //!    reads its first line; `fields` interprets the field lines, which `httparse` splits.
 //! 2. `body`: decodes what follows the head.
-//! 3. `echo`: writes the content of the response, and the log line of the request.
+//! 3. `echo`: writes the content of the response, in JSON by `json_echo`, and the log line of the request. `accept`
+//!    chooses the form, `directives` the status and the delay.
 //! 4. `response`: puts the head of the response in front of its content.
 //!
-//! Below them: `status` (status codes, and why a request is refused) and `syntax` (character classes).
+//! Below them: `status` (status codes, and why a request is refused), `endpoints` (of the connection) and `syntax`
+//! (character classes).
 //!
 //! Supported:
 //! - HTTP/1.0 and every HTTP/1.x (a higher minor version is read as 1.1: RFC 9110, 2.5)
@@ -21,12 +23,16 @@
 //! - other protocols: TLS, HTTP/2, HTTP/0.9
 //! - lines that do not end with CRLF, folded field lines, whitespace in front of a colon, more than one
 //!   Host field, and every form of framing that two parsers could interpret differently
-//! - CONNECT, transfer codings other than chunked, expectations other than 100-continue
+//! - CONNECT, TRACE, transfer codings other than chunked, expectations other than 100-continue
 
+pub mod accept;
 pub mod body;
+pub mod directives;
 pub mod echo;
+pub mod endpoints;
 pub mod fields;
 pub mod head;
+pub mod json_echo;
 pub mod request_line;
 pub mod response;
 pub mod status;

@@ -72,6 +72,13 @@ impl RequestLine {
                 "CONNECT is for proxies",
             ));
         }
+        // Reported as a security hole where it is answered (RFC 9110, 9.3.8).
+        if method == b"TRACE" {
+            return Err(Rejection::new(
+                Status::METHOD_NOT_ALLOWED,
+                "TRACE is not supported",
+            ));
+        }
         if !is_target(target, method) {
             return Err(bad("the target is malformed"));
         }
@@ -115,19 +122,19 @@ fn is_target(target: &[u8], method: &[u8]) -> bool {
     target.iter().all(is_visible)
         && (target.starts_with(b"/")
             || (target == b"*" && method == b"OPTIONS")
-            || is_absolute(target))
+            || authority(target).is_some())
 }
 
-/// `scheme "://" authority` and any path. An empty host is invalid (RFC 9110, 4.2.1), and userinfo is
-/// an error (RFC 9110, 4.2.4), so the authority is what a Host field may contain.
-fn is_absolute(target: &[u8]) -> bool {
-    let colon = target.iter().position(|byte| *byte == b':').unwrap_or(0);
+/// The authority of a target in absolute-form: `scheme "://" authority` and any path. An empty host is invalid (RFC
+/// 9110, 4.2.1), and userinfo is an error (RFC 9110, 4.2.4), so it is what a Host field may contain.
+pub(super) fn authority(target: &[u8]) -> Option<&[u8]> {
+    let colon = target.iter().position(|byte| *byte == b':')?;
     let (scheme, rest) = target.split_at(colon);
-    let authority = rest.strip_prefix(b"://").and_then(|rest| {
-        let mut parts = rest.split(|byte| b"/?#".contains(byte));
-        parts.next()
-    });
-    scheme.iter().all(u8::is_ascii_alphanumeric)
-        && scheme.first().is_some_and(u8::is_ascii_alphabetic)
-        && authority.is_some_and(|authority| is_host(authority) && !matches!(authority, b"" | b":"))
+    let [first, others @ ..] = scheme else {
+        return None;
+    };
+    let is_scheme = first.is_ascii_alphabetic() && others.iter().all(u8::is_ascii_alphanumeric);
+    let rest = rest.strip_prefix(b"://").filter(|_| is_scheme)?;
+    let authority = rest.split(|byte| b"/?#".contains(byte)).next()?;
+    (is_host(authority) && !matches!(authority, b"" | b":")).then_some(authority)
 }

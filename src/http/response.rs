@@ -6,14 +6,55 @@ use crate::http::status::Status;
 use crate::log::buffer::Buffer;
 use crate::log::timestamp::Timestamp;
 
-/// The space that is reserved for the head, in bytes. The longest head, of a 405, has 212.
-const HEADROOM: usize = 256;
+/// The space that is reserved for the head, in bytes. The longest head, of a 405 in JSON, has 306.
+const HEADROOM: usize = 384;
 
 /// The most memory that is kept between two responses, in bytes.
 const MAX_KEPT: usize = 8 * 1024;
 
 /// The interim response to `Expect: 100-continue` (RFC 9110, 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// The methods of a resource (RFC 9110, 10.2.1).
+const ALLOW: &[u8] = b"\r\nAllow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+/// The product that answers, by which a client tells it from a Pod (RFC 9110, 10.2.4).
+const SERVER: &str = concat!("\r\nServer: tproxy-pod/", env!("CARGO_PKG_VERSION"));
+
+/// What the content of a response is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A text.
+    Text,
+    /// An echo in text, which the client might have got in JSON.
+    TextEcho,
+    /// An echo in JSON.
+    JsonEcho,
+}
+
+impl Content {
+    /// Its fields: Content-Type, and Vary for an echo (RFC 9110, 12.5.5).
+    fn fields(self) -> &'static [u8] {
+        match self {
+            Content::Text => b"\r\nContent-Type: text/plain; charset=utf-8",
+            Content::TextEcho => b"\r\nContent-Type: text/plain; charset=utf-8\r\nVary: Accept",
+            Content::JsonEcho => b"\r\nContent-Type: application/json\r\nVary: Accept",
+        }
+    }
+}
+
+/// What the head of a response depends on, beside the length of the content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Description<'a> {
+    /// The status.
+    pub status: Status,
+    /// The method of the request; empty if it is not known.
+    pub method: &'a [u8],
+    /// What the content is.
+    pub content: Content,
+    /// Whether the connection persists.
+    pub persistence: Persistence,
+}
 
 /// A buffer for the responses of a connection, one after the other.
 #[derive(Debug, Default)]
@@ -23,7 +64,7 @@ impl Response {
     /// Begins a response without content.
     pub fn clear(&mut self) {
         self.0.shrink(MAX_KEPT);
-        self.0.clear(HEADROOM);
+        self.0.resize(HEADROOM);
     }
 
     /// The buffer to which the content is appended.
@@ -31,20 +72,40 @@ impl Response {
         &mut self.0
     }
 
-    /// The complete response; to a HEAD request, only its head (RFC 9110, 9.3.2). The head is appended to
-    /// the content, whose length it states, and then copied in front of it.
-    pub fn finish(&mut self, status: Status, persistence: Persistence, to_head: bool) -> &[u8] {
+    /// The complete response; to a HEAD request, and with a status that has no content, only its head (RFC 9110,
+    /// 9.3.2, 15.3.5, 15.3.6, 15.4.5). The head is appended to the content, whose length it states, and then copied
+    /// in front of it.
+    pub fn finish(&mut self, description: Description<'_>) -> &[u8] {
+        let Description {
+            status,
+            method,
+            content,
+            persistence,
+        } = description;
+        let has_content = !matches!(
+            status,
+            Status::NO_CONTENT | Status::RESET_CONTENT | Status::NOT_MODIFIED
+        );
+        let is_to_head = method == b"HEAD";
         let end = self.0.len();
         self.0.push(b"HTTP/1.1 ");
-        self.0.push(status.line().as_bytes());
+        status.push_line(&mut self.0);
         self.0.push(b"\r\nDate: ");
         Timestamp::now().push_imf_fixdate(&mut self.0);
-        self.0
-            .push(b"\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ");
-        self.0.push_number((end - HEADROOM) as u64);
-        if status == Status::METHOD_NOT_ALLOWED {
-            self.0
-                .push(b"\r\nAllow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE");
+        self.0.push(SERVER.as_bytes());
+        if has_content {
+            self.0.push(content.fields());
+        }
+        // The echo of a HEAD request has another length than that of a GET, which is the one to be stated or left out
+        // (RFC 9110, 8.6).
+        if has_content && !is_to_head {
+            self.0.push(b"\r\nContent-Length: ");
+            self.0.push_number((end - HEADROOM) as u64);
+        } else if status == Status::RESET_CONTENT {
+            self.0.push(b"\r\nContent-Length: 0");
+        }
+        if status == Status::METHOD_NOT_ALLOWED || method == b"OPTIONS" {
+            self.0.push(ALLOW);
         }
         self.0.push(match persistence {
             Persistence::Default => b"".as_slice(),
@@ -55,7 +116,10 @@ impl Response {
         let bytes = self.0.bytes();
         let start = HEADROOM - (bytes.len() - end);
         bytes.copy_within(end.., start);
-        let end = if to_head { HEADROOM } else { end };
+        let end = match has_content && !is_to_head {
+            true => end,
+            false => HEADROOM,
+        };
         &bytes[start..end]
     }
 }

@@ -10,6 +10,26 @@ pub(super) fn is_text_byte(byte: u8) -> bool {
     byte == b'\t' || !byte.is_ascii_control()
 }
 
+/// Splits a value at separators that are not within a quoted string (RFC 9110, 5.6.4).
+pub(super) fn split_unquoted(value: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    value.split(move |byte| match byte {
+        _ if is_escaped => {
+            is_escaped = false;
+            false
+        }
+        b'\\' if is_quoted => {
+            is_escaped = true;
+            false
+        }
+        b'"' => {
+            is_quoted = !is_quoted;
+            false
+        }
+        byte => *byte == separator && !is_quoted,
+    })
+}
+
 /// `uri-host [ ":" port ]` (RFC 9110, 7.2; RFC 3986, 3.2.2), empty or not. Only the characters are
 /// checked, not whether the host is an address.
 pub(super) fn is_host(value: &[u8]) -> bool {

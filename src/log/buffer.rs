@@ -28,19 +28,19 @@ impl Buffer {
         self.length == 0
     }
 
-    /// Replaces the content by `headroom` arbitrary bytes.
-    pub fn clear(&mut self, headroom: usize) {
-        if self.bytes.len() < headroom {
-            self.grow(headroom);
-        }
-        self.length = headroom;
-    }
-
     /// Removes the content, and frees all memory but `kept` bytes.
     pub fn shrink(&mut self, kept: usize) {
         self.length = 0;
         self.bytes.truncate(kept);
         self.bytes.shrink_to(kept);
+    }
+
+    /// Makes the content `length` bytes long; new bytes are arbitrary.
+    pub fn resize(&mut self, length: usize) {
+        if self.bytes.len() < length {
+            self.grow(length);
+        }
+        self.length = length;
     }
 
     /// Appends bytes.
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn pushed_bytes_are_appended_and_shrinking_frees_memory() {
         let mut buffer = Buffer::default();
-        buffer.clear(3);
+        buffer.resize(3);
         buffer.bytes().copy_from_slice(b"abc");
         buffer.push(b"");
         buffer.push(&[b'x'; 100_000]);
@@ -145,7 +145,7 @@ mod tests {
     fn a_number_has_its_digits() {
         let mut buffer = Buffer::default();
         for number in [0, 9, 10, u64::MAX] {
-            buffer.clear(0);
+            buffer.resize(0);
             buffer.push_number(number);
             assert_eq!(buffer.bytes(), number.to_string().as_bytes());
         }

@@ -12,12 +12,23 @@
 //! Before the writer thread has started, step 3 writes the line to stderr at once. The guard and the
 //! server are two processes, and each has a queue and a writer thread of its own.
 //!
-//! `once` limits how often a line is logged. `buffer`, `timestamp` and `escape` are what log lines, and
+//! `once` limits how often a line is logged. `buffer`, `timestamp`, `escape` and `json` are what log lines, and
 //! responses, are built from.
 
 pub mod buffer;
 pub mod escape;
+pub mod json;
 pub mod logger;
 pub mod once;
 pub mod queue;
 pub mod timestamp;
+
+/// The format of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// The time, the level and the message.
+    #[default]
+    Text,
+    /// A JSON object (RFC 8259).
+    Json,
+}

@@ -115,7 +115,7 @@ impl LogQueue {
                 let length = lines.len() as u64;
                 self.bytes_written.fetch_add(length, Ordering::Relaxed);
             }
-            batch.clear(0);
+            batch.resize(0);
         }
     }
 

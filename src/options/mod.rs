@@ -1,13 +1,22 @@
 //! The command line: text → checked options. Reads no file and changes nothing. An error names the
 //! option, its value and what was expected. The values themselves are parsed in `values`.
 
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::options::values::{cidrs, dports, family, file, mark, table, up_to_65535};
+use crate::http::directives::Directives;
+use crate::http::status::Status;
+use crate::log::LogFormat;
+use crate::options::values::{
+    address, cidrs, delay, dports, family, file, log_format, mark, status, table, up_to_65535,
+};
 use crate::selectors::{self, Cidr, Family, Mark, Marks, PortRange};
 
 /// The text of `--help`
@@ -25,6 +34,10 @@ tproxy-pod [OPTIONS]
       --rules FILE         your own iptables-restore script in place of the bundled one
       --print-rules v4|v6  print the script as it would be loaded, and exit
       --max-connections N  connections served at once                            [1024]
+      --status CODE        the status of every echo, 200 to 599                  [200]
+      --delay DURATION     how long every echo waits, such as 250ms or 2s        [0ms]
+      --log-format FORMAT  text or json                                          [text]
+      --metrics ADDR:PORT  metrics and health beside those on loopback
       --check              say what this node can do before anything is installed, and exit
   -h, --help    -V, --version
 
@@ -51,6 +64,12 @@ pub struct Options {
     pub rules: Option<PathBuf>,
     /// The most connections that are served at once.
     pub max_connections: usize,
+    /// The status and the delay of an echo, unless the request has others.
+    pub directives: Directives,
+    /// The format of log lines.
+    pub log_format: LogFormat,
+    /// Where a second listener gives metrics and health.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Options {
@@ -145,6 +164,10 @@ struct ParsedOptions {
     rules: Option<PathBuf>,
     print_rules: Option<Family>,
     max_connections: Option<usize>,
+    status: Option<Status>,
+    delay: Option<Duration>,
+    log_format: Option<LogFormat>,
+    metrics: Option<SocketAddr>,
     check: bool,
     from_node: bool,
 }
@@ -161,6 +184,10 @@ impl ParsedOptions {
             "--rules" => store(&mut self.rules, name, value, file),
             "--print-rules" => store(&mut self.print_rules, name, value, family),
             "--max-connections" => store(&mut self.max_connections, name, value, up_to_65535),
+            "--status" => store(&mut self.status, name, value, status),
+            "--delay" => store(&mut self.delay, name, value, delay),
+            "--log-format" => store(&mut self.log_format, name, value, log_format),
+            "--metrics" => store(&mut self.metrics, name, value, address),
             _ if name.starts_with('-') => Err(UsageError(format!("{name}: unknown option"))),
             _ => Err(UsageError(format!("{name}: unexpected argument"))),
         }
@@ -180,6 +207,12 @@ impl ParsedOptions {
             table: self.table.unwrap_or(100),
             rules: self.rules,
             max_connections: self.max_connections.unwrap_or(1024),
+            directives: Directives {
+                status: self.status.unwrap_or(Status::OK),
+                delay: self.delay.unwrap_or_default(),
+            },
+            log_format: self.log_format.unwrap_or_default(),
+            metrics: self.metrics,
         };
         match self.print_rules {
             None if self.check => Ok(Command::Check(options)),
@@ -237,157 +270,5 @@ fn store<T>(
     match slot.replace(parsed) {
         None => Ok(()),
         Some(_) => Err(refused("the option was given before")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(line: &str) -> Result<Command, String> {
-        parse(line.split_whitespace().map(OsString::from)).map_err(|error| error.0)
-    }
-
-    fn options(line: &str) -> Options {
-        match read(line) {
-            Ok(Command::Run(options)) => options,
-            other => panic!("{line}: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_defaults_are_those_of_the_help_text() {
-        let defaults = [
-            ("-p", "1"),
-            ("-c", "10.244.0.0/16"),
-            ("-d", "8180"),
-            ("--mark", "0x1/0x1"),
-            ("--table", "100"),
-            ("--max-connections", "1024"),
-        ];
-        let spelled = defaults.map(|(name, value)| format!("{name} {value}"));
-        assert_eq!(options(""), options(&spelled.join(" ")));
-        for (_, value) in defaults {
-            assert!(HELP.contains(&format!("[{value}]")), "{value}");
-        }
-    }
-
-    #[test]
-    fn values_follow_a_space_or_an_equals_sign() {
-        let spaced = options("--port 7 --cidr 10.0.0.0/8,fd00::/8 --dport 80,90:99 --rules a=b");
-        let joined = options("--port=7 --cidr=10.0.0.0/8,fd00::/8 --dport=80,90:99 --rules=a=b");
-        assert_eq!(spaced, joined);
-        assert_eq!(spaced.rules, Some("a=b".into()));
-        assert!(spaced.families().eq([Family::V4, Family::V6]));
-    }
-
-    #[test]
-    fn a_wrong_value_is_refused_by_option_value_and_expectation() {
-        for (line, expected) in [
-            (
-                "--cidr 10.244.0.0/33",
-                "expected a prefix length from 0 to 32",
-            ),
-            (
-                "--cidr 10.244.0.1/16",
-                "expected no host bits: 10.244.0.0/16 is the block, 10.244.0.1/32 the single address",
-            ),
-            ("--dport 0", "expected a port from 1 to 65535"),
-            ("--dport 70000", "expected a port from 1 to 65535"),
-            (
-                "--dport 9000:8000",
-                "expected the lower port first, as in 8000:9000",
-            ),
-            ("--dport 0:8000", "expected ports from 1 to 65535"),
-            ("--mark 0x2/0x1", "expected a value within its mask"),
-            (
-                "--mark 0/0",
-                "expected a value that is not 0, which is what other packets carry",
-            ),
-            ("--mark 1", "expected VALUE/MASK, such as 0x1/0x1"),
-            ("--node-mark 0x2/0x1", "expected a value within its mask"),
-            ("--node-mark 0x2/0x2", "expected --from-node beside it"),
-            (
-                "--table 254",
-                "expected a table other than default, main and local (253 to 255)",
-            ),
-            ("--port 65536", "expected a number from 1 to 65535"),
-            ("--max-connections 0", "expected a number from 1 to 65535"),
-            ("--print-rules v5", "expected v4 or v6"),
-            ("--verbose", "unknown option"),
-            ("serve", "unexpected argument"),
-            ("--port", "expected a value"),
-        ] {
-            assert_eq!(read(line), Err(format!("{line}: {expected}")));
-        }
-    }
-
-    #[test]
-    fn options_that_cannot_stand_together_or_with_a_value_are_refused() {
-        for (line, message) in [
-            (
-                "--print-rules v6",
-                "--print-rules: expected a captured IPv6 block in --cidr 10.244.0.0/16",
-            ),
-            ("-p 1 --port 2", "--port 2: the option was given before"),
-            ("--help=1", "--help 1: expected no value"),
-            ("--check=1", "--check 1: expected no value"),
-            ("--check --check", "--check: the option was given before"),
-            ("--from-node=1", "--from-node 1: expected no value"),
-            (
-                "--from-node --from-node",
-                "--from-node: the option was given before",
-            ),
-            (
-                "--from-node --mark 0x6/0x6",
-                "--node-mark 0x2/0x2: expected other bits than those of --mark 0x6/0x6",
-            ),
-            (
-                "--from-node --node-mark 0x100/0x101",
-                "--node-mark 0x100/0x101: expected other bits than those of --mark 0x1/0x1",
-            ),
-            (
-                "--check --print-rules v4",
-                "--check: expected no --print-rules beside it",
-            ),
-            ("--rules=", "--rules : expected a file"),
-        ] {
-            assert_eq!(read(line), Err(message.to_owned()), "{line}");
-        }
-    }
-
-    #[test]
-    fn what_the_node_sends_has_a_mark_with_the_option_only() {
-        assert_eq!(options("").marks.sent, None);
-        let marks = options("--from-node").marks;
-        assert_eq!(marks, options("--from-node --node-mark 0x2/0x2").marks);
-        assert_eq!(marks.sent, Some(Mark { value: 2, mask: 2 }));
-        let others = options("--mark 0x10/0x30 --node-mark 0x40/0xc0 --from-node");
-        assert_eq!(others.marks.received.to_string(), "0x10/0x30");
-        assert_eq!(others.marks.sent.unwrap().to_string(), "0x40/0xc0");
-        assert!(HELP.contains("[0x2/0x2]"));
-    }
-
-    #[test]
-    fn a_block_that_is_given_twice_counts_once() {
-        assert_eq!(options("-c 10.0.0.0/8,10.0.0.0/8").cidrs.len(), 1);
-    }
-
-    #[test]
-    fn help_and_version_need_nothing_else() {
-        assert_eq!(read("-h"), Ok(Command::Help));
-        assert_eq!(read("--version --nonsense"), Ok(Command::Version));
-    }
-
-    #[test]
-    fn a_check_is_for_the_options_that_stand_beside_it() {
-        let checked = options("--port 7 -d 80");
-        assert_eq!(read("--port 7 --check -d 80"), Ok(Command::Check(checked)));
-    }
-
-    #[test]
-    fn printing_needs_a_captured_block_of_the_family() {
-        let printed = Command::PrintRules(options("-c fd00::/8"), Family::V6);
-        assert_eq!(read("--print-rules v6 -c fd00::/8"), Ok(printed));
     }
 }

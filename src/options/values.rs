@@ -1,8 +1,13 @@
 //! The values of options. An error says what was expected; the caller adds the option and its value.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
+use crate::http::directives;
+use crate::http::status::Status;
+use crate::log::LogFormat;
 use crate::selectors::{self, Cidr, Family, Mark, PortRange};
 
 fn number<T: TryFrom<u64>>(text: &str, low: u64, high: u64) -> Result<T, String> {
@@ -73,5 +78,33 @@ pub fn family(text: &str) -> Result<Family, String> {
         "v4" => Ok(Family::V4),
         "v6" => Ok(Family::V6),
         _ => Err("expected v4 or v6".to_owned()),
+    }
+}
+
+/// The longest delay of all echoes.
+const MAX_DELAY: Duration = Duration::from_secs(60);
+
+pub fn status(text: &str) -> Result<Status, String> {
+    let status = directives::parse_status(text.as_bytes());
+    status.ok_or_else(|| "expected a number from 200 to 599".to_owned())
+}
+
+pub fn delay(text: &str) -> Result<Duration, String> {
+    let delay = directives::parse_delay(text.as_bytes(), MAX_DELAY);
+    delay.ok_or_else(|| "expected a duration such as 250ms or 2s, at most 60s".to_owned())
+}
+
+pub fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("expected text or json".to_owned()),
+    }
+}
+
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(address),
+        _ => Err("expected ADDRESS:PORT, such as 0.0.0.0:9180 or [::]:9180".to_owned()),
     }
 }

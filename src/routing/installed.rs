@@ -183,7 +183,7 @@ pub fn read_rule(payload: &[u8]) -> Option<InstalledEntry> {
             (Entry::ReversePathRule { family, mark }, true)
         }
         // It is for lookups of the node itself, and harms none.
-        _ if has_iif_lo && table == libc::RT_TABLE_MAIN.into() && protocol != PROTOCOL => {
+        _ if has_iif_lo && table == u32::from(libc::RT_TABLE_MAIN) && protocol != PROTOCOL => {
             return None;
         }
         (action, _) => (

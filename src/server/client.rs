@@ -8,7 +8,7 @@ use crate::server::buffers::Buffers;
 use crate::server::deadlines::{Deadlines, IDLE_AFTER};
 use crate::server::limit::ConnectionLimit;
 use crate::server::parked::{Progress, Slot};
-use crate::server::stream::{Failure, Stream};
+use crate::server::stream::{self, Failure, Stream};
 use crate::sys;
 
 /// A connected client.
@@ -149,6 +149,20 @@ impl<'c> Client<'c> {
         let before = self.progress.received.unwrap_or(0);
         self.progress.received = Some(before + length as u64);
         Ok(length)
+    }
+
+    /// Waits before the response. Meanwhile another thread may evict the connection: then no longer.
+    pub fn delay(&mut self, delay: Duration) {
+        if !delay.is_zero() {
+            self.limit.delay(self.slot, delay);
+            self.unpark();
+        }
+    }
+
+    /// Whether another thread has evicted the connection during a delay, and more has arrived than the request: a
+    /// close would reset the connection.
+    pub fn has_unread(&self) -> bool {
+        self.is_evicted && stream::has_unread(self.stream.descriptor())
     }
 
     /// Writes a response, or a part of it. After the last one no more can be written.

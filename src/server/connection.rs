@@ -5,13 +5,15 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::http::body::{Decoder, Framing};
-use crate::http::echo::{self, Endpoints, Served};
+use crate::http::directives::Directives;
+use crate::http::echo::{self, Echo, Served};
+use crate::http::endpoints::Endpoints;
 use crate::http::fields::Persistence;
 use crate::http::head::{Head, HeadScanner, Span};
-use crate::http::response::CONTINUE;
+use crate::http::response::{CONTINUE, Content, Description};
 use crate::http::status::{Rejection, Status};
 use crate::log::buffer::Buffer;
 use crate::server::acceptor::Accepted;
@@ -80,7 +82,9 @@ impl<'c> Connection<'c> {
             let arrived = self.client.wait_for_request(buffers, &mut filled);
             let arrived = arrived.map_err(|_| End::NoRequest);
             match arrived.and_then(|()| self.exchange(buffers, &mut filled)) {
-                Ok(Persistence::Close) if filled > 0 || self.context.is_draining() => {
+                Ok(Persistence::Close)
+                    if filled > 0 || self.context.is_draining() || self.client.has_unread() =>
+                {
                     break self.client.linger();
                 }
                 Ok(Persistence::Close) => break,
@@ -116,17 +120,23 @@ impl<'c> Connection<'c> {
             head = Head::parse(bytes, &span)?;
         }
         response.clear();
-        let status = self.begin_response(response.content(), &head);
+        let begun_response = self.begin_response(response.content(), &head);
         let begun = *filled - span.range.end;
         // The body is read into the rest of the buffer, over what has arrived of it.
         *filled = span.range.end;
-        let body = self.read_body(&head, rest, begun, response.content())?;
+        let body = self.read_body(&head, rest, begun, &begun_response, response.content())?;
+        self.client.delay(begun_response.delay);
         let ends = self.is_direct || self.client.is_evicted() || self.context.is_draining();
         let persistence = match ends {
             true => Persistence::Close,
             false => head.persistence,
         };
-        let sent = response.finish(status, persistence, head.method == b"HEAD");
+        let sent = response.finish(Description {
+            status: begun_response.status,
+            method: head.method,
+            content: begun_response.content(),
+            persistence,
+        });
         let written = self.client.write(sent, persistence == Persistence::Close);
         written
             .map_err(|failure| End::Lost(format!("the response could not be sent: {failure}")))?;
@@ -134,7 +144,7 @@ impl<'c> Connection<'c> {
             head: &head,
             endpoints: &self.endpoints,
             received: body.received,
-            status,
+            status: begun_response.status,
             took: self.client.end_request(),
         };
         // The response is sent: its buffer is free for the log line.
@@ -173,29 +183,38 @@ impl<'c> Connection<'c> {
     }
 
     /// Writes the content of a response up to the request's body: an echo, or all of it for a direct
-    /// connection. Returns the status.
-    fn begin_response(&self, content: &mut Buffer, head: &Head<'_>) -> Status {
+    /// connection.
+    fn begin_response(&self, content: &mut Buffer, head: &Head<'_>) -> Begun {
         if !self.is_direct {
-            echo::begin(content, head, &self.endpoints, self.context.node());
-            return Status::OK;
+            let Directives { status, delay } = head.echo.or(self.context.directives());
+            let echo = Echo::begin(content, head, &self.endpoints, self.context.node());
+            return Begun {
+                status,
+                delay,
+                echo: Some(echo),
+            };
         }
         let (status, text) = self.context.probe_answer(head.target);
         content.push(text.as_bytes());
         content.push(b"\n");
-        status
+        Begun {
+            status,
+            delay: Duration::ZERO,
+            echo: None,
+        }
     }
 
-    /// Reads the body, whose first `filled` bytes are in `input`, and appends up to [`echo::MAX_ECHO`] bytes
-    /// of it to `echo`.
+    /// Reads the body, whose first `filled` bytes are in `input`, and completes the echo with it in `content`.
     fn read_body(
         &mut self,
         head: &Head<'_>,
         input: &mut [u8],
         filled: usize,
-        echo: &mut Buffer,
+        begun: &Begun,
+        content: &mut Buffer,
     ) -> Result<ReadBody, End> {
         let mut decoder = Decoder::new(head.framing);
-        let mut space = if self.is_direct { 0 } else { echo::MAX_ECHO };
+        let mut space = begun.echo.map_or(0, Echo::room);
         let mut unread = 0..filled;
         if head.expects_continue && !decoder.is_complete() && unread.is_empty() {
             self.write_continue()?;
@@ -204,7 +223,7 @@ impl<'c> Connection<'c> {
         loop {
             unread.start += decoder.decode(&input[unread.clone()], |piece| {
                 let shown = piece.len().min(space);
-                echo.push(&piece[..shown]);
+                content.push(&piece[..shown]);
                 space -= shown;
             })?;
             if decoder.is_complete() {
@@ -215,8 +234,8 @@ impl<'c> Connection<'c> {
             unread = 0..self.receive(&BODY, deadline, input)?;
         }
         let received = decoder.received();
-        if !self.is_direct {
-            echo::end(echo, received);
+        if let Some(echo) = begun.echo {
+            echo.end(content, received);
         }
         Ok(ReadBody { received, unread })
     }
@@ -251,14 +270,34 @@ impl<'c> Connection<'c> {
         let request = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
         response.clear();
         echo::refusal(response.content(), rejection);
-        let is_head = request.starts_with(b"HEAD ");
-        let sent = response.finish(rejection.status, Persistence::Close, is_head);
+        let method = request.split(|byte| *byte == b' ').next();
+        let sent = response.finish(Description {
+            status: rejection.status,
+            method: method.unwrap_or_default(),
+            content: Content::Text,
+            persistence: Persistence::Close,
+        });
         let written = self.client.write(sent, true);
         self.count();
         log::warn!("{}", echo::refused_line(&self.endpoints, rejection, bytes));
         if written.is_ok() {
             self.client.linger();
         }
+    }
+}
+
+/// A response whose content is begun.
+struct Begun {
+    status: Status,
+    /// How long the response waits once the request is read.
+    delay: Duration,
+    /// The echo; `None` if the content is complete.
+    echo: Option<Echo>,
+}
+
+impl Begun {
+    fn content(&self) -> Content {
+        self.echo.map_or(Content::Text, Echo::content)
     }
 }
 

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::http::directives::Directives;
 use crate::http::status::Status;
 use crate::server::readiness::{Readiness, STOPPING};
 
@@ -11,6 +12,7 @@ use crate::server::readiness::{Readiness, STOPPING};
 #[derive(Debug)]
 pub struct Context {
     node: Option<String>,
+    directives: Directives,
     readiness: Readiness,
     draining: AtomicBool,
     connections: AtomicU64,
@@ -19,10 +21,11 @@ pub struct Context {
 
 impl Context {
     /// The state at the start, with the node's name from `NODE_NAME`.
-    pub fn from_environment() -> Context {
+    pub fn new(directives: Directives) -> Context {
         let node = std::env::var("NODE_NAME").ok();
         Context {
             node: node.filter(|name| !name.is_empty()),
+            directives,
             readiness: Readiness::default(),
             draining: AtomicBool::new(false),
             connections: AtomicU64::new(0),
@@ -33,6 +36,11 @@ impl Context {
     /// The node's name.
     pub fn node(&self) -> Option<&str> {
         self.node.as_deref()
+    }
+
+    /// The status and the delay of an echo, unless the request has others.
+    pub fn directives(&self) -> Directives {
+        self.directives
     }
 
     /// Whether everything is in place, as the guard says.

@@ -1,6 +1,7 @@
 //! Chooses the connections that give way to clients that wait.
 //!
-//! Three ranks go one after another: connections that have not been answered a request, and of these first those of
+//! Four ranks go one after another: connections whose response is delayed, which send it; connections that have not
+//! been answered a request, and of these first those of
 //! a client address that has more than half of all connections; the others of that address; all others, unless one
 //! of that address gives way soon.
 //! Within a rank the earliest goes first, by the time in its [`Slot`]. Where many clients wait, a begun request
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::server::parked::{
-    ALLOWANCE, ANSWERED, ASKED, BEGUN, BITS, BUSY, EVICTED, REQUEST_ALLOWANCE, Slot,
+    ALLOWANCE, ANSWERED, ASKED, BEGUN, BITS, BUSY, DELAYED, EVICTED, REQUEST_ALLOWANCE, Slot,
 };
 
 /// Time that clients wait at most for the sake of [`REQUEST_ALLOWANCE`].
@@ -23,7 +24,7 @@ const MINOR: u64 = 1 << 62;
 /// How soon a connection of that address has to give way for others to be spared, in the unit of a word.
 const SOON: u64 = (ALLOWANCE.as_nanos() as u64) << 1;
 /// The bits that rank connections.
-const RANK: u64 = ANSWERED | MINOR;
+const RANK: u64 = ANSWERED | MINOR | DELAYED;
 
 /// By how much [`REQUEST_ALLOWANCE`] is shortened where as many clients wait: in what is left, as many connections
 /// give way as the limit of `size` allows at once, and then as many again, until the last client is served.
@@ -74,15 +75,19 @@ fn choose(
         let left = (word & !BITS).saturating_sub(times[usize::from(is_shortened)]);
         are_others_spared |= major == Some(client) && left <= SOON && word & ASKED == 0;
         if left == 0 {
-            let minor = if major == Some(client) { 0 } else { MINOR };
-            queue.push(Reverse((word | minor, at)));
+            let rank = match word & DELAYED {
+                0 if major == Some(client) => DELAYED,
+                0 => DELAYED | MINOR,
+                _ => 0,
+            };
+            queue.push(Reverse((word & !DELAYED | rank, at)));
         }
     }
     let mut queue = BinaryHeap::from(queue);
     let (mut chosen, mut chosen_rank) = (Vec::new(), None);
     while let Some(Reverse((word, at))) = queue.pop() {
         let rank = word & RANK;
-        let is_spared = rank == ANSWERED | MINOR && are_others_spared;
+        let is_spared = rank == RANK && are_others_spared;
         if is_spared || chosen.len() == count || chosen_rank.is_some_and(|it| it != rank) {
             break;
         }
@@ -136,10 +141,20 @@ mod tests {
     }
 
     #[test]
+    fn delayed_responses_are_sent_first_the_oldest_before_others() {
+        let delayed = gives_way_at(3, DELAYED | BEGUN);
+        let older = gives_way_at(2, DELAYED | BEGUN);
+        let silent = gives_way_at(1, 0);
+        let parked = [(silent, 1), (delayed, 1), (older, 2)];
+        assert_eq!(choose_at(9, &parked), [2, 1]);
+        assert_eq!(choose_at(9, &parked[..1]), [0]);
+    }
+
+    #[test]
     fn the_earliest_connections_give_way_first_and_busy_ones_never() {
         let words = [BUSY, EVICTED, 5 << 1, 4 << 1, 7 << 1, 3 << 1, 6 << 1];
         let parked = words.map(|word| (word, 0));
-        assert_eq!(choose_at(2, &parked), []);
+        assert!(choose_at(2, &parked).is_empty());
         assert_eq!(choose_at(4, &parked), [5, 3]);
         assert_eq!(choose_at(9, &parked), [5, 3, 2]);
     }
@@ -160,7 +175,7 @@ mod tests {
             choose_at(time, &[(old, 1), (new, 2), (new, 3), (new, 4)]),
             [0, 1, 2]
         );
-        assert_eq!(choose_at(time, &[(old, 1), (later, 2), (later, 2)]), []);
+        assert!(choose_at(time, &[(old, 1), (later, 2), (later, 2)]).is_empty());
         assert_eq!(choose_at(time, &[(old, 1), (BUSY, 2), (BUSY, 2)]), [0]);
     }
 

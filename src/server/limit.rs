@@ -174,6 +174,20 @@ impl ConnectionLimit {
         evicted.for_each(|slot| slot.end());
     }
 
+    /// Waits for this time, or until the connection in a slot is evicted: its response is delayed.
+    pub fn delay(&self, slot: &Slot, delay: Duration) {
+        let state = self.lock();
+        slot.park_delayed();
+        slot.wait_evicted(state, delay);
+    }
+
+    /// Evicts all connections whose responses are delayed: they are sent at once.
+    pub fn end_delays(&self) {
+        let state = self.lock();
+        let evicted = state.slots.iter().filter(|slot| slot.evict_delayed());
+        evicted.for_each(|slot| slot.end());
+    }
+
     /// Makes the connection in a slot busy again; returns whether it was evicted.
     pub fn unpark(&self, slot: &Slot) -> bool {
         let is_evicted = !slot.unpark();

@@ -62,6 +62,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 
 use crate::error::Error;
+use crate::http::directives::Directives;
 use crate::log::logger;
 use crate::sandbox;
 use crate::server::acceptor::Acceptor;
@@ -97,6 +98,15 @@ pub struct Listeners {
     pub direct: Vec<TcpListener>,
 }
 
+/// What the options say of the server.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// The most connections that are served at once.
+    pub max_connections: usize,
+    /// The status and the delay of an echo, unless the request has others.
+    pub directives: Directives,
+}
+
 /// Serves until the guard shuts down its end of `control`, then drains the connections.
 ///
 /// # Errors
@@ -106,9 +116,13 @@ pub fn run(
     listeners: Listeners,
     mut control: UnixStream,
     guard: Pid,
-    max_connections: usize,
+    config: Config,
 ) -> Result<(), Error> {
     let fault = |attempt: &'static str| move |error: io::Error| Error::new(attempt, error);
+    let Config {
+        max_connections,
+        directives,
+    } = config;
     let files = allow_open_files((max_connections + OTHER_FILES) as u64)
         .map_err(fault("raise the limit of open files"))?;
     let mappings = allowed_mappings();
@@ -118,8 +132,8 @@ pub fn run(
     // Not before the sandbox: a full log would block this process, which could then outlive the guard.
     logger::start_writer().map_err(fault("start a thread"))?;
     let max_connections = cap_connections(max_connections, files, mappings);
-    let workers =
-        Workers::start(clients, probes, max_connections).map_err(fault("start a thread"))?;
+    let workers = Workers::start(clients, probes, max_connections, directives)
+        .map_err(fault("start a thread"))?;
     control.write_all(READY).map_err(fault("tell the guard"))?;
     control
         .set_read_timeout(Some(MAINTENANCE_INTERVAL))

@@ -7,6 +7,8 @@
 //! - within a request, [`REQUEST_ALLOWANCE`] more, and the time that takes at [`RATE`] what it has sent. If bytes
 //!   come more slowly than that, they are no progress once the request is [`REQUEST_ALLOWANCE`] old.
 //!
+//! While its response is delayed, it may give way at once: the response is sent then.
+//!
 //! Together it is [`MAX_ALLOWANCE`] at most. When it is over, the kernel is asked what it knows of the client: see
 //! `Slot::spares`. Which of the connections that may give way does so is not decided here.
 //!
@@ -14,7 +16,8 @@
 
 use std::net::IpAddr;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Condvar, MutexGuard};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
@@ -51,12 +54,14 @@ pub const BUSY: u64 = 0;
 pub const EVICTED: u64 = u64::MAX;
 /// A request has been answered on it.
 pub const ANSWERED: u64 = 1 << 63;
+/// Its response is delayed.
+pub const DELAYED: u64 = 1 << 60;
 /// The kernel has spared its client once.
 pub const ASKED: u64 = 1 << 61;
 /// A request has begun.
 pub const BEGUN: u64 = 1;
 /// The bits of a word in a slot that are not the time.
-pub const BITS: u64 = ANSWERED | ASKED | BEGUN;
+pub const BITS: u64 = ANSWERED | ASKED | DELAYED | BEGUN;
 
 /// How far the client of a connection has come.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +98,10 @@ pub struct Slot {
     client: AtomicU64,
     /// The time from which the connection may give way without a first byte.
     first_byte: AtomicU64,
+    /// Whether the response of the parked connection is delayed.
+    is_delayed: AtomicBool,
+    /// Signals that the connection is evicted while its response is delayed.
+    evicted: Condvar,
 }
 
 impl Slot {
@@ -104,6 +113,8 @@ impl Slot {
             descriptor: AtomicI32::new(-1),
             client: AtomicU64::new(0),
             first_byte: AtomicU64::new(0),
+            is_delayed: AtomicBool::new(false),
+            evicted: Condvar::new(),
         }
     }
 
@@ -132,6 +143,20 @@ impl Slot {
         self.word.store(word, Ordering::Release);
     }
 
+    /// Parks the connection while its response is delayed: it may give way from now on.
+    pub fn park_delayed(&self) {
+        self.is_delayed.store(true, Ordering::Relaxed);
+        let word = self.time(Instant::now()) | DELAYED | BEGUN;
+        self.word.store(word, Ordering::Release);
+    }
+
+    /// Waits for up to this time until the connection is evicted, under the lock under which [`Slot::end`] is called.
+    pub fn wait_evicted<T>(&self, lock: MutexGuard<'_, T>, time: Duration) {
+        let is_parked = |_: &mut T| self.word() != EVICTED;
+        drop(self.evicted.wait_timeout_while(lock, time, is_parked));
+        self.is_delayed.store(false, Ordering::Relaxed);
+    }
+
     /// Makes the connection busy again; returns `false` if it was evicted. Then its descriptor may be closed
     /// only after the lock under which [`Slot::end`] is called has been held once.
     pub fn unpark(&self) -> bool {
@@ -142,9 +167,15 @@ impl Slot {
         }
     }
 
-    /// Ends the connection if it is evicted: its worker reads what has arrived, and then the end of the stream.
+    /// Ends the connection if it is evicted: its worker sends a delayed response, or reads what has arrived, and then
+    /// the end of the stream.
     pub fn end(&self) {
-        if self.word.load(Ordering::Acquire) == EVICTED {
+        if self.word.load(Ordering::Acquire) != EVICTED {
+            return;
+        }
+        if self.is_delayed.load(Ordering::Relaxed) {
+            self.evicted.notify_one();
+        } else {
             // Fails with ENOTCONN if the client has gone.
             let _ = shutdown(self.descriptor.load(Ordering::Relaxed), Shutdown::Read);
         }
@@ -154,6 +185,12 @@ impl Slot {
     pub fn evict_unbegun(&self) -> bool {
         let word = self.word.load(Ordering::Relaxed);
         !matches!(word, BUSY | EVICTED) && word & BEGUN == 0 && self.replace(word, EVICTED)
+    }
+
+    /// Evicts the connection if its response is delayed.
+    pub fn evict_delayed(&self) -> bool {
+        let word = self.word.load(Ordering::Relaxed);
+        !matches!(word, BUSY | EVICTED) && word & DELAYED != 0 && self.replace(word, EVICTED)
     }
 
     /// Evicts the connection if its word is still this, and the kernel knows no reason to spare it. Otherwise it
@@ -168,6 +205,9 @@ impl Slot {
     /// The time until which the connection is spared, if it is: its client has yet to acknowledge what was sent, or
     /// to send a first byte for which the kernel has not waited, or its worker has yet to read what has arrived.
     fn spares(&self, word: u64, now: Instant) -> Option<u64> {
+        if word & DELAYED != 0 {
+            return None;
+        }
         let descriptor = self.descriptor.load(Ordering::Relaxed);
         if word & ASKED == 0 && stream::has_unread(descriptor) {
             return Some(self.time(now + READ_TIME));

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::EpollTimeout;
 
 use crate::error::words;
+use crate::http::directives::Directives;
 use crate::log::logger;
 use crate::log::once::LogOnce;
 use crate::server::acceptor::{Accepted, Acceptor, ReadyListener};
@@ -63,9 +64,10 @@ impl Workers {
         clients: Acceptor,
         probes: Acceptor,
         max_connections: usize,
+        directives: Directives,
     ) -> io::Result<Arc<Workers>> {
         let workers = Arc::new(Workers {
-            context: Context::from_environment(),
+            context: Context::new(directives),
             clients,
             probes,
             limit: ConnectionLimit::new(max_connections),
@@ -206,7 +208,7 @@ impl Workers {
         }
     }
 
-    /// Drains: every connection ends with its next response, and parked ones end when no new connection has
+    /// Drains: delayed responses are sent, every connection ends with its next response, and parked ones end when no new connection has
     /// come for `QUIET`. Returns when no connection is left, or after `grace`.
     pub fn drain(self: &Arc<Workers>, grace: Duration) {
         self.context.start_draining();
@@ -215,6 +217,7 @@ impl Workers {
         let mut quiet_since = Instant::now();
         while Instant::now() < deadline {
             thread::sleep(DRAIN_INTERVAL);
+            self.limit.end_delays();
             self.maintain();
             let now = self.context.connections();
             if now != connections {

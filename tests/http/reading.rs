@@ -10,7 +10,7 @@ use tproxy_pod::http::status::{Rejection, Status};
 fn word(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Request { content, .. } => format!("{:?}", String::from_utf8_lossy(content)),
-        Outcome::Refused(rejection) => rejection.status.code().to_owned(),
+        Outcome::Refused(rejection) => rejection.status.code().to_string(),
         Outcome::Unfinished => "unfinished".to_owned(),
     }
 }
@@ -246,7 +246,7 @@ fn content_may_have_1_gib() {
 }
 
 /// Decodes a chunked body, whole and byte by byte: content length and completeness, or the status.
-fn decode(body: &[u8]) -> Result<(u64, bool), &'static str> {
+fn decode(body: &[u8]) -> Result<(u64, bool), u16> {
     let decode = |size: usize| {
         let mut decoder = Decoder::new(Framing::Chunked);
         for piece in body.chunks(size) {
@@ -309,7 +309,7 @@ fn malformed_chunks_are_refused() {
         "0\r\nA: b\r\n c\r\n",
     ] {
         let body = format!("{body}0\r\n\r\n");
-        assert_eq!(decode(body.as_bytes()), Err("400"), "{body:?}");
+        assert_eq!(decode(body.as_bytes()), Err(400), "{body:?}");
     }
 }
 
@@ -319,10 +319,10 @@ fn a_chunk_line_may_have_4096_bytes() {
     let line = |length: usize| format!("1;{}\r\n", "a".repeat(length - "1;\r\n".len()));
     let first = |length| decode(format!("{}x\r\n0\r\n\r\n", line(length)).as_bytes());
     assert_eq!(first(4096), Ok((1, true)));
-    assert_eq!(first(4097), Err("400"));
+    assert_eq!(first(4097), Err(400));
     let second = |length| decode(format!("1\r\nx\r\n{}x\r\n0\r\n\r\n", line(length)).as_bytes());
     assert_eq!(second(4096), Ok((2, true)), "as long as the first");
-    assert_eq!(second(4097), Err("400"));
+    assert_eq!(second(4097), Err(400));
 }
 
 #[test]
@@ -333,14 +333,14 @@ fn trailers_may_have_8192_bytes() {
         decode(format!("0\r\nA: {value}\r\nB: c\r\n\r\n").as_bytes())
     };
     assert_eq!(trailers(8192), Ok((0, true)));
-    assert_eq!(trailers(8193), Err("431"));
+    assert_eq!(trailers(8193), Err(431));
 }
 
 #[test]
 fn chunks_may_have_1_gib_together() {
     assert_eq!(decode(b"40000000\r\n"), Ok((0, false)));
-    assert_eq!(decode(b"40000001\r\n"), Err("413"));
-    assert_eq!(decode(b"ffffffffffffffffffff\r\n"), Err("413"));
+    assert_eq!(decode(b"40000001\r\n"), Err(413));
+    assert_eq!(decode(b"ffffffffffffffffffff\r\n"), Err(413));
     assert_eq!(decode(b"1\r\nx\r\n3fffffff\r\n"), Ok((1, false)));
-    assert_eq!(decode(b"1\r\nx\r\n40000000\r\n"), Err("413"));
+    assert_eq!(decode(b"1\r\nx\r\n40000000\r\n"), Err(413));
 }

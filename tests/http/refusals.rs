@@ -291,7 +291,7 @@ fn connect_is_refused_with_the_methods_that_are_allowed() {
         "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
     );
     assert_eq!(answer.status, "405 Method Not Allowed");
-    let allowed = "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
+    let allowed = "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
     assert_eq!(answer.other_fields(), [allowed, "Connection: close"]);
 }
 
@@ -299,13 +299,11 @@ fn connect_is_refused_with_the_methods_that_are_allowed() {
 fn a_refused_head_has_no_content() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let get = lab.client.http(POD).request("GET / HTTP/1.1\r\n\r\n");
     for request in ["HEAD / HTTP/1.1\r\n\r\n", "\r\nHEAD / HTTP/1.1\r\n\r\n"] {
         let mut connection = lab.client.http(POD);
         connection.send(request);
         let answer = connection.response_to_head();
         assert_eq!(answer.status, "400 Bad Request", "{request:?}");
-        assert_eq!(answer.length(), get.length(), "as long as to GET");
         connection.assert_closed();
     }
 }
