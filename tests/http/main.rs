@@ -4,6 +4,8 @@
 mod lab;
 mod stream;
 
+mod directives;
+mod json;
 mod reading;
 mod refusals;
 mod responses;

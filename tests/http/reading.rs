@@ -16,7 +16,7 @@ fn word(outcome: &Outcome) -> String {
 }
 
 /// Streams, and the outcomes of their requests.
-const STREAMS: &[(&[u8], &[&str])] = &[
+pub const STREAMS: &[(&[u8], &[&str])] = &[
     (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", &[r#""""#]),
     (b"GET / HTTP/1.0\r\n\r\n", &[r#""""#]),
     (b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", &[r#""""#]),

@@ -4,7 +4,7 @@ use crate::lab::refusal::{SMUGGLED, assert_all_refused, refused};
 use crate::lab::{Lab, POD};
 
 /// Malformed requests, each with its status.
-const MALFORMED: &[(&str, &str)] = &[
+pub const MALFORMED: &[(&str, &str)] = &[
     // The request line (RFC 9112, 3).
     ("GET\r\nHost: a\r\n\r\n", "400 Bad Request"),
     ("GET /\r\nHost: a\r\n\r\n", "400 Bad Request"),
@@ -282,17 +282,19 @@ fn other_protocols_are_refused_by_name() {
 }
 
 #[test]
-fn connect_is_refused_with_the_methods_that_are_allowed() {
+fn connect_and_trace_are_refused_with_the_methods_that_are_allowed() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
-    let mut connection = lab.client.http(POD);
-    let answer = refused(
-        &mut connection,
+    for request in [
         "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
-    );
-    assert_eq!(answer.status, "405 Method Not Allowed");
-    let allowed = "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
-    assert_eq!(answer.other_fields(), [allowed, "Connection: close"]);
+        "TRACE / HTTP/1.1\r\nHost: a\r\nCookie: secret\r\n\r\n",
+    ] {
+        let answer = refused(&mut lab.client.http(POD), request);
+        assert_eq!(answer.status, "405 Method Not Allowed");
+        let allowed = "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+        assert_eq!(answer.other_fields(), [allowed, "Connection: close"]);
+        assert!(!answer.text().contains("secret"), "{answer:?}");
+    }
 }
 
 #[test]

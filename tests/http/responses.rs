@@ -154,6 +154,41 @@ fn a_node_without_a_name_is_not_in_the_echo() {
 }
 
 #[test]
+fn options_is_answered_with_the_methods_that_are_allowed() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.http(POD);
+    for target in ["/", "*"] {
+        let answer = connection.request(format!("OPTIONS {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert_eq!(answer.status, "200 OK");
+        let allowed = "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+        assert_eq!(answer.other_fields(), [allowed]);
+    }
+}
+
+#[test]
+fn a_target_in_absolute_form_says_for_which_host_a_request_is() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let mut connection = lab.client.http(POD);
+    let request = "GET http://a.test:81/x HTTP/1.1\r\nHost: b.test\r\n";
+    let answer = connection.request(format!("{request}\r\n"));
+    let first = "Request received from a.test:81 destination http://a.test:81/x : ";
+    assert!(answer.text().starts_with(first), "{answer:?}");
+    let answer = connection.request(format!("{request}Accept: application/json\r\n\r\n"));
+    assert!(
+        answer.text().contains("\"host\":\"a.test:81\""),
+        "{answer:?}"
+    );
+    daemon.wait_for("host=\"a.test:81\" ");
+    let answer = connection.request("GET http://a.test HTTP/1.0\r\n\r\n");
+    assert!(
+        answer.text().starts_with("Request received from a.test "),
+        "{answer:?}"
+    );
+}
+
+#[test]
 fn unusual_requests_are_answered() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);

@@ -521,10 +521,23 @@ impl Daemon {
     /// Number of connections that are idle for long enough to be evicted: their threads are in [`POLL`]
     /// (proc_pid_syscall(5)).
     pub fn idle_connections(&self) -> usize {
+        self.threads_in(POLL)
+    }
+
+    /// Waits until as many responses are delayed: the server's threads that wait for a lock, beside the one that
+    /// writes the log.
+    pub fn wait_for_delayed(&self, count: usize) {
+        wait_until("responses are delayed", || {
+            self.threads_in(libc::SYS_futex) == count + 1
+        });
+    }
+
+    /// Number of the server's threads in a system call.
+    fn threads_in(&self, call: libc::c_long) -> usize {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.server())).unwrap();
         tasks
             .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("syscall")).ok())
-            .filter(|call| call.starts_with(&format!("{POLL} ")))
+            .filter(|made| made.starts_with(&format!("{call} ")))
             .count()
     }
 
