@@ -25,7 +25,7 @@ impl Status {
     pub const HTTP_VERSION_NOT_SUPPORTED: Status = Status(505);
 }
 
-/// Codes with their reason phrases (RFC 9110, 15; IANA, HTTP Status Code Registry), the most frequent first
+/// Codes with their reason phrases (RFC 9110, 15; IANA, HTTP Status Code Registry)
 const REASONS: &str = "\
 200 OK
 201 Created
@@ -106,6 +106,9 @@ impl Status {
 
     /// Appends the code and the reason phrase, with the space that separates them in any case (RFC 9112, 4).
     pub fn push_line(self, text: &mut Buffer) {
+        if self == Status::OK {
+            return text.push(b"200 OK");
+        }
         text.push(&self.digits());
         text.push(b" ");
         text.push(self.reason().as_bytes());
