@@ -30,7 +30,7 @@ pub(super) struct Fields<'a> {
     /// Transfer-Encoding: `Ok` if it is `chunked`. The error is reported last, because others have
     /// precedence.
     transfer_encoding: Option<Result<(), Rejection>>,
-    /// Expect: whether it is `100-continue`. HTTP/1.0 ignores it.
+    /// Expect: whether each member is `100-continue`; none if all are empty. HTTP/1.0 ignores it.
     expectation: Option<bool>,
     pub(super) accept: Accept,
     pub(super) echo: EchoFields,
@@ -75,8 +75,10 @@ impl<'a> Fields<'a> {
                 Some(_) => Err(bad("several Transfer-Encoding fields")),
             });
         } else if is("expect") {
-            let is_continue = value.eq_ignore_ascii_case(b"100-continue");
-            self.expectation = Some(is_continue && self.expectation.unwrap_or(true));
+            for member in members(value).filter(|member| !member.is_empty()) {
+                let is_continue = member.eq_ignore_ascii_case(b"100-continue");
+                self.expectation = Some(is_continue && self.expectation.unwrap_or(true));
+            }
         }
         Ok(())
     }

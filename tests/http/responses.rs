@@ -277,6 +277,45 @@ fn a_client_that_waits_with_its_body_gets_100_continue() {
 }
 
 #[test]
+fn empty_and_repeated_members_of_an_expectation_make_no_difference() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.http(POD);
+    for value in [
+        ",100-continue",
+        "100-continue ,\t, ",
+        "100-continue, 100-CONTINUE",
+        "100-continue\r\nExpect: 100-continue",
+        "\r\nExpect: ,\r\nExpect: 100-continue\r\nExpect:",
+    ] {
+        connection.send(format!(
+            "PUT / HTTP/1.1\r\nHost: a\r\nExpect: {value}\r\nContent-Length: 5\r\n\r\n"
+        ));
+        let interim = connection.response_to_head();
+        assert_eq!(interim.status, "100 Continue", "{value:?}");
+        let answer = connection.request("hello");
+        assert_eq!(answer.status, "200 OK", "{value:?}");
+        assert_eq!(echoed_body(answer.text()), "hello", "{value:?}");
+    }
+}
+
+#[test]
+fn an_expectation_of_empty_members_is_none() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    for value in ["", ",", " , ,\t", "\r\nExpect: ,"] {
+        let mut connection = lab.client.http(POD);
+        connection.send(format!(
+            "PUT / HTTP/1.1\r\nHost: a\r\nExpect:{value}\r\nContent-Length: 5\r\n\r\n"
+        ));
+        connection.assert_no_response_yet();
+        let answer = connection.request("hello");
+        assert_eq!(answer.status, "200 OK", "{value:?}");
+        assert_eq!(echoed_body(answer.text()), "hello", "{value:?}");
+    }
+}
+
+#[test]
 fn a_client_that_has_sent_its_body_gets_no_100_continue() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);

@@ -188,10 +188,19 @@ fn unknown_expectations_are_refused() {
     };
     assert_refused(
         &[
-            ("", EXPECTATION),
             ("y 100-continue", EXPECTATION),
             ("100-continue;x", EXPECTATION),
+            ("100-continue=x", EXPECTATION),
+            ("\"100-continue\"", EXPECTATION),
+            ("\"\"", EXPECTATION),
+            (",,x,", EXPECTATION),
+            (", 100-continue, x", EXPECTATION),
+            ("x, 100-continue", EXPECTATION),
+            ("x=\"y, 100-continue, z\"", EXPECTATION),
             ("100-continue\r\nExpect: x", EXPECTATION),
+            ("x\r\nExpect: 100-continue", EXPECTATION),
+            ("\r\nExpect: x", EXPECTATION),
+            ("x\r\nExpect:", EXPECTATION),
             // No interim response precedes an error.
             ("100-continue\r\nTransfer-Encoding: chunked", BAD),
             ("100-continue\r\nContent-Length: 6", BAD),
