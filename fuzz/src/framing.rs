@@ -81,7 +81,7 @@ fn take_chunks(rest: &mut &[u8]) -> Option<Vec<u8>> {
         let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit());
         let (size, extensions) = line.split_at(digits.count());
         let size = usize::from_str_radix(str::from_utf8(size).ok()?, 16).ok()?;
-        if !extensions.is_empty() && !is_extension(extensions) {
+        if !are_extensions(extensions) {
             return None;
         }
         if size == 0 {
@@ -99,11 +99,50 @@ fn take_chunks(rest: &mut &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// `BWS ";" BWS token` and any text (RFC 9112, 7.1.1).
-fn is_extension(text: &[u8]) -> bool {
-    let name = text.trim_ascii_start().strip_prefix(b";");
-    let name = name.map(<[u8]>::trim_ascii_start).unwrap_or_default();
-    name.first().copied().is_some_and(is_token_byte) && text.iter().all(is_text)
+/// `*( BWS ";" BWS token [ BWS "=" BWS ( token / quoted-string ) ] )` (RFC 9112, 7.1.1).
+fn are_extensions(text: &[u8]) -> bool {
+    text.is_empty() || after_extension(text).is_some_and(are_extensions)
+}
+
+/// What follows the first of these extensions.
+fn after_extension(text: &[u8]) -> Option<&[u8]> {
+    let name = skip(text, is_blank).strip_prefix(b";")?;
+    let rest = after_token(skip(name, is_blank))?;
+    match skip(rest, is_blank).strip_prefix(b"=") {
+        None => Some(rest),
+        Some(value) => {
+            let value = skip(value, is_blank);
+            after_quoted_string(value).or_else(|| after_token(value))
+        }
+    }
+}
+
+fn after_token(text: &[u8]) -> Option<&[u8]> {
+    let rest = skip(text, is_token_byte);
+    (rest.len() < text.len()).then_some(rest)
+}
+
+/// What follows a quoted string (RFC 9110, 5.6.4).
+fn after_quoted_string(text: &[u8]) -> Option<&[u8]> {
+    let mut rest = text.strip_prefix(b"\"")?;
+    loop {
+        rest = match rest {
+            [b'"', rest @ ..] => return Some(rest),
+            [b'\\', byte, rest @ ..] if is_text(byte) => rest,
+            [byte, rest @ ..] if *byte != b'\\' && is_text(byte) => rest,
+            _ => return None,
+        }
+    }
+}
+
+fn skip(text: &[u8], class: fn(u8) -> bool) -> &[u8] {
+    let end = text.iter().position(|byte| !class(*byte));
+    &text[end.unwrap_or(text.len())..]
+}
+
+/// HTAB or SP.
+fn is_blank(byte: u8) -> bool {
+    byte == b'\t' || byte == b' '
 }
 
 /// `token ":"` and any text.

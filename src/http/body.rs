@@ -49,10 +49,22 @@ enum State {
     Size,
     /// Whitespace in front of a `;`.
     Whitespace,
-    /// A chunk extension: whitespace, or its name.
+    /// The name of a chunk extension, or whitespace in front of it.
     ExtensionStart,
-    /// The rest of the chunk extensions.
-    Extension,
+    /// More of the name, or what follows it.
+    ExtensionName,
+    /// Whitespace behind the name, in front of a `=` or a `;`.
+    ExtensionNameEnd,
+    /// The value of a chunk extension, or whitespace in front of it.
+    ValueStart,
+    /// More of a value that is a token, or what follows it.
+    Token,
+    /// More of a value that is a quoted string, or its end.
+    Quoted,
+    /// The byte behind a `\` in a quoted string.
+    QuotedPair,
+    /// What follows a quoted string.
+    QuotedEnd,
     /// The LF after a chunk size and its extensions.
     SizeLf,
     /// Content of a chunk.
@@ -152,18 +164,8 @@ impl Decoder {
                 self.add_digit(byte)?;
                 State::Size
             }
-            (State::Size | State::Extension, b'\r') => State::SizeLf,
-            (State::Size | State::Whitespace, b' ' | b'\t') => State::Whitespace,
-            (State::Size | State::Whitespace, b';') => State::ExtensionStart,
-            (State::FirstDigit | State::Size | State::Whitespace, _) => {
-                return Err(bad("the chunk size is malformed"));
-            }
-            (State::ExtensionStart, b' ' | b'\t') => State::ExtensionStart,
-            (State::ExtensionStart, byte) if is_token_byte(byte) => State::Extension,
-            (State::Extension, byte) if is_text_byte(byte) => State::Extension,
-            (State::ExtensionStart | State::Extension, _) => {
-                return Err(bad("a chunk extension is malformed"));
-            }
+            (State::FirstDigit, _) => return Err(bad("the chunk size is malformed")),
+            (state, byte) if state < State::SizeLf => state_in_extensions(state, byte)?,
             (State::SizeLf, b'\n') => {
                 self.overhead = 0;
                 match self.left {
@@ -221,4 +223,30 @@ impl Decoder {
             )),
         }
     }
+}
+
+/// The state after a byte that follows the digits of a chunk size, up to the CR (RFC 9112, 7.1.1). No
+/// whitespace precedes the CR. A quoted string, quoted pairs included, contains no CR and no LF (RFC 9110,
+/// 5.6.4): the line ends at the same byte for a parser that does not read extensions.
+fn state_in_extensions(state: State, byte: u8) -> Result<State, Rejection> {
+    use State::*;
+    Ok(match (state, byte) {
+        (Size | ExtensionName | Token | QuotedEnd, b'\r') => SizeLf,
+        (Size | Whitespace | Token | QuotedEnd, b' ' | b'\t') => Whitespace,
+        (Size | Whitespace | ExtensionName | ExtensionNameEnd | Token | QuotedEnd, b';') => {
+            ExtensionStart
+        }
+        (Size, _) => return Err(bad("the chunk size is malformed")),
+        (ExtensionStart, b' ' | b'\t') => ExtensionStart,
+        (ExtensionStart | ExtensionName, byte) if is_token_byte(byte) => ExtensionName,
+        (ExtensionName | ExtensionNameEnd, b' ' | b'\t') => ExtensionNameEnd,
+        (ExtensionName | ExtensionNameEnd, b'=') => ValueStart,
+        (ValueStart, b' ' | b'\t') => ValueStart,
+        (ValueStart, b'"') => Quoted,
+        (ValueStart | Token, byte) if is_token_byte(byte) => Token,
+        (Quoted, b'"') => QuotedEnd,
+        (Quoted, b'\\') => QuotedPair,
+        (Quoted | QuotedPair, byte) if is_text_byte(byte) => Quoted,
+        _ => return Err(bad("a chunk extension is malformed")),
+    })
 }

@@ -5,7 +5,8 @@ pub fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// A byte of a field value or of a chunk extension: HTAB, SP, `VCHAR` or `obs-text` (RFC 9110, 5.5).
+/// A byte of a field value or of a quoted string: HTAB, SP, `VCHAR` or `obs-text` (RFC 9110, 5.5 and
+/// 5.6.4).
 pub(super) fn is_text_byte(byte: u8) -> bool {
     byte == b'\t' || !byte.is_ascii_control()
 }

@@ -46,6 +46,14 @@ pub const STREAMS: &[(&[u8], &[&str])] = &[
         &[r#""0123456789""#, r#""""#],
     ),
     (
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;a=\"\\\";b\\\\\" ; c\t= d\r\nx\r\n0\r\n\r\n",
+        &[r#""x""#],
+    ),
+    (
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;a=\"\\\r\nx\r\n0\r\n\r\n",
+        &["400"],
+    ),
+    (
         b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
         &[r#""""#, r#""""#],
     ),
@@ -271,6 +279,16 @@ fn chunks_are_read_to_their_end() {
         ("2\r\n\r\n\r\n0\r\n\r\n", 2),
         ("1;a\r\nx\r\n0;b=c;d=\"e\"\r\n\r\n", 1),
         ("1 ; a\r\nx\r\n0\t;b\r\n\r\n", 1),
+        ("1;a \t= b;c\t;d=\t\"e\" \t;\tf\r\nx\r\n0\r\n\r\n", 1),
+        ("1;a=\"\";b=\"; c=d\te\";f\r\nx\r\n0\r\n\r\n", 1),
+        (
+            "1;a=\"\\\"\";b=\"\\\\\";c=\"\\ \\\t\\;\\d\"\r\nx\r\n0\r\n\r\n",
+            1,
+        ),
+        (
+            "1;a=\"\u{e9}\\\u{e9}\";!#$%&'*+-.^_`|~=0\r\nx\r\n0\r\n\r\n",
+            1,
+        ),
         ("0\r\nDigest: a\r\nEmpty:\r\nObs: \u{e9}\r\n\r\n", 0),
     ] {
         assert_eq!(decode(body.as_bytes()), Ok((content, true)), "{body:?}");
@@ -309,6 +327,45 @@ fn malformed_chunks_are_refused() {
         "0\r\nA: b\r\n c\r\n",
     ] {
         let body = format!("{body}0\r\n\r\n");
+        assert_eq!(decode(body.as_bytes()), Err(400), "{body:?}");
+    }
+}
+
+#[test]
+fn malformed_chunk_extensions_are_refused() {
+    for extensions in [
+        "\t",
+        ";",
+        ";;a",
+        ";a;",
+        ";a ",
+        ";a b",
+        ";a[",
+        ";\"a\"",
+        ";\u{e9}",
+        ";=a",
+        ";a=",
+        ";a= ;b",
+        ";a==b",
+        ";a=b=c",
+        ";a=b c",
+        ";a=b ",
+        ";a=b\"c\"",
+        ";a=\u{e9}",
+        ";a=\"b",
+        ";a=\"b\"\"",
+        ";a=\"b\"c",
+        ";a=\"b\" ",
+        ";a=\"b\n\"",
+        ";a=\"\x7f\"",
+        ";a=\"\\\"",
+        ";a=\"\\",
+        ";a=\"\\\r\n\"",
+        ";a=\"\\\n\"",
+        ";a=\"\\\x00\"",
+        ";a=\\b",
+    ] {
+        let body = format!("1{extensions}\r\nx\r\n0\r\n\r\n");
         assert_eq!(decode(body.as_bytes()), Err(400), "{body:?}");
     }
 }

@@ -193,6 +193,14 @@ pub const MALFORMED: &[(&str, &str)] = &[
         "400 Bad Request",
     ),
     (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;bad[=x\r\nhello\r\n0\r\n\r\n",
+        "400 Bad Request: a chunk extension is malformed\n",
+    ),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a=\"b\r\nhello\r\n0\r\n\r\n",
+        "400 Bad Request: a chunk extension is malformed\n",
+    ),
+    (
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nno trailer\r\n\r\n",
         "400 Bad Request",
     ),

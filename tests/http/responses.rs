@@ -236,8 +236,7 @@ fn chunks_are_joined_and_extensions_and_trailers_left_out() {
     let daemon = lab.start(&[]);
     let mut connection = lab.client.http(POD);
     let head = "POST /chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let chunks =
-        "5;a=b\r\nhello\r\n006 ;c=\"d\"\r\n world\r\n0;last\r\nX-Sum: 1\r\nX-Empty:\r\n\r\n";
+    let chunks = "5;a=b\r\nhello\r\n006 ;c=\"\\\";d\" ; e = f\r\n world\r\n0;last\r\nX-Sum: 1\r\nX-Empty:\r\n\r\n";
     let answer = connection.request(format!("{head}{chunks}"));
     assert_eq!(answer.status, "200 OK");
     assert!(

@@ -151,6 +151,12 @@ const CHUNKS: &[(&str, &str)] = &[
     ("1;a\nx\r\n0\r\n\r\n", BAD),
     ("1;a=\"\n\"\r\nx\r\n0\r\n\r\n", BAD),
     ("1;a\rb\r\nx\r\n0\r\n\r\n", BAD),
+    // For some parsers a quoted string goes on behind the end of the line, or a quoted pair has one.
+    ("1;a=\"\r\nx\r\n0\r\n\r\n\"\r\n", BAD),
+    ("1;a=\"\\\r\n\"\r\nx\r\n0\r\n\r\n", BAD),
+    ("1;a=\"\\\n\"\r\nx\r\n0\r\n\r\n", BAD),
+    ("1;a=\"\\\"\r\nx\r\n0\r\n\r\n", BAD),
+    ("0;a=\"\r\n\r\n", BAD),
     ("0;\n\r\n\r\n", BAD),
     ("1\nx\r\n0\r\n\r\n", BAD),
     ("1\r\rx\r\n0\r\n\r\n", BAD),
