@@ -61,14 +61,17 @@ impl HeadScanner {
             let line = input[self.line_start..end]
                 .strip_suffix(b"\r")
                 .ok_or(bad("a line does not end with CRLF"))?;
-            self.position = end + 1;
-            self.line_start = end + 1;
+            let next = end + 1;
             match self.request_line {
-                None if line.is_empty() && self.head_start == 0 => self.head_start = self.position,
+                None if line.is_empty() && self.head_start == 0 => self.head_start = next,
+                // As long as no more is known, this line is examined again.
+                None if line.is_empty() => {
+                    return RequestLine::check_empty_lines(input).map(|()| None);
+                }
                 None => self.request_line = Some(RequestLine::parse(line)?),
                 Some(request_line) if line.is_empty() => {
                     return Ok(Some(Span {
-                        range: self.head_start..self.position,
+                        range: self.head_start..next,
                         request_line,
                         fields: self.fields,
                     }));
@@ -81,6 +84,8 @@ impl HeadScanner {
                 }
                 Some(_) => self.fields += 1,
             }
+            self.position = next;
+            self.line_start = next;
         }
         self.position = input.len();
         self.check(input, input.len())?;

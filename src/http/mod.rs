@@ -20,7 +20,7 @@
 //! - persistent connections in both versions, `Expect: 100-continue`
 //!
 //! Refused, with the status that the RFCs ask for:
-//! - other protocols: TLS, HTTP/2, HTTP/0.9
+//! - other protocols: TLS, HTTP/2, HTTP/0.9, the PROXY protocol
 //! - lines that do not end with CRLF, folded field lines, whitespace in front of a colon, more than one
 //!   Host field, and every form of framing that two parsers could interpret differently
 //! - CONNECT, TRACE, transfer codings other than chunked, expectations other than 100-continue

@@ -9,6 +9,12 @@ use crate::http::syntax::{is_host, is_token_byte};
 /// The longest request line, in bytes, without its CRLF (RFC 9112, 3 asks for at least 8000).
 pub const MAX_REQUEST_LINE: usize = 8192;
 
+/// The signature of version 2 of the PROXY protocol (HAProxy's proxy-protocol.txt, 2.2).
+const PROXY_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
+/// Why a request is refused that begins with either version of it.
+const SPEAKS_PROXY: &str = "the client speaks the PROXY protocol, not HTTP";
+
 /// The length of `HTTP/1.x`, in bytes.
 const VERSION_LENGTH: usize = 8;
 
@@ -54,8 +60,21 @@ impl RequestLine {
         }
     }
 
+    /// Checks input that begins with two empty lines: no request does. Input that may become the
+    /// signature of the PROXY protocol is not refused yet.
+    pub(super) fn check_empty_lines(input: &[u8]) -> Result<(), Rejection> {
+        match input.get(..PROXY_V2.len()) {
+            Some(PROXY_V2) => Err(bad(SPEAKS_PROXY)),
+            None if PROXY_V2.starts_with(input) => Ok(()),
+            _ => Err(bad("more than one empty line precedes the request")),
+        }
+    }
+
     /// Reads a complete line, without its CRLF.
     pub(super) fn parse(line: &[u8]) -> Result<RequestLine, Rejection> {
+        if is_proxy_v1(line) {
+            return Err(bad(SPEAKS_PROXY));
+        }
         let mut words = line.splitn(4, |byte| *byte == b' ');
         let (Some(method), Some(target), Some(version), None) =
             (words.next(), words.next(), words.next(), words.next())
@@ -97,6 +116,15 @@ impl RequestLine {
         let (version, rest) = rest[1..].split_at(VERSION_LENGTH);
         [method, target, version, &rest[2..]]
     }
+}
+
+/// `PROXY` and a transport protocol (proxy-protocol.txt, 2.1). A request with the method PROXY is another:
+/// none of these is a target.
+fn is_proxy_v1(line: &[u8]) -> bool {
+    let transport = line
+        .strip_prefix(b"PROXY ")
+        .and_then(|rest| rest.split(|byte| *byte == b' ').next());
+    matches!(transport, Some(b"TCP4" | b"TCP6" | b"UNKNOWN"))
 }
 
 /// `HTTP/1.x`. The preface of HTTP/2 is a request with the method PRI (RFC 9113, 3.4).

@@ -266,6 +266,11 @@ fn what_is_too_long_is_refused() {
     ]);
 }
 
+const PROXY: &str = "400 Bad Request: the client speaks the PROXY protocol, not HTTP\n";
+
+/// The signature of version 2 of the PROXY protocol.
+const PROXY_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
 #[test]
 fn other_protocols_are_refused_by_name() {
     // The start of a ClientHello; most have a line feed among their random bytes.
@@ -281,11 +286,59 @@ fn other_protocols_are_refused_by_name() {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
     let http_2 = "505 HTTP Version Not Supported: the client speaks HTTP/2, not HTTP/1.1\n";
     let other = b"\0\x01\x02\n\n".to_vec();
+    let proxy_v1 = |line: &str| format!("PROXY {line}\r\n").into_bytes();
+    let addresses = b"\x21\x11\0\x0c\xc0\0\x02\x01\x0a\xf4\0\x05\x15\xb3\x1f\xf4";
+    let proxy_v2 = |header: &[u8]| [PROXY_V2, header].concat();
     assert_all_refused(&[
         (hello(0xa5), tls),
         (hello(b'\n'), tls),
         (preface, http_2),
+        (proxy_v1("TCP4 192.0.2.1 10.244.0.5 5555 8180"), PROXY),
+        (proxy_v1("TCP6 2001:db8::1 fd00::5 5555 8180"), PROXY),
+        (proxy_v1("UNKNOWN"), PROXY),
+        (proxy_v1("UNKNOWN anything"), PROXY),
+        (proxy_v1("UNKNOWN 2001:db8::1 fd00::5 5555 8180"), PROXY),
+        (proxy_v2(addresses), PROXY),
+        // LOCAL, of the proxy itself.
+        (proxy_v2(b"\x20\0\0\0"), PROXY),
         (other, "400 Bad Request: this is not HTTP\n"),
+    ]);
+}
+
+#[test]
+fn the_proxy_protocol_is_recognised_in_pieces() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    for cut in [1, 2, 3, 4, 5, 7, 11] {
+        let mut connection = lab.client.http(POD);
+        let (first, rest) = PROXY_V2.split_at(cut);
+        connection.send(first);
+        connection.assert_no_response_yet();
+        assert_eq!(refused(&mut connection, rest).text(), PROXY, "cut at {cut}");
+        let client = format!("client={} ", connection.client());
+        let line = daemon.wait_for(&client);
+        let reason = "reason=\"the client speaks the PROXY protocol, not HTTP\" bytes=\"";
+        assert!(line.contains(reason), "{line}");
+    }
+}
+
+#[test]
+fn what_only_looks_like_the_proxy_protocol_is_not_taken_for_it() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let mut connection = lab.client.http(POD);
+    for line in ["PROXY / HTTP/1.1", "PROXY UNKNOWN://a/TCP4 HTTP/1.1"] {
+        let answer = connection.request(format!("{line}\r\nHost: a\r\n\r\n"));
+        assert_eq!(answer.status, "200 OK", "{line}");
+    }
+    let empty = "400 Bad Request: more than one empty line precedes the request\n";
+    let words = "400 Bad Request: the request line is not METHOD TARGET VERSION\n";
+    assert_all_refused(&[
+        (b"\r\n\r\n".to_vec(), empty),
+        (b"\r\n\r\n\0\r\nQUIT\r\n".to_vec(), empty),
+        (b"PROXY\r\n".to_vec(), words),
+        (b"PROXY TCP5 a b 1 2\r\n".to_vec(), words),
+        (b"proxy TCP4 a b 1 2\r\n".to_vec(), words),
     ]);
 }
 
