@@ -183,6 +183,10 @@ impl Decoder {
                 return Err(bad("a chunk is longer than its size"));
             }
             (State::TrailerStart, b'\r') => State::LastLf,
+            // Not the first line: it cannot be folded.
+            (State::TrailerStart, b' ' | b'\t') if self.overhead > 1 => {
+                return Err(bad("a trailer field is folded (obs-fold)"));
+            }
             (State::TrailerStart | State::TrailerName, byte) if is_token_byte(byte) => {
                 State::TrailerName
             }

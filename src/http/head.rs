@@ -181,7 +181,7 @@ fn parse_fields<const N: usize>(lines: &[u8]) -> Result<Fields<'_>, Rejection> {
     let headers = match httparse::parse_headers(lines, &mut storage) {
         Ok(httparse::Status::Complete((_, headers))) => headers,
         Ok(httparse::Status::Partial) => return Err(bad("the head is malformed")),
-        Err(httparse::Error::HeaderName) => return Err(bad("a field name is malformed")),
+        Err(httparse::Error::HeaderName) => return Err(bad(name_reason(lines))),
         Err(httparse::Error::HeaderValue) => return Err(bad("a field value is malformed")),
         Err(_) => return Err(bad("a field line is malformed")),
     };
@@ -190,4 +190,18 @@ fn parse_fields<const N: usize>(lines: &[u8]) -> Result<Fields<'_>, Rejection> {
         fields.add(header)?;
     }
     Ok(fields)
+}
+
+/// Why a field name is malformed: a line that begins with whitespace is folded (RFC 9112, 5.2), or follows
+/// the request line (2.2).
+fn name_reason(lines: &[u8]) -> &'static str {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let mut lines = lines.split(|byte| *byte == b'\n').map(<[u8]>::first);
+    if is_blank(lines.next().flatten()) {
+        "whitespace precedes the first field line"
+    } else if lines.any(is_blank) {
+        "a field line is folded (obs-fold)"
+    } else {
+        "a field name is malformed"
+    }
 }

@@ -343,6 +343,35 @@ fn what_only_looks_like_the_proxy_protocol_is_not_taken_for_it() {
 }
 
 #[test]
+fn folded_lines_are_refused_by_name() {
+    let head = |fields: &str| format!("GET / HTTP/1.1\r\n{fields}\r\n\r\n").into_bytes();
+    let trailers = |lines: &str| {
+        let fields = "Host: a\r\nTransfer-Encoding: chunked";
+        [head(fields), format!("0\r\n{lines}\r\n\r\n").into()].concat()
+    };
+    let folded = "400 Bad Request: a field line is folded (obs-fold)\n";
+    let first = "400 Bad Request: whitespace precedes the first field line\n";
+    let trailer = "400 Bad Request: a trailer field is folded (obs-fold)\n";
+    let name = "400 Bad Request: a field name is malformed\n";
+    assert_all_refused(&[
+        (head("Host: x\r\nX: a\r\n b"), folded),
+        (head("Host: x\r\nX:\r\n\tb"), folded),
+        (head("Host: x\r\n \t"), folded),
+        (head("Host: x\r\n Y: b"), folded),
+        (head(" Host: x"), first),
+        (head("\t\r\nHost: x"), first),
+        (head("Host: x\r\nX y: z"), name),
+        (head("Host: x\r\n: z"), name),
+        (trailers("X: a\r\n b"), trailer),
+        (trailers("X: a\r\n\tY: b"), trailer),
+        (
+            trailers(" X: a"),
+            "400 Bad Request: a trailer field is malformed\n",
+        ),
+    ]);
+}
+
+#[test]
 fn connect_and_trace_are_refused_with_the_methods_that_are_allowed() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
