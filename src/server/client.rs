@@ -156,6 +156,7 @@ impl<'c> Client<'c> {
         if !delay.is_zero() {
             self.limit.delay(self.slot, delay);
             self.unpark();
+            self.slot.end_delay();
         }
     }
 

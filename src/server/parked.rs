@@ -154,6 +154,10 @@ impl Slot {
     pub fn wait_evicted<T>(&self, lock: MutexGuard<'_, T>, time: Duration) {
         let is_parked = |_: &mut T| self.word() != EVICTED;
         drop(self.evicted.wait_timeout_while(lock, time, is_parked));
+    }
+
+    /// Records that the response is not delayed any more: once the connection is busy again.
+    pub fn end_delay(&self) {
         self.is_delayed.store(false, Ordering::Relaxed);
     }
 
