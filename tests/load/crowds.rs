@@ -42,6 +42,8 @@ pub enum Behaviour {
     Silent,
     /// They send one request, and keep the connection.
     Idle,
+    /// They ask for delayed responses.
+    Delayed,
     /// They send a byte of a request's head at a time.
     DrippingHead,
     /// They send a byte of a request's body at a time.
@@ -49,9 +51,10 @@ pub enum Behaviour {
 }
 
 impl Behaviour {
-    const ALL: [Behaviour; 4] = [
+    const ALL: [Behaviour; 5] = [
         Behaviour::Silent,
         Behaviour::Idle,
+        Behaviour::Delayed,
         Behaviour::DrippingHead,
         Behaviour::DrippingBody,
     ];
@@ -61,6 +64,7 @@ impl Behaviour {
         match self {
             Behaviour::Silent => "",
             Behaviour::Idle => "GET /idle HTTP/1.1\r\nHost: pod\r\n\r\n",
+            Behaviour::Delayed => "GET /delayed HTTP/1.1\r\nHost: pod\r\nX-Echo-Delay: 10s\r\n\r\n",
             Behaviour::DrippingHead => "GET /drip HTTP/1.1\r\nHost: pod\r\nFiller: ",
             Behaviour::DrippingBody => {
                 "POST /drip HTTP/1.1\r\nHost: pod\r\nContent-Length: 60000\r\n\r\n"

@@ -208,6 +208,11 @@ fn beside_2_000_clients_that_are_idle_after_one_response_others_are_served_at_on
 }
 
 #[test]
+fn beside_2_000_clients_that_ask_for_delayed_responses_others_are_served_at_once() {
+    assert_served_beside(Behaviour::Delayed, 2000);
+}
+
+#[test]
 fn beside_2_000_clients_whose_heads_drip_others_are_served_at_once() {
     assert_served_beside(Behaviour::DrippingHead, 2000);
 }
