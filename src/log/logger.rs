@@ -58,9 +58,14 @@ pub fn start_writer() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes this thread wait while the queue is full. Other threads discard their lines.
+/// Makes this thread wait for a while if the queue is full. Other threads discard their lines.
 pub fn block_when_full() {
     WHEN_FULL.set(WhenFull::Block);
+}
+
+/// The number of lines of this process that were lost since the start, because the log was not read.
+pub fn lost_lines() -> u64 {
+    QUEUE.lost()
 }
 
 struct Logger {

@@ -4,7 +4,8 @@
 //!    (`Served::line`) and passes it to `log::info!`.
 //! 2. The `log` crate calls `logger`, which filters by level and adds the time and the level.
 //! 3. `logger` appends the line to `queue`, and the thread of the request goes on. If the queue is full,
-//!    a thread that serves clients waits; other threads discard the line, and the next says how many.
+//!    a thread that serves clients waits, until the log has not been read for 1 s; then it discards the line, as
+//!    other threads do at once, and the next line says how many.
 //! 4. The writer thread takes all queued lines, 4 ms after the first of them or when they are 128 KiB,
 //!    and passes them to `logger::write_stderr`: one write(2) for many lines, of at most `PIPE_BUF` bytes
 //!    unless stderr is a file.

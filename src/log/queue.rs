@@ -2,8 +2,10 @@
 //! many lines at once: a system call for each would be the largest cost of a request.
 //!
 //! The queue knows neither the format of a line nor where it is written. If the writer is blocked, the
-//! queue fills; then a thread either waits or discards its line. A flush gives up after a time limit.
+//! queue fills; then a thread either waits for a while or discards its line at once, and the queue counts
+//! what is lost. A flush gives up after a time limit.
 
+use std::collections::VecDeque;
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -13,14 +15,23 @@ use std::time::{Duration, Instant};
 use crate::lock::unpoisoned;
 use crate::log::buffer::Buffer;
 
-/// The capacity of the queue, in bytes. The batch that is being written may have as many again.
-const CAPACITY: usize = 256 * 1024;
+/// The capacity of the queue, in bytes. The writer may have a block more.
+const CAPACITY: usize = 2 * 1024 * 1024;
+
+/// The size of a block, in bytes. There is one, unless the writer does not keep up.
+const BLOCK: usize = 256 * 1024;
+
+/// The space for a line, in bytes: the longest has `PIPE_BUF`, and a notice of lost lines may precede it.
+const LINE: usize = libc::PIPE_BUF + 256;
 
 /// The size of the queue, in bytes, at which the writer does not wait for more lines.
-const BATCH: usize = CAPACITY / 2;
+const BATCH: usize = BLOCK / 2;
 
 /// The longest time for which the writer waits for more lines.
 const BATCH_DELAY: Duration = Duration::from_millis(4);
+
+/// The time without progress of the writer after which it is stuck: no thread waits for it any more.
+const STUCK: Duration = Duration::from_secs(1);
 
 /// The time after which a flush looks at the progress again.
 const FLUSH_POLL: Duration = Duration::from_millis(1);
@@ -34,9 +45,10 @@ const MAX_FLUSH: Duration = Duration::from_secs(2);
 /// What a thread does with a line for which the queue has no space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
-    /// It waits for space.
+    /// It waits for space, for at most `STUCK`, and not at all while the writer is stuck. Then it discards
+    /// the line.
     Block,
-    /// It discards the line, and the queue counts it.
+    /// It discards the line.
     Discard,
 }
 
@@ -46,7 +58,7 @@ pub struct LogQueue {
     lines: Mutex<Lines>,
     /// Notified when the first line is queued, and when `BATCH` bytes are.
     not_empty: Condvar,
-    /// Notified when the writer has taken the lines.
+    /// Notified when the writer has taken lines.
     not_full: Condvar,
     /// The bytes that were written since the start.
     bytes_written: AtomicU64,
@@ -54,17 +66,34 @@ pub struct LogQueue {
 
 #[derive(Debug)]
 struct Lines {
-    queued: Buffer,
+    /// The queued lines, the oldest first. The last block is being filled. While nothing is queued, it may be
+    /// an empty one, kept for its memory.
+    blocks: VecDeque<Buffer>,
+    /// The bytes in the blocks.
+    length: usize,
+    /// When the writer last took lines, or a line was queued where none was, whichever is later.
+    waiting_since: Option<Instant>,
     /// The bytes that were queued since the start.
     bytes_queued: u64,
-    /// The lines that were discarded since the last one that was queued.
+    /// The lines that were discarded since the start.
     lost: u64,
+    /// How many of them were when a line was queued last.
+    lost_before: u64,
 }
 
 impl Lines {
-    /// Whether there is no space for the longest line, which has `PIPE_BUF` bytes.
     fn is_full(&self) -> bool {
-        self.queued.len() + libc::PIPE_BUF > CAPACITY
+        self.length + LINE > CAPACITY
+    }
+
+    /// The block with space for a line.
+    fn block(&mut self) -> &mut Buffer {
+        let last = self.blocks.back().map(Buffer::len);
+        if last.is_none_or(|length| length + LINE > BLOCK) {
+            self.blocks.push_back(Buffer::EMPTY);
+        }
+        let end = self.blocks.len() - 1;
+        &mut self.blocks[end]
     }
 }
 
@@ -73,9 +102,12 @@ impl LogQueue {
     pub const fn empty() -> LogQueue {
         LogQueue {
             lines: Mutex::new(Lines {
-                queued: Buffer::EMPTY,
+                blocks: VecDeque::new(),
+                length: 0,
+                waiting_since: None,
                 bytes_queued: 0,
                 lost: 0,
+                lost_before: 0,
             }),
             not_empty: Condvar::new(),
             not_full: Condvar::new(),
@@ -87,21 +119,51 @@ impl LogQueue {
     /// before, unless this line is discarded.
     pub fn push(&self, when_full: WhenFull, append: impl FnOnce(&mut Buffer, u64)) {
         let mut lines = self.lock();
-        while lines.is_full() {
-            if when_full == WhenFull::Discard {
+        if lines.is_full() {
+            if when_full == WhenFull::Block {
+                lines = self.wait_for_space(lines);
+            }
+            if lines.is_full() {
                 lines.lost += 1;
                 return;
             }
-            lines = unpoisoned(self.not_full.wait(lines));
         }
-        let before = lines.queued.len();
-        let lost = mem::take(&mut lines.lost);
-        append(&mut lines.queued, lost);
-        let after = lines.queued.len();
-        lines.bytes_queued += (after - before) as u64;
-        if before == 0 || (before < BATCH && after >= BATCH) {
+        let lost = lines.lost;
+        let lost_before = mem::replace(&mut lines.lost_before, lost);
+        let block = lines.block();
+        let start = block.len();
+        append(block, lost - lost_before);
+        let added = block.len() - start;
+        let before = lines.length;
+        lines.length += added;
+        lines.bytes_queued += added as u64;
+        if before == 0 {
+            lines.waiting_since = Some(Instant::now());
+        }
+        if before == 0 || (before < BATCH && lines.length >= BATCH) {
             self.not_empty.notify_one();
         }
+    }
+
+    /// Waits until a full queue has space, or [`STUCK`] after the last progress of the writer; never longer
+    /// than that.
+    #[cold]
+    fn wait_for_space<'l>(&'l self, mut lines: MutexGuard<'l, Lines>) -> MutexGuard<'l, Lines> {
+        let start = Instant::now();
+        while lines.is_full() {
+            let since = lines.waiting_since.map_or(start, |since| since.min(start));
+            let left = STUCK.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            lines = unpoisoned(self.not_full.wait_timeout(lines, left)).0;
+        }
+        lines
+    }
+
+    /// The number of lines that were discarded since the start.
+    pub fn lost(&self) -> u64 {
+        self.lock().lost
     }
 
     /// Passes lines to `write` as they are queued, forever: whole lines, at most `max_write` bytes at
@@ -119,16 +181,23 @@ impl LogQueue {
         }
     }
 
-    /// Waits for lines, then for more of them, and moves them into the empty `batch`.
+    /// Waits for lines, then for more of them, and puts the first block in place of the empty `batch`. The
+    /// memory of `batch` is used again, unless there are more blocks.
     fn take_batch(&self, batch: &mut Buffer) {
-        let is_empty = |lines: &mut Lines| lines.queued.is_empty();
-        let is_small = |lines: &mut Lines| lines.queued.len() < BATCH;
+        let is_empty = |lines: &mut Lines| lines.length == 0;
+        let is_small = |lines: &mut Lines| lines.length < BATCH;
         let lines = unpoisoned(self.not_empty.wait_while(self.lock(), is_empty));
         let waited = self
             .not_empty
             .wait_timeout_while(lines, BATCH_DELAY, is_small);
         let mut lines = unpoisoned(waited).0;
-        mem::swap(&mut lines.queued, batch);
+        let first = lines.blocks.pop_front().unwrap_or_default();
+        lines.length -= first.len();
+        lines.waiting_since = Some(Instant::now());
+        let written = mem::replace(batch, first);
+        if lines.blocks.is_empty() {
+            lines.blocks.push_back(written);
+        }
         drop(lines);
         self.not_full.notify_all();
     }
@@ -166,115 +235,4 @@ fn split_lines(mut lines: &[u8], max: usize) -> impl Iterator<Item = &[u8]> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicBool;
-    use std::sync::mpsc;
-
-    use super::*;
-
-    /// Fills a queue, and returns the number of lines that it accepted.
-    fn fill(queue: &LogQueue) -> usize {
-        let mut accepted = 0;
-        for _ in 0..2 * CAPACITY / 1000 {
-            queue.push(WhenFull::Discard, |lines, _| {
-                accepted += 1;
-                lines.push(&[b'\n'; 1000]);
-            });
-        }
-        accepted
-    }
-
-    #[test]
-    fn the_line_after_lost_lines_gets_their_number() {
-        static QUEUE: LogQueue = LogQueue::empty();
-        let lost = (2 * CAPACITY / 1000 - fill(&QUEUE)) as u64;
-        assert!(lost > 0);
-        thread::spawn(|| QUEUE.write_lines(usize::MAX, |_| {}));
-        let numbers = [(); 2].map(|()| {
-            let mut number = 0;
-            QUEUE.push(WhenFull::Block, |lines, lost| {
-                number = lost;
-                lines.push(b"\n");
-            });
-            number
-        });
-        assert_eq!(numbers, [lost, 0]);
-    }
-
-    #[test]
-    fn a_flush_gives_up_when_nothing_is_written() {
-        static QUEUE: LogQueue = LogQueue::empty();
-        fill(&QUEUE);
-        let stuck = |_: &[u8]| thread::sleep(Duration::from_secs(3600));
-        thread::spawn(move || QUEUE.write_lines(usize::MAX, stuck));
-        let start = Instant::now();
-        QUEUE.flush();
-        assert!(start.elapsed() >= STALL);
-    }
-
-    #[test]
-    fn a_flush_waits_while_something_is_written() {
-        static QUEUE: LogQueue = LogQueue::empty();
-        fill(&QUEUE);
-        let written = AtomicU64::new(0);
-        let written: &'static AtomicU64 = Box::leak(Box::new(written));
-        let slow = |lines: &[u8]| {
-            thread::sleep(STALL / 50);
-            written.fetch_add(lines.len() as u64, Ordering::SeqCst);
-        };
-        let queued = QUEUE.lock().queued.len() as u64;
-        thread::spawn(move || QUEUE.write_lines(CAPACITY / 12, slow));
-        QUEUE.flush();
-        assert_eq!(written.load(Ordering::SeqCst), queued);
-    }
-
-    #[test]
-    fn a_flush_gives_up_when_lines_are_written_too_slowly() {
-        static QUEUE: LogQueue = LogQueue::empty();
-        fill(&QUEUE);
-        let slow = |_: &[u8]| thread::sleep(STALL / 4);
-        thread::spawn(move || QUEUE.write_lines(CAPACITY / 64, slow));
-        let start = Instant::now();
-        QUEUE.flush();
-        let took = start.elapsed();
-        assert!(took >= MAX_FLUSH && took < 2 * MAX_FLUSH, "{took:?}");
-    }
-
-    #[test]
-    fn a_flush_ends_while_other_threads_log_without_end() {
-        static QUEUE: LogQueue = LogQueue::empty();
-        static IS_OVER: AtomicBool = AtomicBool::new(false);
-        thread::spawn(|| QUEUE.write_lines(usize::MAX, |_| {}));
-        let log = || {
-            while !IS_OVER.load(Ordering::SeqCst) {
-                QUEUE.push(WhenFull::Block, |lines, _| lines.push(&[b'\n'; 1000]));
-            }
-        };
-        (0..2).for_each(|_| drop(thread::spawn(log)));
-        let (sender, flushed) = mpsc::channel();
-        thread::spawn(move || {
-            (0..10).for_each(|_| QUEUE.flush());
-            sender.send(())
-        });
-        let in_time = flushed.recv_timeout(Duration::from_secs(10));
-        IS_OVER.store(true, Ordering::SeqCst);
-        assert_eq!(in_time, Ok(()));
-    }
-
-    #[test]
-    fn a_part_is_as_many_whole_lines_as_a_pipe_takes_at_once() {
-        let line = |length: usize| format!("{}\n", "x".repeat(length - 1));
-        let lines = [line(4000), line(96), line(1), line(5000), line(7)].concat();
-        let lengths: Vec<usize> = split_lines(lines.as_bytes(), libc::PIPE_BUF)
-            .map(<[u8]>::len)
-            .collect();
-        assert_eq!(lengths, [4096, 1, 4096, 904 + 7]);
-        assert_eq!(
-            split_lines(lines.as_bytes(), libc::PIPE_BUF)
-                .collect::<Vec<_>>()
-                .concat(),
-            lines.as_bytes()
-        );
-        assert_eq!(split_lines(b"", libc::PIPE_BUF).count(), 0);
-    }
-}
+mod tests;

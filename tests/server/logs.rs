@@ -10,9 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::lab::http_client::HttpClient;
 use crate::lab::stopwatch::Stopwatch;
-use crate::lab::{CIDRS, Lab, POD, PROGRAM, peak_memory, wait_until};
+use crate::lab::{CIDRS, Lab, POD, PROGRAM, resident_memory, wait_until};
 use nix::libc::O_NONBLOCK;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -20,39 +19,47 @@ use tproxy_pod::guard::LONGEST_STOP;
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 
-/// Time without a response after which the log is full.
-const STALL: Duration = Duration::from_secs(1);
+/// The longest time that a request waits for a log that is not read.
+const STUCK: Duration = Duration::from_secs(1);
+
+/// Clients that fill a log, and requests of each.
+const CLIENTS: usize = 8;
+const REQUESTS: usize = 400;
 
 /// Number of answered requests in a log.
 fn count_received(log: &str) -> usize {
     log.matches("INFO  Received request to ").count()
 }
 
-/// Sends requests until a response is late; returns the number of responses.
-fn fill_log(connection: &mut HttpClient) -> usize {
-    let field = |name: &str| format!("{name}: {}\r\n", "x".repeat(500));
-    let request = format!(
-        "GET /{} HTTP/1.1\r\n{}{}\r\n",
-        "t".repeat(500),
-        field("Host"),
-        field("User-Agent")
-    );
-    let stream = connection.0.get_ref();
-    let patience = stream.read_timeout().unwrap();
-    stream.set_read_timeout(Some(STALL)).unwrap();
-    let answers = (0..5000).position(|_| {
-        connection.send(&request);
-        let watch = Stopwatch::start();
-        while connection.0.fill_buf().is_err() {
-            if watch.used() > STALL / 2 {
-                return true;
-            }
-        }
-        assert_eq!(connection.response().status, "200 OK");
-        false
+/// Number of lines that a log says are lost.
+fn count_lost(log: &str) -> usize {
+    let notices = log.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(" WARN  Lost ")?;
+        let number = rest.strip_suffix(" log lines: the log was not read")?;
+        Some(number.parse::<usize>().unwrap())
     });
-    connection.0.get_ref().set_read_timeout(patience).unwrap();
-    answers.expect("requests wait when the log is full")
+    notices.sum()
+}
+
+/// Sends requests with long lines, more than may wait, from some clients at once. Each client is answered, and
+/// waits for the log once. Returns the number of requests.
+fn fill_log(lab: &Lab) -> usize {
+    let field = |name: &str| format!("{name}: {}\r\n", "x".repeat(500));
+    let target = "t".repeat(500);
+    let fields = [field("Host"), field("User-Agent")].concat();
+    let request = format!("GET /{target} HTTP/1.1\r\n{fields}\r\n");
+    let ask = || {
+        let mut connection = lab.client.http(POD);
+        let all = Stopwatch::start();
+        for _ in 0..REQUESTS {
+            let watch = Stopwatch::start();
+            assert_eq!(connection.request(&request).status, "200 OK");
+            watch.check_longest("an answer", watch.elapsed(), STUCK);
+        }
+        all.check_longest("all answers", all.elapsed(), 2 * STUCK);
+    };
+    thread::scope(|scope| (0..CLIENTS).for_each(|_| drop(scope.spawn(ask))));
+    CLIENTS * REQUESTS
 }
 
 /// The program with a pipe as its log, which the test reads.
@@ -79,13 +86,23 @@ impl UnreadLog {
     }
 
     /// Reads up to a line with this text.
-    fn read_to(&mut self, text: &str) {
+    fn read_to(&mut self, text: &str) -> String {
         let log = self.log.as_mut().unwrap();
-        let mut line = String::new();
-        while !line.contains(text) {
-            line.clear();
-            assert!(log.read_line(&mut line).unwrap() > 0, "no line with {text}");
+        let (mut read, mut start) = (String::new(), 0);
+        while !read[start..].contains(text) {
+            start = read.len();
+            assert!(log.read_line(&mut read).unwrap() > 0, "no line with {text}");
         }
+        read
+    }
+
+    /// Reads a log that was full. Then a line has space that says what is lost, before the line of one more
+    /// request.
+    fn read_on(&mut self, lab: &Lab) -> String {
+        let mut half = vec![0; 1 << 20];
+        self.log.as_mut().unwrap().read_exact(&mut half).unwrap();
+        assert_eq!(lab.client.http(POD).request(REQUEST).status, "200 OK");
+        String::from_utf8(half).unwrap() + &self.read_to(" Received request to / ")
     }
 
     fn guard(&self) -> Pid {
@@ -152,30 +169,31 @@ fn assert_reconciles(lab: &Lab) {
 }
 
 #[test]
-fn while_the_log_is_not_read_requests_wait_and_memory_does_not_grow() {
+fn while_the_log_is_not_read_requests_wait_a_second_at_most_and_lost_lines_are_counted() {
     // Also if another process has made the pipe non-blocking.
     for flags in [0, O_NONBLOCK] {
         let lab = Lab::new();
         let mut program = UnreadLog::spawn(&lab, pipe().unwrap().0, flags);
         program.read_to("Created table");
-        let mut connection = lab.client.http(POD);
-        let answered = fill_log(&mut connection);
+        let answered = fill_log(&lab);
         let healthy = lab.node.get("127.0.0.1:1", "/healthz");
-        let peak = peak_memory(crate::lab::server_of(program.guard()));
-
-        let text = program.read();
-        let late = connection.response();
+        let server = crate::lab::server_of(program.guard());
+        let full = resident_memory(server);
+        let text = program.read_on(&lab);
+        let read = resident_memory(server);
+        let rest = program.read();
         assert!(program.stop().success());
-        let text = text.join().unwrap();
+        let text = text + &rest.join().unwrap();
 
-        assert!(answered > 100, "{answered} answers before the log is full");
         assert!(
             healthy.ends_with("ok\n"),
             "probes are not logged: {healthy}"
         );
-        assert!(peak < 4 << 20, "{peak} bytes");
-        assert_eq!(late.status, "200 OK");
-        assert_eq!(count_received(&text), answered + 1);
+        let lost = count_lost(&text);
+        assert!(lost > 100, "{lost} lines are lost");
+        assert_eq!(count_received(&text) + lost, answered + 1);
+        assert!(full < 5 << 20, "{full} bytes");
+        assert!(read + (3 << 19) < full, "{read} of {full} bytes are kept");
     }
 }
 
@@ -246,7 +264,7 @@ fn while_the_log_is_not_read_the_guard_reconciles() {
 fn while_the_log_is_not_read_a_stop_ends_in_order_within_its_time() {
     let lab = Lab::new();
     let mut program = UnreadLog::start(&lab);
-    fill_log(&mut lab.client.http(POD));
+    fill_log(&lab);
     assert_eq!(program.stop().code(), Some(0));
     assert_eq!(lab.remains(), [""; 0]);
 }
@@ -255,7 +273,7 @@ fn while_the_log_is_not_read_a_stop_ends_in_order_within_its_time() {
 fn with_a_slow_reader_a_stop_ends_in_order_within_its_time() {
     let lab = Lab::new();
     let mut program = UnreadLog::start(&lab);
-    fill_log(&mut lab.client.http(POD));
+    fill_log(&lab);
     let mut log = program.log.take().unwrap();
     thread::spawn(move || {
         let mut piece = [0; 4096];
@@ -271,27 +289,13 @@ fn with_a_slow_reader_a_stop_ends_in_order_within_its_time() {
 fn while_the_log_is_not_read_the_nodes_own_requests_are_answered_and_their_lines_counted() {
     let lab = Lab::new();
     let mut program = UnreadLog::start(&lab);
-    let mut connection = lab.client.http(POD);
-    fill_log(&mut connection);
+    let answered = fill_log(&lab);
     for _ in 0..8 {
         let answer = lab.node.get("127.0.0.1:1", "/nothing");
         assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
     }
-    let healthy = lab.node.get("127.0.0.1:1", "/healthz");
-    assert!(healthy.ends_with("ok\n"), "{healthy}");
-    let text = program.read();
-    assert_eq!(connection.response().status, "200 OK");
-    assert!(program.stop().success());
-    let text = text.join().unwrap();
-    // The last line may be late, and fit.
-    let written = text.matches(" Received request to /nothing : ").count();
-    let lost = text.lines().filter_map(|line| {
-        let (_, rest) = line.split_once(" WARN  Lost ")?;
-        let number = rest.strip_suffix(" log lines: the log was not read")?;
-        Some(number.parse::<usize>().unwrap())
-    });
-    let lost: usize = lost.sum();
-    assert!(lost > 0 && lost + written == 8, "{lost} and {written}");
+    let text = program.read_on(&lab);
+    assert_eq!(count_received(&text) + count_lost(&text), answered + 8 + 1);
 }
 
 #[test]
