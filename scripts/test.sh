@@ -32,8 +32,8 @@ esac
 cd "$(dirname "$0")/.."
 
 # command:package, of Debian and Ubuntu
-tools=(buildah:buildah cc:gcc curl:curl file:file ip:iproute2 iptables-restore:iptables ipvsadm:ipvsadm nft:nftables
-    nsenter:util-linux python3:python3 runc:runc setpriv:util-linux shellcheck:shellcheck strace:strace
+tools=(buildah:buildah cc:gcc curl:curl file:file ip:iproute2 iptables-restore:iptables ipvsadm:ipvsadm jq:jq
+    nft:nftables nsenter:util-linux python3:python3 runc:runc setpriv:util-linux shellcheck:shellcheck strace:strace
     sysctl:procps unshare:util-linux)
 if [[ $all ]]; then
     tools+=(c++:g++ gnuplot:gnuplot-nox go:golang-go haproxy:haproxy iperf3:iperf3 wrk:wrk)

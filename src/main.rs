@@ -21,7 +21,7 @@ use tproxy_pod::guard::readiness::ReadinessReport;
 use tproxy_pod::guard::reconciler::Reconciler;
 use tproxy_pod::guard::server_process::ServerProcess;
 use tproxy_pod::guard::{self, Guard};
-use tproxy_pod::log::logger;
+use tproxy_pod::log::{LogFormat, logger};
 use tproxy_pod::nftables::batch::CommitMode;
 use tproxy_pod::nftables::bridge::BridgeRedirect;
 use tproxy_pod::nftables::compile::compile;
@@ -57,6 +57,11 @@ fn main() -> ExitCode {
 fn with_rules(options: &Options, act: fn(&Options, Vec<Rules>) -> ExitCode) -> ExitCode {
     match read_rules(options) {
         Ok(rules) => act(options, rules),
+        Err(error) if options.log_format == LogFormat::Json => {
+            logger::start(LogFormat::Json);
+            log::error!("{error}");
+            ExitCode::from(USAGE_STATUS)
+        }
         Err(error) => refuse(&error),
     }
 }
@@ -71,7 +76,7 @@ fn check(options: &Options, rules: Vec<Rules>) -> ExitCode {
 
 /// Captures connections until a stop; the last log lines are written then.
 fn run(options: &Options, rules: Vec<Rules>) -> ExitCode {
-    logger::start();
+    logger::start(options.log_format);
     let status = start_processes(options, rules).unwrap_or_else(|error| fail(&error));
     log::logger().flush();
     status

@@ -14,13 +14,16 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use stream::{Outcome, read};
 use tproxy_pod::http::body::Framing;
-use tproxy_pod::http::echo::{self, Echo, Served};
+use tproxy_pod::http::echo::{self, Echo};
 use tproxy_pod::http::endpoints::Endpoints;
 use tproxy_pod::http::fields::Persistence;
 use tproxy_pod::http::head::{Head, HeadScanner, MAX_FIELDS, MAX_HEAD};
+use tproxy_pod::http::log_lines::{self, Served};
 use tproxy_pod::http::response::{Content, Description, Response};
 use tproxy_pod::http::status::{Rejection, Status};
+use tproxy_pod::log::LogFormat;
 use tproxy_pod::log::buffer::Buffer;
+use tproxy_pod::log::line::Line;
 use tproxy_pod_fuzz::framing;
 
 /// Number of bytes at the end of an input that are the lengths of pieces.
@@ -112,7 +115,6 @@ fn check_accepted(stream: &[u8], content: &[u8], length: usize) {
         assert_eq!(length, content.len() as u64);
     }
     check_echo(&head, content);
-    let mut line = Buffer::EMPTY;
     let served = Served {
         head: &head,
         endpoints: &endpoints(),
@@ -120,8 +122,7 @@ fn check_accepted(stream: &[u8], content: &[u8], length: usize) {
         status: Status::OK,
         took: Duration::from_micros(1234),
     };
-    assert_is_safe(served.line(&mut line));
-    assert!(!line.is_empty());
+    check_line(|buffer, format| served.line(buffer, format));
 }
 
 /// Asserts that the echo is the content of one response, and contains the head as received; in JSON, what was sent.
@@ -211,14 +212,16 @@ fn check_refused(stream: &[u8], rejection: Rejection) {
         persistence: Persistence::Close,
     });
     assert_is_response(bytes, &text, false);
-    assert_is_safe(&echo::refused_line(&endpoints(), rejection, stream));
+    check_line(|buffer, format| {
+        log_lines::refused(buffer, format, &endpoints(), rejection, stream)
+    });
 }
 
 fn check_lost(stream: &[u8]) {
     let plain = framing::first(stream).is_some_and(|request| request.is_plain());
     assert!(!plain, "a plain request is complete");
     let reason = "the head is not complete";
-    assert_is_safe(&echo::lost_line(&endpoints(), reason, stream));
+    check_line(|buffer, format| log_lines::lost(buffer, format, &endpoints(), reason, stream));
 }
 
 /// Asserts a status line, fields, and content of the length in Content-Length; to a HEAD request neither.
@@ -232,8 +235,18 @@ fn assert_is_response(response: &[u8], content: &[u8], to_head: bool) {
     assert_eq!(sent, if to_head { b"" } else { content });
 }
 
-/// Asserts one line of printable ASCII, within `PIPE_BUF` with its time and level.
-fn assert_is_safe(line: &str) {
-    assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
-    assert!((1..libc::PIPE_BUF - 32).contains(&line.len()), "{line}");
+/// Asserts that a line of the log is printable ASCII, within `PIPE_BUF` with its time and level, and in JSON has the
+/// members of an object.
+fn check_line(write: impl for<'b> Fn(&'b mut Buffer, LogFormat) -> Line<'b>) {
+    for format in [LogFormat::Text, LogFormat::Json] {
+        let mut buffer = Buffer::EMPTY;
+        let mut line = write(&mut buffer, format);
+        let line = str::from_utf8(line.content()).unwrap();
+        assert!(line.bytes().all(|byte| matches!(byte, b' '..=b'~')));
+        assert!((1..libc::PIPE_BUF - 64).contains(&line.len()), "{line}");
+        if format == LogFormat::Json {
+            let object = serde_json::from_str(&format!("{{{line}}}"));
+            let _: serde_json::Map<String, Value> = object.unwrap();
+        }
+    }
 }

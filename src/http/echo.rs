@@ -1,14 +1,11 @@
-//! The echo, which is the content of a response, and the log line of a request. `json_echo` has the echo as JSON.
-
-use std::time::Duration;
+//! The echo, which is the content of a response. `json_echo` has it as JSON.
 
 use crate::http::endpoints::Endpoints;
 use crate::http::head::Head;
 use crate::http::json_echo;
 use crate::http::response::Content;
-use crate::http::status::{Rejection, Status};
+use crate::http::status::Rejection;
 use crate::log::buffer::Buffer;
-use crate::log::escape::{escaped, push_escaped};
 use crate::log::timestamp::Timestamp;
 
 /// The largest content that is echoed, in bytes. The rest is read and counted.
@@ -105,74 +102,4 @@ pub fn refusal(content: &mut Buffer, rejection: Rejection) {
     content.push(b": ");
     content.push(rejection.reason.as_bytes());
     content.push(b"\n");
-}
-
-/// A request that was answered, for its log line.
-pub struct Served<'a> {
-    /// The head of the request.
-    pub head: &'a Head<'a>,
-    /// The endpoints of the connection.
-    pub endpoints: &'a Endpoints,
-    /// The length of the request's content, in bytes.
-    pub received: u64,
-    /// The status of the response.
-    pub status: Status,
-    /// The time from the first byte of the request to the last byte of the response.
-    pub took: Duration,
-}
-
-impl Served<'_> {
-    /// The log line, written into `line`.
-    pub fn line<'l>(&self, line: &'l mut Buffer) -> &'l str {
-        let Served {
-            head, endpoints, ..
-        } = self;
-        line.resize(0);
-        line.push(b"Received request to ");
-        push_escaped(line, head.target);
-        line.push(b" : client=");
-        line.push(endpoints.client.as_bytes());
-        line.push(b" destination=");
-        line.push(endpoints.destination.as_bytes());
-        line.push(b" method=");
-        push_escaped(line, head.method);
-        line.push(b" target=");
-        push_escaped(line, head.target);
-        line.push(b" version=");
-        line.push(head.version);
-        line.push(b" host=\"");
-        push_escaped(line, head.host);
-        line.push(b"\" user_agent=\"");
-        push_escaped(line, head.user_agent);
-        line.push(b"\" body=");
-        line.push_number(self.received);
-        line.push(b" status=");
-        self.status.push_code(line);
-        line.push(b" took=");
-        line.push_number(self.took.as_micros() as u64);
-        line.push(b"us");
-        str::from_utf8(line.bytes()).unwrap_or_default()
-    }
-}
-
-/// The number of bytes that the log line of a refused or lost request shows.
-const SHOWN: usize = 64;
-
-/// The log line of a request that was refused; `input` is what has arrived of it.
-pub fn refused_line(endpoints: &Endpoints, rejection: Rejection, input: &[u8]) -> String {
-    format!(
-        "Refused request : {endpoints} status={} reason=\"{}\" bytes=\"{}\"",
-        rejection.status.code(),
-        rejection.reason,
-        escaped(&input[..input.len().min(SHOWN)]),
-    )
-}
-
-/// The log line of a request that could not be read or answered to its end; `input` is what has arrived
-/// of it.
-pub fn lost_line(endpoints: &Endpoints, reason: &str, input: &[u8]) -> String {
-    format!(
-        "Lost request : {endpoints} reason=\"{reason}\" bytes=\"{}\"",
-        escaped(&input[..input.len().min(SHOWN)]),
-    )
 }

@@ -1,6 +1,5 @@
 //! The two ends of a connection.
 
-use std::fmt;
 use std::net::SocketAddr;
 
 /// The addresses and ports of a connection, as text.
@@ -19,11 +18,5 @@ impl Endpoints {
             client: client.to_string(),
             destination: destination.to_string(),
         }
-    }
-}
-
-impl fmt::Display for Endpoints {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "client={} destination={}", self.client, self.destination)
     }
 }

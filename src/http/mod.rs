@@ -6,9 +6,9 @@
 //! 1. `head`: `HeadScanner` finds the end of a request head, `Head::parse` reads it. `request_line`
 //!    reads its first line; `fields` interprets the field lines, which `httparse` splits.
 //! 2. `body`: decodes what follows the head.
-//! 3. `echo`: writes the content of the response, in JSON by `json_echo`, and the log line of the request. `accept`
-//!    chooses the form, `directives` the status and the delay.
+//! 3. `echo`: writes the content of the response, in JSON by `json_echo`. `accept` chooses the form, `directives` the status and the delay.
 //! 4. `response`: puts the head of the response in front of its content.
+//! 5. `log_lines`: the line of the request.
 //!
 //! Below them: `status` (status codes, and why a request is refused), `endpoints` (of the connection) and `syntax`
 //! (character classes).
@@ -33,6 +33,7 @@ pub mod endpoints;
 pub mod fields;
 pub mod head;
 pub mod json_echo;
+pub mod log_lines;
 pub mod request_line;
 pub mod response;
 pub mod status;

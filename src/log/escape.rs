@@ -5,7 +5,7 @@ use std::fmt;
 use crate::log::buffer::Buffer;
 
 /// The longest escaped value, in bytes. A log line has up to five values, and stays within `PIPE_BUF`.
-const MAX_ESCAPED: usize = 512;
+pub const MAX_ESCAPED: usize = 512;
 
 /// Bytes that a peer sent, as printable ASCII: others, quotes and backslashes as `\n`, `\x1b`, `\"`.
 /// `...` stands for what exceeds `MAX_ESCAPED`.

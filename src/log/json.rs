@@ -1,19 +1,24 @@
 //! JSON strings (RFC 8259, 7) of bytes that a peer sent, for log lines and echoes.
 
-use std::ascii;
+use std::{ascii, fmt};
 
 use crate::log::buffer::Buffer;
 
 /// Appends a JSON string in printable ASCII, of at most `max` bytes between its quotes, and `...` for what exceeds
 /// them. Bytes that are not UTF-8 as a whole are in the form of [`escaped`](crate::log::escape::escaped).
 pub fn push_string(json: &mut Buffer, bytes: &[u8], max: usize) {
-    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && !b"\"\\".contains(byte);
     json.push(b"\"");
+    push_content(json, bytes, max);
+    json.push(b"\"");
+}
+
+/// Appends what is between the quotes of such a string.
+pub fn push_content(json: &mut Buffer, bytes: &[u8], max: usize) {
+    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && !b"\"\\".contains(byte);
     match bytes.len() <= max && bytes.iter().all(is_plain) {
         true => json.push(bytes),
         false => push_escaped(json, bytes, max),
     }
-    json.push(b"\"");
 }
 
 #[cold]
@@ -45,6 +50,17 @@ fn push_char(json: &mut Buffer, character: char, end: usize) -> bool {
         json.push(escape);
     }
     fits
+}
+
+/// A [`fmt::Write`] for what is between the quotes of a JSON string.
+#[derive(Debug)]
+pub struct Writer<'b>(pub &'b mut Buffer);
+
+impl fmt::Write for Writer<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        push_content(self.0, text.as_bytes(), usize::MAX);
+        Ok(())
+    }
 }
 
 /// A character as it stands in a JSON string, in printable ASCII.

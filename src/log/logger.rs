@@ -1,25 +1,31 @@
-//! The logger of the `log` crate. A line is the time, the level and the message, and goes to stderr.
-//! The level is `RUST_LOG`, `info` if unset.
+//! The logger of the `log` crate, and of [`Line`]s with fields. A line is the time, the level and the message, as
+//! text or as a JSON object, and goes to stderr. The level is `RUST_LOG`, `info` if unset.
 //!
 //! Lines of the guard and of the server do not mix: each write has whole lines of at most `PIPE_BUF` bytes
 //! together, which a pipe takes in one piece (pipe(7)). A file takes any length in one piece.
 
 use std::cell::Cell;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use log::{Level, Log, Metadata, Record};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::log::LogFormat;
 use crate::log::buffer::Buffer;
+use crate::log::json;
+use crate::log::line::Line;
 use crate::log::queue::{LogQueue, WhenFull};
 use crate::log::timestamp::Timestamp;
 
 static QUEUE: LogQueue = LogQueue::empty();
+
+static LOGGER: OnceLock<Logger> = OnceLock::new();
 
 /// Whether the writer thread has started.
 static HAS_WRITER: AtomicBool = AtomicBool::new(false);
@@ -33,7 +39,7 @@ thread_local! {
 }
 
 /// Starts logging. Until [`start_writer`], each line is written before the call that logs it returns.
-pub fn start() {
+pub fn start(format: LogFormat) {
     let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
     let is_file = stderr.and_then(|stderr| Ok(stderr.metadata()?.is_file()));
     if matches!(is_file, Ok(true)) {
@@ -43,7 +49,30 @@ pub fn start() {
     let filter = env_logger::Builder::from_env(level).build();
     log::set_max_level(filter.filter());
     // Fails only if a logger is set, and a process starts logging once.
-    let _ = log::set_logger(Box::leak(Box::new(Logger { filter })));
+    let _ = log::set_logger(LOGGER.get_or_init(|| Logger { filter, format }));
+}
+
+/// The format of log lines.
+pub fn format() -> LogFormat {
+    LOGGER.get().map_or(LogFormat::Text, |logger| logger.format)
+}
+
+/// Logs a line with fields, for a module.
+pub fn log(level: Level, module: &'static str, mut line: Line<'_>) {
+    let Some(logger) = LOGGER.get() else { return };
+    let fields = line.content();
+    let text = fmt::from_fn(|f| f.write_str(str::from_utf8(fields).unwrap_or_default()));
+    let is_logged = logger.filter.matches(
+        &Record::builder()
+            .level(level)
+            .target(module)
+            .module_path_static(Some(module))
+            .args(format_args!("{text}"))
+            .build(),
+    );
+    if is_logged {
+        logger.write(level, Content::Fields(fields));
+    }
 }
 
 /// Starts the writer thread: from now on lines are queued, and written a few milliseconds later. Before
@@ -70,6 +99,41 @@ pub fn lost_lines() -> u64 {
 
 struct Logger {
     filter: env_logger::Logger,
+    format: LogFormat,
+}
+
+/// What follows the time and the level.
+#[derive(Clone, Copy)]
+enum Content<'a> {
+    Message(fmt::Arguments<'a>),
+    /// What a [`Line`] has.
+    Fields(&'a [u8]),
+}
+
+impl Logger {
+    fn write(&self, level: Level, content: Content<'_>) {
+        let time = Timestamp::now();
+        if HAS_WRITER.load(Ordering::SeqCst) {
+            QUEUE.push(WHEN_FULL.get(), |lines, lost| {
+                if lost > 0 {
+                    let notice = format_args!("Lost {lost} log lines: the log was not read");
+                    self.push_line(lines, time, Level::Warn, Content::Message(notice));
+                }
+                self.push_line(lines, time, level, content);
+            });
+        } else {
+            let mut line = Buffer::EMPTY;
+            self.push_line(&mut line, time, level, content);
+            write_stderr(line.bytes());
+        }
+    }
+
+    fn push_line(&self, lines: &mut Buffer, time: Timestamp, level: Level, content: Content<'_>) {
+        match self.format {
+            LogFormat::Text => push_text(lines, time, level, content),
+            LogFormat::Json => push_object(lines, time, level, content),
+        }
+    }
 }
 
 impl Log for Logger {
@@ -78,22 +142,8 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.filter.matches(record) {
-            return;
-        }
-        let (time, level) = (Timestamp::now(), record.level());
-        if HAS_WRITER.load(Ordering::SeqCst) {
-            QUEUE.push(WHEN_FULL.get(), |lines, lost| {
-                if lost > 0 {
-                    let notice = format_args!("Lost {lost} log lines: the log was not read");
-                    push_line(lines, time, Level::Warn, &notice);
-                }
-                push_line(lines, time, level, record.args());
-            });
-        } else {
-            let mut line = Buffer::EMPTY;
-            push_line(&mut line, time, level, record.args());
-            write_stderr(line.bytes());
+        if self.filter.matches(record) {
+            self.write(record.level(), Content::Message(*record.args()));
         }
     }
 
@@ -102,7 +152,7 @@ impl Log for Logger {
     }
 }
 
-fn push_line(lines: &mut Buffer, time: Timestamp, level: Level, message: &fmt::Arguments<'_>) {
+fn push_text(lines: &mut Buffer, time: Timestamp, level: Level, content: Content<'_>) {
     time.push_rfc3339(lines);
     lines.push(match level {
         Level::Error => b" ERROR ",
@@ -111,9 +161,37 @@ fn push_line(lines: &mut Buffer, time: Timestamp, level: Level, message: &fmt::A
         Level::Debug => b" DEBUG ",
         Level::Trace => b" TRACE ",
     });
-    let written = lines.write_fmt(*message);
-    debug_assert!(written.is_ok(), "a buffer grows");
+    match content {
+        Content::Message(message) => push_message(lines, message),
+        Content::Fields(fields) => lines.push(fields),
+    }
     lines.push(b"\n");
+}
+
+fn push_object(lines: &mut Buffer, time: Timestamp, level: Level, content: Content<'_>) {
+    lines.push(b"{\"time\":\"");
+    time.push_rfc3339(lines);
+    lines.push(match level {
+        Level::Error => b"\",\"level\":\"error\",",
+        Level::Warn => b"\",\"level\":\"warn\",",
+        Level::Info => b"\",\"level\":\"info\",",
+        Level::Debug => b"\",\"level\":\"debug\",",
+        Level::Trace => b"\",\"level\":\"trace\",",
+    });
+    match content {
+        Content::Message(message) => {
+            lines.push(b"\"message\":\"");
+            push_message(&mut json::Writer(lines), message);
+            lines.push(b"\"");
+        }
+        Content::Fields(fields) => lines.push(fields),
+    }
+    lines.push(b"}\n");
+}
+
+fn push_message(lines: &mut impl fmt::Write, message: fmt::Arguments<'_>) {
+    let written = lines.write_fmt(message);
+    debug_assert!(written.is_ok(), "a buffer grows");
 }
 
 /// Writes lines to stderr, and waits while it is full. After an error the rest is lost.

@@ -1,8 +1,9 @@
 //! Logging. A line takes this way from a request to stderr:
 //!
-//! 1. `server/connection.rs` has answered a request, gets the text from `http/echo.rs`
-//!    (`Served::line`) and passes it to `log::info!`.
-//! 2. The `log` crate calls `logger`, which filters by level and adds the time and the level.
+//! 1. `server/connection.rs` has answered a request, gets the [`line`] from `http/log_lines.rs`, with a message and
+//!    fields in the [`LogFormat`] of the options, and passes it to `logger`. Other lines are messages alone, from
+//!    the macros of the `log` crate.
+//! 2. `logger` filters by level and adds the time and the level.
 //! 3. `logger` appends the line to `queue`, and the thread of the request goes on. If the queue is full,
 //!    a thread that serves clients waits, until the log has not been read for 1 s; then it discards the line, as
 //!    other threads do at once, and the next line says how many.
@@ -19,6 +20,7 @@
 pub mod buffer;
 pub mod escape;
 pub mod json;
+pub mod line;
 pub mod logger;
 pub mod once;
 pub mod queue;

@@ -7,15 +7,19 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use log::Level;
+
 use crate::http::body::{Decoder, Framing};
 use crate::http::directives::Directives;
-use crate::http::echo::{self, Echo, Served};
+use crate::http::echo::{self, Echo};
 use crate::http::endpoints::Endpoints;
 use crate::http::fields::Persistence;
 use crate::http::head::{Head, HeadScanner, Span};
+use crate::http::log_lines::{self, Served};
 use crate::http::response::{CONTINUE, Content, Description};
 use crate::http::status::{Rejection, Status};
 use crate::log::buffer::Buffer;
+use crate::log::logger;
 use crate::server::acceptor::Accepted;
 use crate::server::buffers::{Buffers, enlarge};
 use crate::server::client::Client;
@@ -92,12 +96,11 @@ impl<'c> Connection<'c> {
                 Err(End::Rejected(rejection)) => break self.refuse(rejection, buffers, filled),
                 Err(End::NoRequest) if self.client.is_answered() || self.is_direct => break,
                 Err(End::NoRequest) => {
-                    break log::info!("Connection without a request : {}", self.endpoints);
+                    let line = buffers.response.content();
+                    let line = log_lines::without_request(line, logger::format(), &self.endpoints);
+                    break logger::log(Level::Info, module_path!(), line);
                 }
-                Err(End::Lost(reason)) => {
-                    let input = &buffers.input[..filled];
-                    break log::info!("{}", echo::lost_line(&self.endpoints, &reason, input));
-                }
+                Err(End::Lost(reason)) => break self.log_lost(&reason, buffers, filled),
             }
         }
         self.client.close();
@@ -248,12 +251,18 @@ impl<'c> Connection<'c> {
     /// Logs a request. A probe is logged at level `debug` only, also where it says why the program is not ready:
     /// the guard has logged that.
     fn log(&self, served: &Served<'_>, line: &mut Buffer) {
-        let line = served.line(line);
-        match self.is_direct && served.status != Status::NOT_FOUND {
-            true => log::debug!("{line}"),
-            false => log::info!("{line}"),
-        }
+        let level = match self.is_direct && served.status != Status::NOT_FOUND {
+            true => Level::Debug,
+            false => Level::Info,
+        };
+        logger::log(level, module_path!(), served.line(line, logger::format()));
         self.count();
+    }
+
+    fn log_lost(&self, reason: &str, buffers: &mut Buffers, filled: usize) {
+        let (line, input) = (buffers.response.content(), &buffers.input[..filled]);
+        let line = log_lines::lost(line, logger::format(), &self.endpoints, reason, input);
+        logger::log(Level::Info, module_path!(), line);
     }
 
     fn count(&self) {
@@ -279,7 +288,9 @@ impl<'c> Connection<'c> {
         });
         let written = self.client.write(sent, true);
         self.count();
-        log::warn!("{}", echo::refused_line(&self.endpoints, rejection, bytes));
+        let (line, format) = (response.content(), logger::format());
+        let line = log_lines::refused(line, format, &self.endpoints, rejection, bytes);
+        logger::log(Level::Warn, module_path!(), line);
         if written.is_ok() {
             self.client.linger();
         }

@@ -6,4 +6,5 @@ mod lab;
 mod acknowledgements;
 mod deadlines;
 mod hostile;
+mod json_log;
 mod logs;
