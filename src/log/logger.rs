@@ -92,7 +92,13 @@ pub fn block_when_full() {
     WHEN_FULL.set(WhenFull::Block);
 }
 
-/// The number of lines of this process that were lost since the start, because the log was not read.
+/// Makes this thread log even if the queue is full: the last lines of a process, of which there are few.
+pub fn exceed_when_full() {
+    WHEN_FULL.set(WhenFull::Exceed);
+}
+
+/// The number of lines of this process that were lost since the start, because the log was not read, or could not
+/// be written.
 pub fn lost_lines() -> u64 {
     QUEUE.lost()
 }
@@ -194,13 +200,15 @@ fn push_message(lines: &mut impl fmt::Write, message: fmt::Arguments<'_>) {
     debug_assert!(written.is_ok(), "a buffer grows");
 }
 
-/// Writes lines to stderr, and waits while it is full. After an error the rest is lost.
-fn write_stderr(mut lines: &[u8]) {
+/// Writes lines to stderr, and waits while it is full. Returns how many bytes are written: after an error the rest is
+/// lost.
+fn write_stderr(lines: &[u8]) -> usize {
     let stderr = io::stderr();
-    while !lines.is_empty() {
+    let mut length = 0;
+    while length < lines.len() {
         // Not through `Stderr`, whose lock a panic message needs: this call may block for long.
-        match nix::unistd::write(&stderr, lines).map_err(io::Error::from) {
-            Ok(written @ 1..) => lines = &lines[written..],
+        match nix::unistd::write(&stderr, &lines[length..]).map_err(io::Error::from) {
+            Ok(written @ 1..) => length += written,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             // Another process that shares the open file may have set O_NONBLOCK.
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -208,7 +216,8 @@ fn write_stderr(mut lines: &[u8]) {
                 // An error of poll(2) is one of the next write(2), too.
                 let _ = poll(&mut stderr, PollTimeout::NONE);
             }
-            Ok(_) | Err(_) => return,
+            Ok(_) | Err(_) => break,
         }
     }
+    length
 }

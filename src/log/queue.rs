@@ -50,6 +50,8 @@ pub enum WhenFull {
     Block,
     /// It discards the line.
     Discard,
+    /// It queues the line beyond the capacity. For a few last lines.
+    Exceed,
 }
 
 /// The queue.
@@ -79,6 +81,8 @@ struct Lines {
     lost: u64,
     /// How many of them were when a line was queued last.
     lost_before: u64,
+    /// The lines that were queued, but could not be written, since the start.
+    unwritten: u64,
 }
 
 impl Lines {
@@ -108,6 +112,7 @@ impl LogQueue {
                 bytes_queued: 0,
                 lost: 0,
                 lost_before: 0,
+                unwritten: 0,
             }),
             not_empty: Condvar::new(),
             not_full: Condvar::new(),
@@ -119,14 +124,12 @@ impl LogQueue {
     /// before, unless this line is discarded.
     pub fn push(&self, when_full: WhenFull, append: impl FnOnce(&mut Buffer, u64)) {
         let mut lines = self.lock();
-        if lines.is_full() {
-            if when_full == WhenFull::Block {
-                lines = self.wait_for_space(lines);
-            }
-            if lines.is_full() {
-                lines.lost += 1;
-                return;
-            }
+        if when_full == WhenFull::Block && lines.is_full() {
+            lines = self.wait_for_space(lines);
+        }
+        if when_full != WhenFull::Exceed && lines.is_full() {
+            lines.lost += 1;
+            return;
         }
         let lost = lines.lost;
         let lost_before = mem::replace(&mut lines.lost_before, lost);
@@ -161,19 +164,24 @@ impl LogQueue {
         lines
     }
 
-    /// The number of lines that were discarded since the start.
+    /// The number of lines that were discarded, or could not be written, since the start.
     pub fn lost(&self) -> u64 {
-        self.lock().lost
+        let lines = self.lock();
+        lines.lost + lines.unwritten
     }
 
     /// Passes lines to `write` as they are queued, forever: whole lines, at most `max_write` bytes at
-    /// once.
-    pub fn write_lines(&self, max_write: usize, mut write: impl FnMut(&[u8])) -> ! {
+    /// once. `write` returns how many bytes it could write.
+    pub fn write_lines(&self, max_write: usize, mut write: impl FnMut(&[u8]) -> usize) -> ! {
         let mut batch = Buffer::EMPTY;
         loop {
             self.take_batch(&mut batch);
             for lines in split_lines(batch.bytes(), max_write) {
-                write(lines);
+                let written = write(lines);
+                if written < lines.len() {
+                    let ends = lines[written..].iter().filter(|byte| **byte == b'\n');
+                    self.lock().unwritten += ends.count() as u64;
+                }
                 let length = lines.len() as u64;
                 self.bytes_written.fetch_add(length, Ordering::Relaxed);
             }

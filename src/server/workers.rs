@@ -231,6 +231,7 @@ impl Workers {
                 self.limit.evict_unbegun();
             }
         }
+        logger::exceed_when_full();
         let left = self.limit.open();
         if left > 0 {
             let grace = grace.as_secs();

@@ -22,7 +22,7 @@ fn the_line_after_lost_lines_gets_their_number() {
     static QUEUE: LogQueue = LogQueue::empty();
     let lost = (2 * CAPACITY / 1000 - fill(&QUEUE)) as u64;
     assert!(lost > 0);
-    thread::spawn(|| QUEUE.write_lines(usize::MAX, |_| {}));
+    thread::spawn(|| QUEUE.write_lines(usize::MAX, <[u8]>::len));
     let numbers = [(); 2].map(|()| {
         let mut number = 0;
         QUEUE.push(WhenFull::Block, |lines, lost| {
@@ -74,7 +74,10 @@ fn for_a_slow_writer_threads_wait_and_lose_nothing() {
     static QUEUE: LogQueue = LogQueue::empty();
     fill(&QUEUE);
     let lost = QUEUE.lost();
-    let slow = |_: &[u8]| thread::sleep(STUCK / 4);
+    let slow = |lines: &[u8]| {
+        thread::sleep(STUCK / 4);
+        lines.len()
+    };
     thread::spawn(move || QUEUE.write_lines(usize::MAX, slow));
     let start = Instant::now();
     assert!((0..4 * BLOCK / 1000).all(|_| push(&QUEUE, WhenFull::Block)));
@@ -89,17 +92,42 @@ fn once_the_writer_moves_again_lines_are_queued_and_memory_is_given_back() {
     assert!(!push(&QUEUE, WhenFull::Block));
     let lost = QUEUE.lost();
     assert!(QUEUE.lock().blocks.len() >= CAPACITY / BLOCK);
-    thread::spawn(move || QUEUE.write_lines(usize::MAX, |_| {}));
+    thread::spawn(move || QUEUE.write_lines(usize::MAX, <[u8]>::len));
     QUEUE.flush();
     assert!(push(&QUEUE, WhenFull::Discard));
     assert_eq!((QUEUE.lost(), QUEUE.lock().blocks.len()), (lost, 1));
 }
 
 #[test]
+fn a_last_line_is_queued_with_the_number_of_lost_ones_even_if_there_is_no_space() {
+    static QUEUE: LogQueue = LogQueue::empty();
+    fill(&QUEUE);
+    let mut number = 0;
+    QUEUE.push(WhenFull::Exceed, |lines, lost| {
+        number = lost;
+        lines.push(b"\n");
+    });
+    assert!(number > 0);
+    assert_eq!(number, QUEUE.lost());
+}
+
+#[test]
+fn lines_that_cannot_be_written_are_lost() {
+    static QUEUE: LogQueue = LogQueue::empty();
+    thread::spawn(|| QUEUE.write_lines(usize::MAX, |_| 3));
+    QUEUE.push(WhenFull::Discard, |lines, _| lines.push(b"1\n2\n3\n"));
+    QUEUE.flush();
+    assert_eq!(QUEUE.lost(), 2);
+}
+
+#[test]
 fn a_flush_gives_up_when_nothing_is_written() {
     static QUEUE: LogQueue = LogQueue::empty();
     fill(&QUEUE);
-    let stuck = |_: &[u8]| thread::sleep(Duration::from_secs(3600));
+    let stuck = |_: &[u8]| {
+        thread::sleep(Duration::from_secs(3600));
+        0
+    };
     thread::spawn(move || QUEUE.write_lines(usize::MAX, stuck));
     let start = Instant::now();
     QUEUE.flush();
@@ -115,6 +143,7 @@ fn a_flush_waits_while_something_is_written() {
     let slow = |lines: &[u8]| {
         thread::sleep(STALL / 50);
         written.fetch_add(lines.len() as u64, Ordering::SeqCst);
+        lines.len()
     };
     let queued = QUEUE.lock().length as u64;
     thread::spawn(move || QUEUE.write_lines(CAPACITY / 12, slow));
@@ -126,7 +155,10 @@ fn a_flush_waits_while_something_is_written() {
 fn a_flush_gives_up_when_lines_are_written_too_slowly() {
     static QUEUE: LogQueue = LogQueue::empty();
     fill(&QUEUE);
-    let slow = |_: &[u8]| thread::sleep(STALL / 4);
+    let slow = |lines: &[u8]| {
+        thread::sleep(STALL / 4);
+        lines.len()
+    };
     thread::spawn(move || QUEUE.write_lines(CAPACITY / 64, slow));
     let start = Instant::now();
     QUEUE.flush();
@@ -138,7 +170,7 @@ fn a_flush_gives_up_when_lines_are_written_too_slowly() {
 fn a_flush_ends_while_other_threads_log_without_end() {
     static QUEUE: LogQueue = LogQueue::empty();
     static IS_OVER: AtomicBool = AtomicBool::new(false);
-    thread::spawn(|| QUEUE.write_lines(usize::MAX, |_| {}));
+    thread::spawn(|| QUEUE.write_lines(usize::MAX, <[u8]>::len));
     let log = || {
         while !IS_OVER.load(Ordering::SeqCst) {
             QUEUE.push(WhenFull::Block, |lines, _| lines.push(&[b'\n'; 1000]));
