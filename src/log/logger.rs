@@ -178,11 +178,11 @@ fn push_object(lines: &mut Buffer, time: Timestamp, level: Level, content: Conte
     lines.push(b"{\"time\":\"");
     time.push_rfc3339(lines);
     lines.push(match level {
-        Level::Error => b"\",\"level\":\"error\",",
-        Level::Warn => b"\",\"level\":\"warn\",",
-        Level::Info => b"\",\"level\":\"info\",",
-        Level::Debug => b"\",\"level\":\"debug\",",
-        Level::Trace => b"\",\"level\":\"trace\",",
+        Level::Error => b"\",\"level\":\"ERROR\",",
+        Level::Warn => b"\",\"level\":\"WARN\",",
+        Level::Info => b"\",\"level\":\"INFO\",",
+        Level::Debug => b"\",\"level\":\"DEBUG\",",
+        Level::Trace => b"\",\"level\":\"TRACE\",",
     });
     match content {
         Content::Message(message) => {

@@ -151,7 +151,7 @@ fn every_line_is_an_object_whatever_clients_send() {
     for object in &objects {
         let text = |name: &str| object[name].as_str().unwrap();
         assert_eq!(text("time").len(), "2026-11-28T18:53:06.459Z".len());
-        assert!(["debug", "info", "warn"].contains(&text("level")));
+        assert!(["DEBUG", "INFO", "WARN"].contains(&text("level")));
         let names: HashSet<&str> = object.keys().map(String::as_str).collect();
         let first = text("message").split(" to /").next().unwrap();
         let others = match first {
@@ -203,12 +203,12 @@ fn the_object_of_a_request_says_what_the_text_says() {
     });
     let expected = [
         json!({
-            "level": "info", "message": "Received request to /caf\u{e9}?a=\"b\"", "client": client,
+            "level": "INFO", "message": "Received request to /caf\u{e9}?a=\"b\"", "client": client,
             "destination": POD, "method": "POST", "target": "/caf\u{e9}?a=\"b\"", "version": "HTTP/1.1",
             "host": "a", "user_agent": "\u{e9} \\", "body": 3, "status": 200
         }),
         json!({
-            "level": "info", "message": "Received request to /\\xff", "client": client, "destination": POD,
+            "level": "INFO", "message": "Received request to /\\xff", "client": client, "destination": POD,
             "method": "GET", "target": "/\\xff", "version": "HTTP/1.0", "host": "", "user_agent": "", "body": 0,
             "status": 200
         }),
@@ -230,14 +230,14 @@ fn errors_are_objects_once_the_options_are_known() {
     );
     let log = run(&["--log-format", "json", "--rules", "/nothing"]);
     let error = &objects(&log)[0];
-    assert_eq!(error["level"], "error");
+    assert_eq!(error["level"], "ERROR");
     assert!(error["message"].as_str().unwrap().contains("/nothing"));
     assert_readable(&log);
 }
 
 #[test]
 fn requests_are_logged_for_their_module_and_its_level_in_either_format() {
-    for (format, mark) in [("text", " INFO "), ("json", "\"level\":\"info\"")] {
+    for (format, mark) in [("text", " INFO "), ("json", "\"level\":\"INFO\"")] {
         let lab = Lab::new();
         let mut command = lab.node.command(PROGRAM);
         command.args(["--log-format", format]);
