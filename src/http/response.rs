@@ -12,6 +12,11 @@ const HEADROOM: usize = 384;
 /// The most memory that is kept between two responses, in bytes.
 const MAX_KEPT: usize = 8 * 1024;
 
+/// Time without a request after which the server closes a connection that was answered, in seconds. A response to
+/// HTTP/1.0 states it in Keep-Alive (RFC 2068, 19.7.1.1). A load balancer should be the first to close an idle
+/// connection: those of AWS do so after 60 s.
+pub const KEEP_ALIVE_TIMEOUT: u64 = 75;
+
 /// The interim response to `Expect: 100-continue` (RFC 9110, 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -107,11 +112,15 @@ impl Response {
         if status == Status::METHOD_NOT_ALLOWED || method == b"OPTIONS" {
             self.0.push(ALLOW);
         }
-        self.0.push(match persistence {
-            Persistence::Default => b"".as_slice(),
-            Persistence::KeepAlive => b"\r\nConnection: keep-alive",
-            Persistence::Close => b"\r\nConnection: close",
-        });
+        match persistence {
+            Persistence::Default => {}
+            Persistence::KeepAlive => {
+                self.0
+                    .push(b"\r\nConnection: keep-alive\r\nKeep-Alive: timeout=");
+                self.0.push_number(KEEP_ALIVE_TIMEOUT);
+            }
+            Persistence::Close => self.0.push(b"\r\nConnection: close"),
+        }
         self.0.push(b"\r\n\r\n");
         let bytes = self.0.bytes();
         let start = HEADROOM - (bytes.len() - end);

@@ -118,7 +118,11 @@ impl<'c> Client<'c> {
             Err(Failure::TimedOut) => {}
             received => return received,
         }
-        let rest = self.deadlines.first_byte.saturating_sub(IDLE_AFTER);
+        let limit = match self.is_answered() {
+            true => self.deadlines.keep_alive,
+            false => self.deadlines.first_byte,
+        };
+        let rest = limit.saturating_sub(IDLE_AFTER);
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + rest);
         if self.stream.wait_acknowledged()? {
             // At most an empty line has arrived.

@@ -3,11 +3,15 @@
 
 use std::time::Duration;
 
+use crate::http::response::KEEP_ALIVE_TIMEOUT;
+
 /// Deadlines for the steps of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
-    /// Until the first byte of a request.
+    /// Until the first byte of the first request.
     pub first_byte: Duration,
+    /// From the end of a response until the first byte of the next request.
+    pub keep_alive: Duration,
     /// From the first byte of a request head to its last.
     pub head: Duration,
     /// From the end of the head to the last byte of the body.
@@ -21,6 +25,7 @@ pub struct Deadlines {
 /// Deadlines of connections to captured addresses.
 pub const DEADLINES: Deadlines = Deadlines {
     first_byte: Duration::from_secs(15),
+    keep_alive: Duration::from_secs(KEEP_ALIVE_TIMEOUT),
     head: Duration::from_secs(10),
     body: Duration::from_secs(30),
     response: Duration::from_secs(15),
@@ -28,9 +33,10 @@ pub const DEADLINES: Deadlines = Deadlines {
 };
 
 /// Deadlines of direct connections from the node. They are short because a kubelet's probe may wait
-/// behind other direct connections.
+/// behind other direct connections. Each closes after its response.
 pub const DIRECT_DEADLINES: Deadlines = Deadlines {
     first_byte: Duration::from_secs(1),
+    keep_alive: Duration::ZERO,
     head: Duration::from_secs(1),
     body: Duration::from_secs(1),
     response: Duration::from_secs(1),

@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
+use crate::lab::http_client::HttpClient;
 use crate::lab::stopwatch::Stopwatch;
 use crate::lab::strace::stopped_at;
 use crate::lab::{CIDRS, Daemon, Lab, PATIENCE, POD, POD6, connect_from, wait_until};
@@ -223,6 +224,18 @@ fn a_silent_client_does_not_delay_a_stop() {
     assert_eq!(daemon.stop(), Some(0));
     watch.check_longest("the stop", watch.elapsed(), Duration::ZERO);
     assert_eq!(silent.read_to_end(&mut Vec::new()).unwrap(), 0);
+}
+
+#[test]
+fn idle_connections_do_not_delay_a_stop() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&[]);
+    let mut idle = lab.open_connections(POD, 8);
+    wait_until("all are idle", || daemon.idle_connections() == 8);
+    let watch = Stopwatch::start();
+    assert_eq!(daemon.stop(), Some(0));
+    watch.check_longest("the stop", watch.elapsed(), Duration::ZERO);
+    idle.iter_mut().for_each(HttpClient::assert_closed);
 }
 
 #[test]

@@ -61,7 +61,10 @@ fn http_1_0_stays_open_with_keep_alive() {
     let mut connection = lab.client.http(POD);
     for _ in 0..2 {
         let answer = connection.request("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n");
-        assert_eq!(answer.other_fields(), ["Connection: keep-alive"]);
+        assert_eq!(
+            answer.other_fields(),
+            ["Connection: keep-alive", "Keep-Alive: timeout=75"]
+        );
     }
     let answer = connection.request("GET / HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n");
     assert_eq!(answer.other_fields(), ["Connection: close"]);

@@ -269,7 +269,7 @@ fn count_open_beside(kind: Behaviour, host: &str) -> Option<usize> {
         "{open} of 200 idle connections are open; others waited {:?}",
         waits[waits.len() / 2]
     );
-    (start.elapsed() < DEADLINES.first_byte).then_some(open)
+    (start.elapsed() < DEADLINES.keep_alive).then_some(open)
 }
 
 #[test]

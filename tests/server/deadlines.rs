@@ -8,16 +8,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::lab::http_client::HttpClient;
+use crate::lab::http_client::{HttpClient, REQUEST};
 use crate::lab::stopwatch::Stopwatch;
-use crate::lab::{Daemon, Lab, PATIENCE, POD, between, wait_until};
+use crate::lab::{Daemon, Lab, PATIENCE, POD, between, resident_memory, wait_until};
 use nix::sys::signal::{Signal, kill};
 
 /// Interval at which a slow client sends a byte.
 const DRIP: Duration = Duration::from_millis(250);
 
-/// Longer than every deadline.
+/// Longer than every deadline but that of an idle connection.
 const LONG: Duration = Duration::from_secs(40);
+
+/// Longer than the deadline of an idle connection.
+const LONGER: Duration = Duration::from_secs(90);
+
+/// Time without a request after which a load balancer closes its connection, at AWS by default.
+const IDLE_AT_CLIENT: Duration = Duration::from_secs(60);
 
 /// Asserts that an event took this many seconds.
 fn check_seconds(watch: &Stopwatch, what: &str, seconds: u64) {
@@ -66,23 +72,39 @@ fn assert_times_out(lab: &Lab, daemon: &Daemon, [begin, byte, part]: [&str; 3], 
     );
 }
 
-/// A connection without a request is closed at its deadline, without a response.
-fn stays_idle(lab: &Lab, daemon: &Daemon, requests: usize) {
+/// A connection without a request is closed at its deadline, without a response: later if it was answered before.
+fn stays_idle(lab: &Lab, daemon: &Daemon, requests: usize, seconds: u64) {
     let mut watch = Stopwatch::start();
     let mut connection = lab.client.http(POD);
     for _ in 0..requests {
         watch = Stopwatch::start();
-        connection.request("GET /first HTTP/1.1\r\nHost: a\r\n\r\n");
+        connection.request(REQUEST);
     }
-    connection.0.get_ref().set_read_timeout(Some(LONG)).unwrap();
+    let stream = connection.0.get_ref();
+    stream.set_read_timeout(Some(LONGER)).unwrap();
     connection.assert_closed();
-    check_seconds(&watch, "an idle connection", 15);
+    check_seconds(&watch, "an idle connection", seconds);
     let line = daemon.wait_for(&format!("client={} ", connection.client()));
     assert_eq!(
         line.contains("Connection without a request : "),
         requests == 0,
         "{line}"
     );
+}
+
+/// A thousand idle connections take little memory all the time, and are served when their clients send requests.
+fn stay_idle_and_are_served() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let mut connections = lab.open_connections(POD, 1000);
+    thread::sleep(IDLE_AT_CLIENT);
+    assert_eq!(daemon.idle_connections(), connections.len());
+    let memory = resident_memory(daemon.server());
+    println!("a thousand idle connections: {memory} bytes");
+    assert!(memory <= 9_000_000, "{memory} bytes");
+    for connection in &mut connections {
+        assert_eq!(connection.request(REQUEST).status, "200 OK");
+    }
 }
 
 /// A client that sends requests all the time, and reads few bytes of the responses in a second, is closed.
@@ -244,8 +266,9 @@ fn heads_bodies_answers_and_idle_connections_have_one_deadline_each() {
         for (request, seconds) in slow {
             scope.spawn(move || assert_times_out(lab, daemon, request, seconds));
         }
-        scope.spawn(|| stays_idle(lab, daemon, 0));
-        scope.spawn(|| stays_idle(lab, daemon, 2));
+        scope.spawn(|| stays_idle(lab, daemon, 0, 15));
+        scope.spawn(|| stays_idle(lab, daemon, 2, 75));
+        scope.spawn(stay_idle_and_are_served);
         scope.spawn(|| reads_slowly(lab, daemon, 0));
         scope.spawn(|| reads_slowly(lab, daemon, 100));
         for persistence in ["close", "keep-alive"] {
@@ -279,10 +302,6 @@ fn a_deadline_holds_however_often_the_server_is_stopped() {
         });
         let watch = Stopwatch::start();
         let mut silent = lab.client.http(POD);
-        assert_eq!(
-            silent.request("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status,
-            "200 OK"
-        );
         let mut started = lab.client.http(POD);
         started.send("GET / HTTP/1.1\r\n");
         for connection in [&started, &silent] {
@@ -292,7 +311,7 @@ fn a_deadline_holds_however_often_the_server_is_stopped() {
         assert_eq!(started.response().status, "408 Request Timeout");
         check_seconds(&watch, "a head", 10);
         silent.assert_closed();
-        check_seconds(&watch, "an idle connection", 15);
+        check_seconds(&watch, "a silent connection", 15);
         stop.store(true, Ordering::Relaxed);
     });
 }
