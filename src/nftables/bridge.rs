@@ -27,12 +27,12 @@
 //!                                             another set is entered     connection enters established
 //! pod-answered   Pod sends a SYN-ACK to a     after 2 s                  stay on the bridge, unless the
 //!                connection in syn-seen                                  connection is in established, too
-//! established    client sends a frame after   after 120 s without PSH,   are redirected
+//! established    client sends a frame after   after 240 s without PSH,   are redirected
 //!                the SYN, with the connec-    or 20 s after FIN or RST
 //!                tion in syn-seen alone
 //! ```
 //!
-//! If `established` is full, the connection stays in `syn-seen`, 120 s after each frame.
+//! If `established` is full, the connection stays in `syn-seen`, 240 s after each frame.
 //!
 //! An ICMP error for a captured address passes the chain `errors`: it is redirected if the packet inside
 //! belongs to a connection whose frames are.
@@ -56,8 +56,10 @@ use crate::selectors::{Cidr, Family, PortRange, families};
 const DECIDED_TIMEOUT: u32 = 1;
 /// Time-out of a connection in `pod-answered`, in seconds: longer than what is left in `syn-seen`
 const POD_ANSWERED_TIMEOUT: u32 = 2;
-/// Time-out of a connection after a frame with PSH, in seconds; the server's deadlines are shorter
-const ESTABLISHED_TIMEOUT: u32 = 120;
+/// Time-out of a connection after a frame with PSH, in seconds. Between two such frames a client sends the rest of
+/// a request, and waits for its response and then for its next request: all deadlines of the server together are
+/// shorter
+pub const ESTABLISHED_TIMEOUT: u32 = 240;
 /// Time-out of a connection after FIN or RST, in seconds: acknowledgements and retransmissions follow
 const CLOSED_TIMEOUT: u32 = 20;
 

@@ -1,10 +1,14 @@
 //! Pods of one bridge: connections between them are captured, and all other frames stay on the bridge.
 
+use std::time::Duration;
+
 use crate::lab::bridge::{Bridge, PEER, PEER6};
 use crate::lab::http_client::{HttpClient, REQUEST};
 use crate::lab::kernel::has_all;
 use crate::lab::script::ScriptFile;
 use crate::lab::{CIDRS, Namespace, PATIENCE, is_echoed, wait_until};
+use tproxy_pod::nftables::bridge::ESTABLISHED_TIMEOUT;
+use tproxy_pod::server::deadlines::DEADLINES;
 
 /// Addresses without a Pod beyond the bridge, where the node is the gateway.
 const BEYOND: [&str; 2] = ["10.244.7.9:8180", "[fd00:10:244:7::9]:8180"];
@@ -312,6 +316,22 @@ fn no_forged_frame_diverts_an_open_connection() {
         .run("nft list set bridge tproxy-pod pod-answered-v4");
     assert!(answered.contains("10.244.0.5 . 10.244.0.6"), "{answered}");
     assert!(echoed(connection.request(REQUEST).text()));
+}
+
+/// Longest time for which `--delay` delays an answer.
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_bridge_remembers_a_connection_for_longer_than_the_server_keeps_it_without_data() {
+    let steps = [
+        DEADLINES.head,
+        DEADLINES.body,
+        LONGEST_DELAY,
+        DEADLINES.response,
+        DEADLINES.keep_alive,
+    ];
+    let longest: Duration = steps.iter().sum();
+    assert!(Duration::from_secs(ESTABLISHED_TIMEOUT.into()) > longest);
 }
 
 #[test]
