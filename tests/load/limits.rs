@@ -11,6 +11,13 @@ use crate::lab::{
     CIDRS, Daemon, Lab, Namespace, POD, POD6, peak_memory, resident_memory, wait_until, wait_within,
 };
 use nix::sys::epoll::EpollTimeout;
+use tproxy_pod::http::body::MAX_CONTENT;
+use tproxy_pod::http::echo::Echo;
+use tproxy_pod::http::endpoints::Endpoints;
+use tproxy_pod::http::fields::Persistence;
+use tproxy_pod::http::head::{Head, HeadScanner};
+use tproxy_pod::http::response::{Description, Response};
+use tproxy_pod::http::status::Status;
 use tproxy_pod::server::acceptor::{Acceptor, ReadyListener};
 
 #[test]
@@ -173,8 +180,10 @@ fn a_client_that_is_silent_at_first_is_served_when_it_sends_a_request() {
     daemon.wait_for(&format!("Connection without a request : client={silent} "));
 }
 
-/// Largest memory of a connection in the process, in KiB, as in docs/http.md: used stack, bytes read, response.
-const IN_PROCESS: u64 = 24 + 32 + 128;
+/// Largest memory of a response, in KiB, as in docs/http.md.
+const RESPONSE: u64 = 128;
+/// Largest memory of a connection in the process, in KiB: used stack, bytes read, response.
+const IN_PROCESS: u64 = 24 + 32 + RESPONSE;
 /// Largest memory of a connection in the kernel's buffers, in KiB: received and sent.
 const IN_BUFFERS: u64 = 128 + 128;
 /// Memory of the kernel for a thread and a socket, in KiB.
@@ -182,13 +191,54 @@ const IN_KERNEL: u64 = 40;
 /// Memory of both processes without connections, in KiB.
 const BASE: u64 = 8 * 1024;
 
-/// The longest request that is echoed whole: 16 KiB of head, 64 KiB of content.
-fn longest_request() -> Vec<u8> {
-    let mut head = format!("POST /{} HTTP/1.1\r\nHost: pod\r\n", "t".repeat(8000));
-    head += &format!("Content-Length: {}\r\nFiller: ", 64 * 1024);
-    let filler = "f".repeat(16 * 1024 - head.len() - 4);
-    let content = "c".repeat(64 * 1024);
-    format!("{head}{filler}\r\n\r\n{content}").into_bytes()
+/// The media types of an echo.
+const TYPES: [&str; 2] = ["text/plain", "application/json"];
+
+/// The longest head, 16 KiB, and the longest content that is echoed, 64 KiB, of one byte each as far as may be.
+fn longest_request(accept: &str, in_head: u8, in_content: u8) -> [Vec<u8>; 2] {
+    let mut head = b"POST /".to_vec();
+    head.extend([in_head; 8000]);
+    let length = 64 * 1024;
+    let fields = format!("Host: pod\r\nAccept: {accept}\r\nContent-Length: {length}\r\n");
+    head.extend(format!(" HTTP/1.1\r\n{fields}Filler: ").bytes());
+    head.resize(16 * 1024 - 4, in_head);
+    head.extend(b"\r\n\r\n");
+    [head, vec![in_content; length]]
+}
+
+/// JSON has up to six bytes for one of a request. The head of the response is the longest, too.
+#[test]
+fn no_request_makes_a_response_that_takes_more_than_its_memory() {
+    let address = "[fd00:10:244:ffff:ffff:ffff:ffff:ffff]:65535"
+        .parse()
+        .unwrap();
+    let endpoints = Endpoints::new(address, address);
+    let node = "n".repeat(253);
+    for accept in TYPES {
+        for (in_head, in_content) in [b'h', b'"', 0xff].into_iter().zip([b'c', 1, 0xff]) {
+            let [head, content] = longest_request(accept, in_head, in_content);
+            let span = HeadScanner::default().scan(&head).unwrap().unwrap();
+            let head = Head::parse(&head, &span).unwrap();
+            let mut response = Response::default();
+            response.clear();
+            let echo = Echo::begin(response.content(), &head, &endpoints, Some(&node));
+            let shown = content.len().min(echo.room());
+            response.content().push(&content[..shown]);
+            echo.end(response.content(), MAX_CONTENT);
+            let sent = response.finish(Description {
+                status: Status::new(511).unwrap(),
+                method: b"OPTIONS",
+                content: echo.content(),
+                persistence: Persistence::KeepAlive,
+            });
+            assert!(sent.len() > 80 * 1024, "{}", sent.len());
+            let used = response.content().len() as u64;
+            assert!(
+                used <= RESPONSE << 10,
+                "{accept} {in_head} {in_content}: {used}"
+            );
+        }
+    }
 }
 
 /// Memory of the node's TCP connections by kind, in bytes (`skmem` of ss(8)): `r` is received, `w` sent, `f`
@@ -223,12 +273,12 @@ fn memory_stays_below_the_limit_of_the_manifest_whatever_clients_send_and_do_not
     let pod = Pod::read();
     let lab = Lab::new();
     let daemon = lab.start(&pod.arguments());
-    let request = longest_request();
+    let requests = TYPES.map(|accept| longest_request(accept, 0xff, 1).concat());
     let mut connections: Vec<_> = (0..1024)
-        .map(|_| (lab.client.connect(POD).unwrap(), 0))
+        .map(|at| (lab.client.connect(POD).unwrap(), &requests[at % 2], 0))
         .collect();
     let mut send = || {
-        for (connection, sent) in &mut connections {
+        for (connection, request, sent) in &mut connections {
             connection.set_nonblocking(true).unwrap();
             while let Ok(length) = connection.write(&request[*sent..]) {
                 *sent = (*sent + length) % request.len();
