@@ -192,7 +192,8 @@ fn while_the_log_is_not_read_requests_wait_a_second_at_most_and_lost_lines_are_c
         let lost = count_lost(&text);
         assert!(lost > 100, "{lost} lines are lost");
         assert_eq!(count_received(&text) + lost, answered + 1);
-        assert!(full < 5 << 20, "{full} bytes");
+        // Of the 8 MiB in docs/http.md for all but the connections; the guard is smaller, and may queue as much.
+        assert!(full < 4 << 20, "{full} bytes");
         assert!(read + (3 << 19) < full, "{read} of {full} bytes are kept");
     }
 }
