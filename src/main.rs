@@ -17,8 +17,8 @@ use nix::unistd::{ForkResult, getpid};
 
 use tproxy_pod::error::{Error, words};
 use tproxy_pod::guard::block_monitor::BlockMonitor;
-use tproxy_pod::guard::readiness::ReadinessReport;
 use tproxy_pod::guard::reconciler::Reconciler;
+use tproxy_pod::guard::reporter::Reporter;
 use tproxy_pod::guard::server_process::ServerProcess;
 use tproxy_pod::guard::{self, Guard};
 use tproxy_pod::log::{LogFormat, logger};
@@ -116,7 +116,7 @@ fn start_processes(options: &Options, rules: Vec<Rules>) -> Result<ExitCode, Err
             let guard = Guard {
                 signals,
                 server: ServerProcess::new(child, guard_end),
-                readiness: ReadinessReport::default(),
+                reporter: Reporter::default(),
                 tables,
                 reconciler: Reconciler::new(routing, Monitor::start()?),
                 sock_diag: SockDiag::new(&options.cidrs, &options.dports)?,

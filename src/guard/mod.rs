@@ -4,7 +4,7 @@
 //! - `server_process`: the server as the guard's child: ready, requested to stop, ended.
 //! - `reconciler`: keeps the mark rules and routes in place; `backoff` says how soon.
 //! - `block_monitor`: logs captured blocks into which no route leads.
-//! - `readiness`: tells the server whether everything is in place, for `/readyz`.
+//! - `reporter`: tells the server what is in place, for `/readyz`, the state page and the metrics.
 //!
 //! From SIGTERM to the end of both processes:
 //!
@@ -34,8 +34,8 @@
 
 pub mod backoff;
 pub mod block_monitor;
-pub mod readiness;
 pub mod reconciler;
+pub mod reporter;
 pub mod server_process;
 
 use std::fmt;
@@ -50,8 +50,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::Error;
 use crate::guard::block_monitor::BlockMonitor;
-use crate::guard::readiness::ReadinessReport;
 use crate::guard::reconciler::Reconciler;
+use crate::guard::reporter::Reporter;
 use crate::guard::server_process::{ServerExit, ServerProcess};
 use crate::nftables::bridge::BridgeRedirect;
 use crate::nftables::ruleset::Ruleset;
@@ -96,8 +96,8 @@ pub struct Guard {
     pub signals: SignalFd,
     /// The server, its child.
     pub server: ServerProcess,
-    /// What the server knows of the state.
-    pub readiness: ReadinessReport,
+    /// What the server is told of the state.
+    pub reporter: Reporter,
     /// The nf_tables tables.
     pub tables: Tables,
     /// The mark rules and AnyIP routes.
@@ -214,6 +214,8 @@ impl Guard {
         }
         if let Some(reason) = not_redirected {
             log::warn!("Not capturing between Pods of one bridge: {reason}");
+            self.reporter
+                .set_not_redirected(format!("not captured: {reason}"));
         }
         Ok(())
     }
@@ -231,9 +233,8 @@ impl Guard {
     /// Turns TPROXY rules to ACCEPT: new connections go to the Pods. Waits for the end of open ones. `/readyz`
     /// says so first: it shall not promise what the rules do not keep.
     fn drain(&mut self) -> Result<(), Failure> {
-        self.readiness.set_stopping();
-        self.readiness
-            .send(&self.reconciler, &mut self.tables, &self.server);
+        self.reporter.set_stopping();
+        self.report();
         self.rules = mem::take(&mut self.draining_rules);
         self.tables
             .update(&self.rules, &self.bridge_redirect.draining())?;
@@ -304,16 +305,13 @@ impl Guard {
             self.reconciler.reconcile(self.block_monitor.unrouted());
             self.block_monitor.refresh(self.reconciler.has_new_route());
             self.refresh_bridges();
-            self.readiness
-                .send(&self.reconciler, &mut self.tables, &self.server);
-            let bridges = self.bridge_monitor.deadline();
-            let blocks = self.block_monitor.deadline();
+            self.report();
             let deadlines = [
                 until,
                 self.reconciler.deadline(),
-                bridges,
-                blocks,
-                self.readiness.deadline(),
+                self.bridge_monitor.deadline(),
+                self.block_monitor.deadline(),
+                self.reporter.deadline(),
             ];
             let timeout = deadlines.into_iter().flatten().min();
             let ready = self.poll(self.reconciler.notifications(), timeout)?;
@@ -327,6 +325,13 @@ impl Guard {
                 return Ok(Event::StopSignal);
             }
         }
+    }
+
+    /// Tells the server what has changed.
+    fn report(&mut self) {
+        let bridges = self.bridge_monitor.names();
+        self.reporter
+            .send(&self.reconciler, &mut self.tables, bridges, &self.server);
     }
 
     /// Refreshes the rules for bridges when that is due. A failure is tried again, and logged as
@@ -345,7 +350,7 @@ impl Guard {
             log::warn!("Cannot follow the bridges: {error}");
         }
         let reason = failed.map(|error| format!("cannot follow the bridges: {error}"));
-        self.readiness.set_bridges(reason);
+        self.reporter.set_bridges(reason);
     }
 
     /// Replaces the rules for bridges if bridges, their ports or their subnets have changed.

@@ -12,6 +12,7 @@ use crate::guard::backoff::Backoff;
 use crate::routing::monitor::Monitor;
 use crate::routing::policy::Routing;
 use crate::selectors::Cidr;
+use crate::server::report::Restored;
 
 /// Interval at which a failed restore is tried again: not everything that lets it succeed causes a
 /// notification.
@@ -30,6 +31,7 @@ pub struct Reconciler {
     /// A route has appeared that may lead into a block which had none.
     has_new_route: bool,
     retry: Option<Retry>,
+    restored: Restored,
 }
 
 /// Why a rule or route may be missing.
@@ -60,6 +62,7 @@ impl Reconciler {
             have_devices_changed: false,
             has_new_route: false,
             retry: None,
+            restored: Restored::default(),
         }
     }
 
@@ -110,6 +113,11 @@ impl Reconciler {
     /// Whether a route has appeared since the last call that may lead into a block which had none.
     pub fn has_new_route(&mut self) -> bool {
         std::mem::take(&mut self.has_new_route)
+    }
+
+    /// How many rules and routes were restored.
+    pub fn restored(&self) -> Restored {
+        self.restored
     }
 
     /// Why rules or routes are missing: they could not be restored, or another process removes them again and
@@ -177,6 +185,10 @@ impl Reconciler {
         };
         self.backoff.record_restore(now);
         for entry in restored {
+            match entry.is_route() {
+                true => self.restored.routes += 1,
+                false => self.restored.rules += 1,
+            }
             log::log!(level, "Restored {entry}, which another process removed");
         }
         let known = self.retry.take().map(|retry| retry.reason);

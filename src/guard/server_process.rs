@@ -1,5 +1,5 @@
 //! The server process, as the guard sees it. The control socket between them carries one message of the server,
-//! [`READY`], lines of the guard (`server::readiness`), and the end of each direction: the guard shuts its side
+//! [`READY`], lines of the guard (`server::report`), and the end of each direction: the guard shuts its side
 //! down to request a stop, the kernel closes the server's side when the server exits. A server that a client
 //! has taken over can neither keep the guard busy nor block it: more than that message, or a closed socket of a
 //! process that does not exit, gets it killed.
@@ -103,9 +103,9 @@ impl ServerProcess {
     ///
     /// # Errors
     /// `EAGAIN` if the server has not read earlier lines, `EPIPE`, or any other error of send(2).
-    pub fn send(&self, line: &str) -> nix::Result<()> {
+    pub fn send(&self, line: &[u8]) -> nix::Result<()> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        send(self.control.as_raw_fd(), line.as_bytes(), flags).map(drop)
+        send(self.control.as_raw_fd(), line, flags).map(drop)
     }
 
     /// Requests the server to finish its connections and exit.

@@ -32,6 +32,9 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// kernel sends no notification when that module is loaded.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
+/// Longest list of names, in bytes.
+const MAX_NAMES: usize = 200;
+
 /// The bridges of a node, each list in the order of the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BridgeTopology {
@@ -47,6 +50,8 @@ pub struct BridgeTopology {
 pub struct BridgeMonitor {
     socket: Socket,
     topology: BridgeTopology,
+    /// The names of the bridges, or as many as [`MAX_NAMES`] allows.
+    names: Vec<u8>,
     refreshed_at: Instant,
     /// When the rules were made to match `topology`; `None` if they do not.
     applied_at: Option<Instant>,
@@ -64,6 +69,7 @@ impl BridgeMonitor {
         Ok(BridgeMonitor {
             socket: Socket::open(libc::NETLINK_ROUTE)?,
             topology: BridgeTopology::default(),
+            names: Vec::new(),
             refreshed_at: Instant::now(),
             applied_at: None,
             due: None,
@@ -74,6 +80,11 @@ impl BridgeMonitor {
     /// The bridges at the last refresh.
     pub fn topology(&self) -> &BridgeTopology {
         &self.topology
+    }
+
+    /// The names of the bridges at the last refresh, or as many as [`MAX_NAMES`] allows.
+    pub fn names(&self) -> &[u8] {
+        self.names.strip_suffix(b", ").unwrap_or(&self.names)
     }
 
     /// When the next refresh is due.
@@ -135,11 +146,15 @@ impl BridgeMonitor {
     fn list(&mut self) -> Result<BridgeTopology, Error> {
         let fault = |refusal| rtnetlink::error("list the ports of bridges", refusal);
         let (mut ports, mut bridges, mut subnets) = (Vec::new(), Vec::new(), Vec::new());
+        let mut names = Vec::new();
         let links = Message::new(libc::RTM_GETLINK, libc::NLM_F_DUMP, &[0; IFINFOMSG]);
         self.socket
             .query(links, |link| {
                 ports.extend(read_port(link.payload));
-                bridges.extend(read_bridge(link.payload));
+                if let Some(bridge) = read_bridge(link.payload) {
+                    bridges.push(bridge);
+                    push_name(&mut names, link.payload);
+                }
             })
             .map_err(fault)?;
         let addresses = Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP, &[0; IFADDRMSG]);
@@ -155,6 +170,7 @@ impl BridgeMonitor {
         };
         let subnets = subnets.into_iter().filter(is_of_bridge);
         let subnets = subnets.map(|(_, subnet)| subnet).collect();
+        self.names = names;
         Ok(BridgeTopology { ports, subnets })
     }
 }
@@ -190,6 +206,18 @@ pub fn read_bridge(payload: &[u8]) -> Option<Bridge> {
     (attribute(info, IFLA_INFO_KIND)? == b"bridge\0").then_some(bridge)
 }
 
+/// Appends the name of a device (`struct ifinfomsg`) to a list of at most [`MAX_NAMES`] bytes.
+fn push_name(names: &mut Vec<u8>, payload: &[u8]) {
+    let device = payload.get(IFINFOMSG..).unwrap_or_default();
+    let name = attribute(device, libc::IFLA_IFNAME).unwrap_or_default();
+    if names.len() + name.len() <= MAX_NAMES {
+        names.extend_from_slice(name.strip_suffix(b"\0").unwrap_or(name));
+        names.extend_from_slice(b", ");
+    } else if !names.ends_with(b"...") {
+        names.extend_from_slice(b"...");
+    }
+}
+
 /// Parses an address (`struct ifaddrmsg`) of global scope: the device index and the subnet.
 pub fn read_subnet(payload: &[u8]) -> Option<(u32, Cidr)> {
     let header: &[u8; IFADDRMSG] = payload.first_chunk()?;
@@ -198,4 +226,25 @@ pub fn read_subnet(payload: &[u8]) -> Option<(u32, Cidr)> {
     let address = Family::from_number(header[0])?.read_address(address)?;
     let subnet = Cidr::new(address, prefix)?;
     (scope < libc::RT_SCOPE_LINK).then_some((u32_at(header, IFI_INDEX)?, subnet))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_bridges_are_a_list_of_limited_length() {
+        let mut names = Vec::new();
+        for number in 1..=1000 {
+            let mut device = Message::new(libc::RTM_NEWLINK, 0, &[0; IFINFOMSG]);
+            device.put_text(libc::IFLA_IFNAME, &format!("bridge{number}"));
+            push_name(&mut names, &device.to_bytes(1)[16..]);
+        }
+        let names = str::from_utf8(&names).unwrap();
+        assert!(names.starts_with("bridge1, bridge2, "), "{names}");
+        assert!(
+            names.len() < MAX_NAMES + 10 && names.ends_with(", ..."),
+            "{names}"
+        );
+    }
 }

@@ -58,6 +58,11 @@ pub enum Entry {
 }
 
 impl Entry {
+    /// Whether it is a route, and no rule.
+    pub fn is_route(self) -> bool {
+        matches!(self, Entry::AnyIpRoute { .. })
+    }
+
     /// The priority with which tproxy-pod adds a rule; 0 for a route.
     pub fn priority(self) -> u32 {
         match self {

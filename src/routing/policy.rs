@@ -82,7 +82,7 @@ impl Routing {
 
     /// Checks for conflicts, then adds missing entries as [`Routing::restore`] does. Returns the added
     /// entries, and the first error.
-    pub fn install(&mut self) -> (Vec<String>, Result<(), Error>) {
+    pub fn install(&mut self) -> (Vec<Entry>, Result<(), Error>) {
         match self.check_conflicts() {
             Ok(()) => self.restore(),
             Err(error) => (Vec::new(), Err(error)),
@@ -111,7 +111,7 @@ impl Routing {
     /// Deletes own entries that are not expected, which an earlier process left, and adds missing
     /// ones. Continues after errors. Returns the added entries, and the first error: `ENETDOWN` if lo
     /// is down, `EEXIST` for a conflict, `EPERM`, `EACCES`.
-    pub fn restore(&mut self) -> (Vec<String>, Result<(), Error>) {
+    pub fn restore(&mut self) -> (Vec<Entry>, Result<(), Error>) {
         // This query comes first: it takes rtnl_lock, so a device that is going down has lost its
         // routes when the dump starts.
         let mut outcome = loopback::require_up(&mut self.socket);
@@ -134,7 +134,7 @@ impl Routing {
                 continue;
             }
             match self.add(entry) {
-                Ok(true) => added.push(entry.to_string()),
+                Ok(true) => added.push(entry),
                 Ok(false) => {}
                 Err(error) => outcome = outcome.and(Err(error)),
             }
@@ -143,7 +143,7 @@ impl Routing {
     }
 
     /// Deletes own entries. Continues after errors. Returns the deleted entries, and the first error.
-    pub fn remove(&mut self) -> (Vec<String>, Result<(), Error>) {
+    pub fn remove(&mut self) -> (Vec<Entry>, Result<(), Error>) {
         let (installed, mut outcome) = match self.installed() {
             Ok(installed) => (installed, Ok(())),
             Err(error) => (Vec::new(), Err(error)),
@@ -151,7 +151,7 @@ impl Routing {
         let mut removed = Vec::new();
         for it in installed.iter().filter(|it| it.is_own) {
             match self.delete(it.entry, it.priority) {
-                Ok(true) => removed.push(it.entry.to_string()),
+                Ok(true) => removed.push(it.entry),
                 Ok(false) => {}
                 Err(error) => outcome = outcome.and(Err(error)),
             }
@@ -160,7 +160,7 @@ impl Routing {
         // family refuses, so errors are ignored.
         for entry in self.expected.clone() {
             if let Ok(true) = self.delete(entry, entry.priority()) {
-                removed.push(entry.to_string());
+                removed.push(entry);
             }
         }
         (removed, outcome)

@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::http::directives::Directives;
 use crate::http::status::Status;
-use crate::server::readiness::{Readiness, STOPPING};
+use crate::log::buffer::Buffer;
+use crate::server::report::LastReport;
 
 /// State that all connections share.
 #[derive(Debug)]
 pub struct Context {
     node: Option<String>,
     directives: Directives,
-    readiness: Readiness,
+    report: LastReport,
     draining: AtomicBool,
     connections: AtomicU64,
     requests: AtomicU64,
@@ -26,7 +27,7 @@ impl Context {
         Context {
             node: node.filter(|name| !name.is_empty()),
             directives,
-            readiness: Readiness::default(),
+            report: LastReport::default(),
             draining: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
@@ -43,9 +44,9 @@ impl Context {
         self.directives
     }
 
-    /// Whether everything is in place, as the guard says.
-    pub fn readiness(&self) -> &Readiness {
-        &self.readiness
+    /// What the guard reports.
+    pub fn report(&self) -> &LastReport {
+        &self.report
     }
 
     /// The answer to a direct connection, in one line: `/healthz` says that the process serves, `/readyz` that
@@ -54,13 +55,15 @@ impl Context {
         match target {
             b"/healthz" if self.is_draining() => (Status::SERVICE_UNAVAILABLE, "draining".into()),
             b"/healthz" => (Status::OK, "ok".into()),
-            b"/readyz" => match self.readiness.reason() {
-                None => (Status::OK, "ready".into()),
-                Some(reason) => (
-                    Status::SERVICE_UNAVAILABLE,
-                    format!("not ready: {reason}").into(),
-                ),
-            },
+            b"/readyz" => {
+                let mut text = Buffer::EMPTY;
+                let status = match self.report.push_readiness(&mut text) {
+                    true => Status::OK,
+                    false => Status::SERVICE_UNAVAILABLE,
+                };
+                let text = String::from_utf8_lossy(text.bytes()).into_owned();
+                (status, text.into())
+            }
             _ => (
                 Status::NOT_FOUND,
                 "this is the listener itself, not a Pod: only /healthz and /readyz are here".into(),
@@ -70,7 +73,7 @@ impl Context {
 
     /// Ends every connection after its next response.
     pub fn start_draining(&self) {
-        self.readiness.set(STOPPING.to_owned());
+        self.report.set_stopping();
         self.draining.store(true, Ordering::SeqCst);
     }
 

@@ -31,7 +31,7 @@
 //!   `buffers` of its worker.
 //! - `client`: the stream of a connection, parked while it waits; `stream`: the connected socket, its deadlines, and
 //!   its lingering close.
-//! - `context`: what all connections share, and `readiness`: whether everything is in place, as the guard says.
+//! - `context`: what all connections share, and `report`: what the guard says of the interception.
 //!
 //! Direct connections from the node have their own listeners and workers, outside the limit: a probe shows
 //! that the process lives, not that a client is served at once.
@@ -47,7 +47,7 @@ mod eviction;
 pub mod limit;
 pub mod listener;
 pub mod parked;
-pub mod readiness;
+pub mod report;
 mod scheduling;
 pub mod stream;
 pub mod workers;
@@ -66,7 +66,7 @@ use crate::http::directives::Directives;
 use crate::log::logger;
 use crate::sandbox;
 use crate::server::acceptor::Acceptor;
-use crate::server::readiness::LineReader;
+use crate::server::report::LineReader;
 use crate::server::workers::Workers;
 
 /// Longest time that the server drains connections at a stop.
@@ -143,7 +143,7 @@ pub fn run(
     while let Some(bytes) =
         receive(&mut control, &mut buffer).map_err(fault("listen to the guard"))?
     {
-        lines.read(bytes, workers.readiness());
+        lines.read(bytes, workers.report());
         workers.maintain();
     }
     workers.drain(GRACE);

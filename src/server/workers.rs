@@ -23,7 +23,7 @@ use crate::server::counts::Shortage;
 use crate::server::deadlines::{DEADLINES, DIRECT_DEADLINES, Deadlines};
 use crate::server::limit::ConnectionLimit;
 use crate::server::parked::Slot;
-use crate::server::readiness::Readiness;
+use crate::server::report::LastReport;
 use crate::server::scheduling;
 use crate::sys;
 
@@ -83,9 +83,9 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Whether everything is in place, as the guard says.
-    pub fn readiness(&self) -> &Readiness {
-        self.context.readiness()
+    /// What the guard reports.
+    pub fn report(&self) -> &LastReport {
+        self.context.report()
     }
 
     fn ensure_idle_worker(self: &Arc<Workers>) -> io::Result<()> {

@@ -1,12 +1,12 @@
-//! What the guard tells the server about the state of the interception, for `/readyz`: a line for each change,
-//! in the form of `server::readiness`.
+//! Tells the server about the state of the interception, for `/readyz`, the state page and the metrics: a line for
+//! each change, in the form of `server::report`.
 
 use std::time::{Duration, Instant};
 
 use crate::guard::reconciler::Reconciler;
 use crate::guard::server_process::ServerProcess;
 use crate::nftables::table::Tables;
-use crate::server::readiness::{STOPPING, line};
+use crate::server::report::{STOPPING, line};
 
 /// Interval at which a line is sent again that the server's socket did not take.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -15,24 +15,26 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// remove it.
 const TABLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why not everything is in place, and what the server knows of it.
+/// What the server is told, and what it knows.
 #[derive(Debug, Default)]
-pub struct ReadinessReport {
+pub struct Reporter {
     /// A stop has begun.
     is_stopping: bool,
     /// Why the rules for bridges could not be refreshed.
     bridges: Option<String>,
+    /// Why there are no rules for bridges.
+    not_redirected: Option<String>,
     /// Another process has removed the table of the rules.
     is_table_removed: bool,
     /// When the kernel is asked for the table again; `None` if the table has an owner.
     table_check_at: Option<Instant>,
-    /// The last reason that was sent.
-    sent: Option<String>,
+    /// The last line that was sent.
+    sent: Vec<u8>,
     /// When a line has to be sent again.
     retry_at: Option<Instant>,
 }
 
-impl ReadinessReport {
+impl Reporter {
     /// Records that a stop has begun.
     pub fn set_stopping(&mut self) {
         self.is_stopping = true;
@@ -43,23 +45,40 @@ impl ReadinessReport {
         self.bridges = failure;
     }
 
-    /// When [`ReadinessReport::send`] has to be called, even without a change.
+    /// Records why there are no rules for bridges.
+    pub fn set_not_redirected(&mut self, reason: String) {
+        self.not_redirected = Some(reason);
+    }
+
+    /// When [`Reporter::send`] has to be called, even without a change.
     pub fn deadline(&self) -> Option<Instant> {
         let times = [self.retry_at, self.table_check_at];
         times.into_iter().flatten().min()
     }
 
-    /// Tells the server what has changed since the last line. Called only once everything is installed. Never
-    /// waits: what a server that hangs does not take is sent again later, and only its last state then.
-    pub fn send(&mut self, reconciler: &Reconciler, tables: &mut Tables, server: &ServerProcess) {
+    /// Tells the server what has changed since the last line. `bridges` are the names of those that the rules are
+    /// for. Called only once everything is installed. Never waits: what a server that hangs does not take is sent
+    /// again later, and only its last state then.
+    pub fn send(
+        &mut self,
+        reconciler: &Reconciler,
+        tables: &mut Tables,
+        bridges: &[u8],
+        server: &ServerProcess,
+    ) {
         self.retry_at = None;
         self.check_table(tables);
+        let bridges = match &self.not_redirected {
+            Some(reason) => reason.as_bytes(),
+            None => bridges,
+        };
         let reason = self.reason(reconciler.failure());
-        if self.sent.as_ref() == Some(&reason) {
+        let line = line(reconciler.restored(), bridges, reason.as_bytes());
+        if self.sent == line {
             return;
         }
-        match server.send(&line(&reason)) {
-            Ok(()) => self.sent = Some(reason),
+        match server.send(&line) {
+            Ok(()) => self.sent = line,
             Err(_) => self.retry_at = Some(Instant::now() + RETRY_INTERVAL),
         }
     }
@@ -91,7 +110,7 @@ mod tests {
     #[test]
     fn it_is_ready_only_without_any_reason_against_it_and_gives_the_gravest() {
         let lost = || Some("a route is lost".to_owned());
-        let mut report = ReadinessReport::default();
+        let mut report = Reporter::default();
         assert_eq!(report.reason(None), "");
         report.set_bridges(Some("cannot follow the bridges".to_owned()));
         assert_eq!(report.reason(None), "cannot follow the bridges");
