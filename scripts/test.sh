@@ -63,6 +63,14 @@ rustup toolchain install
 echo "== Kubernetes' schemas"
 python3 -m venv target/python
 target/python/bin/pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0
+echo "== promtool"
+if [[ ! -x target/promtool ]]; then
+    # Not installed: Debian's package starts a server.
+    ((EUID)) || apt-get update -qq
+    (cd target && apt-get download -qq -o APT::Sandbox::User=root prometheus)
+    dpkg-deb --fsys-tarfile target/prometheus_*.deb | tar -x -C target --strip-components=3 ./usr/bin/promtool
+    rm target/prometheus_*.deb
+fi
 if ! unshare --user --map-root-user --net --mount --pid --fork --mount-proc true; then
     echo "scripts/test.sh: a user may not make namespaces here (kernel.unprivileged_userns_clone, " \
         "kernel.apparmor_restrict_unprivileged_userns): run as root" >&2

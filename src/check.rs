@@ -170,6 +170,10 @@ fn check_node(options: &Options, report: &mut Report) {
         let bound = listener::bind(family, options.port);
         report.part(format_args!("transparent listener at {address}"), bound);
     }
+    if let Some(address) = options.metrics {
+        let bound = listener::bind_metrics(address);
+        report.part(format_args!("listener for metrics at {address}"), bound);
+    }
     let claimed = Tables::claim(CommitMode::DryRun, options.families());
     if let Some(mut tables) = report.part("the tables have no other owner", claimed) {
         for table in tables.without_owner() {

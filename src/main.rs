@@ -35,8 +35,8 @@ use tproxy_pod::rules::Rules;
 use tproxy_pod::rules::script::Script;
 use tproxy_pod::rules::template::{self, Template, Values};
 use tproxy_pod::selectors::{self, Family};
-use tproxy_pod::server::Listeners;
-use tproxy_pod::server::listener;
+use tproxy_pod::server::config::Config;
+use tproxy_pod::server::listener::{self, Listeners};
 use tproxy_pod::{check, rules, sandbox, server, sys};
 
 /// Exit status of a wrong command line or script
@@ -90,7 +90,8 @@ fn start_processes(options: &Options, rules: Vec<Rules>) -> Result<ExitCode, Err
     let signals = guard::block_signals()?;
     let tables = Tables::claim(CommitMode::Commit, options.families())?;
     let listeners = bind(options)?;
-    log::info!("{}", captured(options, &rules));
+    let captured = captured(options, &rules);
+    log::info!("Capturing {captured}");
     let mut scripts = scripts(rules);
     if !tables.is_owned() {
         clear_output(&mut scripts);
@@ -100,11 +101,14 @@ fn start_processes(options: &Options, rules: Vec<Rules>) -> Result<ExitCode, Err
     let guard_pid = getpid();
     match sys::fork_single_threaded().map_err(fault)? {
         ForkResult::Child => {
-            drop((tables, signals, guard_end));
-            let config = server::Config {
+            let config = Config {
                 max_connections: options.max_connections,
                 directives: options.directives,
+                captured,
+                captures_output: scripts.iter().any(Script::has_output),
+                is_owned: tables.is_owned(),
             };
+            drop((tables, signals, guard_end));
             let served = server::run(listeners, server_end, guard_pid, config);
             Ok(status(served))
         }
@@ -148,7 +152,7 @@ fn clear_output(scripts: &mut [Script]) {
 }
 
 /// Binds a transparent listener for each family with a captured CIDR, and a direct one at the same address:
-/// probes of the node must not wait behind clients.
+/// probes of the node must not wait behind clients; and the listener of `--metrics`.
 ///
 /// # Errors
 /// `EADDRINUSE`, `EPERM`, or any other error of a listener.
@@ -161,9 +165,14 @@ fn bind(options: &Options) -> Result<Listeners, Error> {
         direct.push(listener::bind_direct(&listener)?);
         transparent.push(listener);
     }
+    let metrics = options.metrics.map(listener::bind_metrics).transpose()?;
+    if let Some(address) = options.metrics {
+        log::info!("Serving metrics at {address}");
+    }
     Ok(Listeners {
         transparent,
         direct,
+        metrics,
     })
 }
 
@@ -172,14 +181,12 @@ fn captured(options: &Options, rules: &[Rules]) -> String {
     let Some(file) = &options.rules else {
         let cidrs = selectors::join(&options.cidrs);
         let ports = selectors::join(&options.dports);
-        return format!("Capturing TCP to {cidrs} port {ports}");
+        return format!("TCP to {cidrs} port {ports}");
     };
     let count = |rules: &Rules| format!("{} for {}", rules.count, rules.script.family);
     let counts = rules.iter().map(count).collect::<Vec<_>>().join(", ");
     let file = file.display();
-    format!(
-        "Capturing by --rules {file} (rules: {counts}); --cidr and --dport only set routes and bridges"
-    )
+    format!("by --rules {file} (rules: {counts}); --cidr and --dport only set routes and bridges")
 }
 
 /// The values of the template's variables, for one family.

@@ -36,6 +36,8 @@ pub enum Content {
     TextEcho,
     /// An echo in JSON.
     JsonEcho,
+    /// Metrics in the text format of Prometheus.
+    Metrics,
 }
 
 impl Content {
@@ -44,6 +46,7 @@ impl Content {
         match self {
             Content::Text => b"\r\nContent-Type: text/plain; charset=utf-8",
             Content::TextEcho => b"\r\nContent-Type: text/plain; charset=utf-8\r\nVary: Accept",
+            Content::Metrics => b"\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8",
             Content::JsonEcho => b"\r\nContent-Type: application/json\r\nVary: Accept",
         }
     }

@@ -12,11 +12,24 @@ use std::os::fd::AsRawFd;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+use crate::server::listener::Listeners;
 use crate::sys;
 
-/// Listeners in one epoll instance.
+/// What connections a listener takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerKind {
+    /// Captured connections.
+    Transparent,
+    /// Connections of the node itself to the listener's own address.
+    Direct,
+    /// Connections to the address of `--metrics`.
+    Metrics,
+}
+
+/// Listeners of one kind in one epoll instance.
 #[derive(Debug)]
 pub struct Acceptor {
+    kind: ListenerKind,
     epoll: Epoll,
     listeners: Vec<Listener>,
 }
@@ -35,6 +48,8 @@ pub struct Accepted {
     pub stream: TcpStream,
     /// The client's address and port.
     pub client: SocketAddr,
+    /// The kind of its listener.
+    pub kind: ListenerKind,
     /// The listener's own address. It is the destination of a direct connection.
     pub listener: SocketAddr,
 }
@@ -44,7 +59,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// `EMFILE`, `ENOMEM`, or any other error of epoll_create1(2), epoll_ctl(2) or getsockname(2).
-    pub fn new(sockets: Vec<TcpListener>) -> io::Result<Acceptor> {
+    pub fn new(kind: ListenerKind, sockets: Vec<TcpListener>) -> io::Result<Acceptor> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let mut listeners = Vec::new();
         for (number, socket) in sockets.into_iter().enumerate() {
@@ -55,7 +70,11 @@ impl Acceptor {
                 socket,
             });
         }
-        Ok(Acceptor { epoll, listeners })
+        Ok(Acceptor {
+            kind,
+            epoll,
+            listeners,
+        })
     }
 
     /// The number of listeners.
@@ -93,6 +112,32 @@ impl Acceptor {
     }
 }
 
+/// The acceptors of all kinds of listeners.
+#[derive(Debug)]
+pub struct Acceptors {
+    /// For clients.
+    pub clients: Acceptor,
+    /// For the node itself.
+    pub direct: Acceptor,
+    /// For the metrics; without a listener if `--metrics` is not given.
+    pub metrics: Acceptor,
+}
+
+impl Acceptors {
+    /// An acceptor for each kind of listener.
+    ///
+    /// # Errors
+    /// As [`Acceptor::new`].
+    pub fn new(listeners: Listeners) -> io::Result<Acceptors> {
+        let metrics = listeners.metrics.into_iter().collect();
+        Ok(Acceptors {
+            clients: Acceptor::new(ListenerKind::Transparent, listeners.transparent)?,
+            direct: Acceptor::new(ListenerKind::Direct, listeners.direct)?,
+            metrics: Acceptor::new(ListenerKind::Metrics, metrics)?,
+        })
+    }
+}
+
 /// A listener that has a client. When it is dropped, the listener is armed again; until then no other thread
 /// accepts from it.
 #[derive(Debug)]
@@ -112,11 +157,17 @@ impl ReadyListener<'_> {
             Ok((stream, client)) => Ok(Some(Accepted {
                 stream,
                 client,
+                kind: self.kind(),
                 listener: listener.address,
             })),
             Err(error) if is_aborted(&error) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// What connections the listener takes.
+    pub fn kind(&self) -> ListenerKind {
+        self.acceptor.kind
     }
 
     fn listener(&self) -> &Listener {

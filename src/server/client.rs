@@ -51,6 +51,11 @@ impl<'c> Client<'c> {
         self.deadlines
     }
 
+    /// The limit to which its connection counts.
+    pub fn limit(&self) -> &'c ConnectionLimit {
+        self.limit
+    }
+
     /// Whether another thread has evicted the connection.
     pub fn is_evicted(&self) -> bool {
         self.is_evicted

@@ -20,12 +20,13 @@ use crate::http::response::{CONTINUE, Content, Description};
 use crate::http::status::{Rejection, Status};
 use crate::log::buffer::Buffer;
 use crate::log::logger;
-use crate::server::acceptor::Accepted;
+use crate::server::acceptor::{Accepted, ListenerKind};
 use crate::server::buffers::{Buffers, enlarge};
 use crate::server::client::Client;
 use crate::server::context::Context;
 use crate::server::deadlines::Deadlines;
 use crate::server::limit::ConnectionLimit;
+use crate::server::pages;
 use crate::server::parked::Slot;
 use crate::server::stream::Failure;
 
@@ -49,8 +50,7 @@ impl From<Rejection> for End {
 pub struct Connection<'c> {
     client: Client<'c>,
     endpoints: Endpoints,
-    /// Whether the node itself connected to the listener's own address.
-    is_direct: bool,
+    kind: ListenerKind,
     context: &'c Context,
 }
 
@@ -67,16 +67,24 @@ impl<'c> Connection<'c> {
         slot: &'c Slot,
     ) -> std::io::Result<Connection<'c>> {
         let destination: SocketAddr = accepted.stream.local_addr()?;
-        let is_direct = destination == accepted.listener;
-        if !is_direct {
-            context.count_connection();
+        // It may have come before the direct listener was there.
+        let kind = match accepted.kind {
+            ListenerKind::Transparent if destination == accepted.listener => ListenerKind::Direct,
+            kind => kind,
+        };
+        if kind == ListenerKind::Transparent {
+            context.counters().count_connection();
         }
         Ok(Connection {
             endpoints: Endpoints::new(accepted.client, destination),
             client: Client::new(accepted, deadlines, limit, slot),
-            is_direct,
+            kind,
             context,
         })
+    }
+
+    fn is_captured(&self) -> bool {
+        self.kind == ListenerKind::Transparent
     }
 
     /// Serves requests until the connection ends, and closes it.
@@ -94,13 +102,13 @@ impl<'c> Connection<'c> {
                 Ok(Persistence::Close) => break,
                 Ok(_) => {}
                 Err(End::Rejected(rejection)) => break self.refuse(rejection, buffers, filled),
-                Err(End::NoRequest) if self.client.is_answered() || self.is_direct => break,
+                Err(End::NoRequest) if self.client.is_answered() || !self.is_captured() => break,
                 Err(End::NoRequest) => {
                     let line = buffers.response.content();
                     let line = log_lines::without_request(line, logger::format(), &self.endpoints);
                     break logger::log(Level::Info, module_path!(), line);
                 }
-                Err(End::Lost(reason)) => break self.log_lost(&reason, buffers, filled),
+                Err(End::Lost(reason)) => break self.lose(&reason, buffers, filled),
             }
         }
         self.client.close();
@@ -129,7 +137,7 @@ impl<'c> Connection<'c> {
         *filled = span.range.end;
         let body = self.read_body(&head, rest, begun, &begun_response, response.content())?;
         self.client.delay(begun_response.delay);
-        let ends = self.is_direct || self.client.is_evicted() || self.context.is_draining();
+        let ends = !self.is_captured() || self.client.is_evicted() || self.context.is_draining();
         let persistence = match ends {
             true => Persistence::Close,
             false => head.persistence,
@@ -137,7 +145,7 @@ impl<'c> Connection<'c> {
         let sent = response.finish(Description {
             status: begun_response.status,
             method: head.method,
-            content: begun_response.content(),
+            content: begun_response.content,
             persistence,
         });
         let written = self.client.write(sent, persistence == Persistence::Close);
@@ -150,6 +158,10 @@ impl<'c> Connection<'c> {
             status: begun_response.status,
             took: self.client.end_request(),
         };
+        if self.is_captured() {
+            let counters = self.context.counters();
+            counters.count_answered(served.status, served.took);
+        }
         // The response is sent: its buffer is free for the log line.
         self.log(&served, response.content());
         *filled = body.unread.len();
@@ -185,24 +197,25 @@ impl<'c> Connection<'c> {
         }
     }
 
-    /// Writes the content of a response up to the request's body: an echo, or all of it for a direct
-    /// connection.
+    /// Writes the content of a response up to the request's body: an echo, or a whole page for a connection that is
+    /// not captured.
     fn begin_response(&self, content: &mut Buffer, head: &Head<'_>) -> Begun {
-        if !self.is_direct {
+        if self.is_captured() {
             let Directives { status, delay } = head.echo.or(self.context.directives());
             let echo = Echo::begin(content, head, &self.endpoints, self.context.node());
             return Begun {
                 status,
                 delay,
+                content: echo.content(),
                 echo: Some(echo),
             };
         }
-        let (status, text) = self.context.probe_answer(head.target);
-        content.push(text.as_bytes());
-        content.push(b"\n");
+        let limit = self.client.limit();
+        let (status, kind) = pages::write(content, head.target, self.kind, self.context, limit);
         Begun {
             status,
             delay: Duration::ZERO,
+            content: kind,
             echo: None,
         }
     }
@@ -251,24 +264,21 @@ impl<'c> Connection<'c> {
     /// Logs a request. A probe is logged at level `debug` only, also where it says why the program is not ready:
     /// the guard has logged that.
     fn log(&self, served: &Served<'_>, line: &mut Buffer) {
-        let level = match self.is_direct && served.status != Status::NOT_FOUND {
+        let level = match !self.is_captured() && served.status != Status::NOT_FOUND {
             true => Level::Debug,
             false => Level::Info,
         };
         logger::log(level, module_path!(), served.line(line, logger::format()));
-        self.count();
     }
 
-    fn log_lost(&self, reason: &str, buffers: &mut Buffers, filled: usize) {
+    /// Counts and logs a request that was lost.
+    fn lose(&self, reason: &str, buffers: &mut Buffers, filled: usize) {
+        if self.is_captured() {
+            self.context.counters().count_lost();
+        }
         let (line, input) = (buffers.response.content(), &buffers.input[..filled]);
         let line = log_lines::lost(line, logger::format(), &self.endpoints, reason, input);
         logger::log(Level::Info, module_path!(), line);
-    }
-
-    fn count(&self) {
-        if !self.is_direct {
-            self.context.count_request();
-        }
     }
 
     /// Responds to a request that is refused. The connection ends, because the start of the next request is
@@ -287,7 +297,9 @@ impl<'c> Connection<'c> {
             persistence: Persistence::Close,
         });
         let written = self.client.write(sent, true);
-        self.count();
+        if self.is_captured() {
+            self.context.counters().count_refused(rejection.status);
+        }
         let (line, format) = (response.content(), logger::format());
         let line = log_lines::refused(line, format, &self.endpoints, rejection, bytes);
         logger::log(Level::Warn, module_path!(), line);
@@ -302,14 +314,10 @@ struct Begun {
     status: Status,
     /// How long the response waits once the request is read.
     delay: Duration,
+    /// What the content is.
+    content: Content,
     /// The echo; `None` if the content is complete.
     echo: Option<Echo>,
-}
-
-impl Begun {
-    fn content(&self) -> Content {
-        self.echo.map_or(Content::Text, Echo::content)
-    }
 }
 
 /// A body that was read to its end.

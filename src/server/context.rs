@@ -1,36 +1,36 @@
-//! What all connections share: the node's name, whether everything is in place, whether the server drains, and
-//! the totals for the log.
+//! What all connections share: what the server was started with, what the guard reports, whether the server
+//! drains, and the counters.
 
-use std::borrow::Cow;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::http::directives::Directives;
-use crate::http::status::Status;
-use crate::log::buffer::Buffer;
+use crate::log::timestamp::Timestamp;
+use crate::server::config::Config;
+use crate::server::counters::Counters;
 use crate::server::report::LastReport;
 
 /// State that all connections share.
 #[derive(Debug)]
 pub struct Context {
     node: Option<String>,
-    directives: Directives,
+    started: Timestamp,
+    config: Config,
     report: LastReport,
     draining: AtomicBool,
-    connections: AtomicU64,
-    requests: AtomicU64,
+    counters: Counters,
 }
 
 impl Context {
     /// The state at the start, with the node's name from `NODE_NAME`.
-    pub fn new(directives: Directives) -> Context {
+    pub fn new(config: Config) -> Context {
         let node = std::env::var("NODE_NAME").ok();
         Context {
             node: node.filter(|name| !name.is_empty()),
-            directives,
+            started: Timestamp::now(),
+            config,
             report: LastReport::default(),
             draining: AtomicBool::new(false),
-            connections: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
+            counters: Counters::default(),
         }
     }
 
@@ -39,9 +39,19 @@ impl Context {
         self.node.as_deref()
     }
 
+    /// When the server started.
+    pub fn started(&self) -> Timestamp {
+        self.started
+    }
+
+    /// What the server was started with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// The status and the delay of an echo, unless the request has others.
     pub fn directives(&self) -> Directives {
-        self.directives
+        self.config.directives
     }
 
     /// What the guard reports.
@@ -49,26 +59,9 @@ impl Context {
         &self.report
     }
 
-    /// The answer to a direct connection, in one line: `/healthz` says that the process serves, `/readyz` that
-    /// everything is in place.
-    pub fn probe_answer(&self, target: &[u8]) -> (Status, Cow<'static, str>) {
-        match target {
-            b"/healthz" if self.is_draining() => (Status::SERVICE_UNAVAILABLE, "draining".into()),
-            b"/healthz" => (Status::OK, "ok".into()),
-            b"/readyz" => {
-                let mut text = Buffer::EMPTY;
-                let status = match self.report.push_readiness(&mut text) {
-                    true => Status::OK,
-                    false => Status::SERVICE_UNAVAILABLE,
-                };
-                let text = String::from_utf8_lossy(text.bytes()).into_owned();
-                (status, text.into())
-            }
-            _ => (
-                Status::NOT_FOUND,
-                "this is the listener itself, not a Pod: only /healthz and /readyz are here".into(),
-            ),
-        }
+    /// What was counted since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Ends every connection after its next response.
@@ -82,27 +75,13 @@ impl Context {
         self.draining.load(Ordering::SeqCst)
     }
 
-    /// The number of connections to captured addresses so far.
-    pub fn connections(&self) -> u64 {
-        self.connections.load(Ordering::SeqCst)
-    }
-
-    /// Counts a connection to a captured address.
-    pub fn count_connection(&self) {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts a request on such a connection, answered or refused.
-    pub fn count_request(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-    }
-
     /// Logs the totals.
     pub fn log_totals(&self) {
+        let counters = self.counters();
         log::info!(
             "Served {} requests on {} connections",
-            self.requests.load(Ordering::SeqCst),
-            self.connections()
+            counters.answered.total() + counters.refused.total(),
+            counters.connections()
         );
     }
 }

@@ -1,6 +1,6 @@
 //! Listening sockets. The transparent ones (`IP_TRANSPARENT`, ip(7)) are bound to loopback and take
 //! connections to any address; the direct ones take connections that the node makes to the listener's own
-//! address, such as the kubelet's probes.
+//! address, such as the kubelet's probes; and that of `--metrics` takes connections to the address of that option.
 //!
 //! Accepted sockets inherit the options that are set here, and need no system call of their own:
 //! `TCP_NODELAY`, `TCP_QUICKACK`, the buffer sizes and the time-outs (socket(7), tcp(7)).
@@ -23,7 +23,7 @@ use crate::sys;
 /// administrator decides. The kernel drops a SYN that finds the queue full, and the client sends it again.
 const BACKLOG: Backlog = Backlog::MAXALLOWABLE;
 
-/// Length of a direct listener's accept queue.
+/// Length of the accept queue of a direct listener and of that of `--metrics`.
 const DIRECT_BACKLOG: i32 = 128;
 
 /// Time that bind(2) is retried for. After a SIGKILL of the guard, the kernel kills the server too, but the
@@ -37,6 +37,9 @@ const BIND_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 /// turns off auto-tuning, which allows MiBs for each connection (`tcp_rmem`, tcp(7)).
 const RECEIVE_BUFFER: c_int = 64 * 1024;
 
+/// Receive buffer of a connection to `--metrics`, in bytes; the kernel doubles it.
+const METRICS_RECEIVE_BUFFER: c_int = 16 * 1024;
+
 /// Send buffer of a connection, in bytes; the kernel doubles it (`SO_SNDBUF`).
 const SEND_BUFFER: c_int = 32 * 1024;
 
@@ -47,15 +50,44 @@ const USER_TIMEOUT_DELAY: Duration = Duration::from_secs(1);
 /// accept4(2) without them, in seconds (`TCP_DEFER_ACCEPT`, tcp(7)).
 const DEFER_ACCEPT: c_int = 1;
 
+/// The listening sockets of all families.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Transparent listeners, for connections to captured addresses.
+    pub transparent: Vec<TcpListener>,
+    /// Direct listeners, for connections to the same addresses.
+    pub direct: Vec<TcpListener>,
+    /// The listener of `--metrics`.
+    pub metrics: Option<TcpListener>,
+}
+
 /// Binds a transparent listener to the family's loopback address.
 ///
 /// # Errors
 /// `EADDRINUSE`, `EPERM`, `EACCES`, or any other error of socket(2), setsockopt(2), bind(2) or listen(2).
 pub fn bind(family: Family, port: u16) -> Result<TcpListener, Error> {
     let address = SocketAddr::new(family.loopback(), port);
+    let hint = "something else listens there; see --port";
+    bind_with(address, hint, listen_transparent)
+}
+
+/// Binds the listener of `--metrics`.
+///
+/// # Errors
+/// `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES`, or any other error of socket(2), setsockopt(2), bind(2) or listen(2).
+pub fn bind_metrics(address: SocketAddr) -> Result<TcpListener, Error> {
+    bind_with(address, "see --metrics", listen_metrics)
+}
+
+/// Binds with `listen`, and retries for [`BIND_RETRY`]. `hint` is for an address that is in use, or not of this node.
+fn bind_with(
+    address: SocketAddr,
+    hint: &str,
+    listen: fn(SocketAddr) -> io::Result<TcpListener>,
+) -> Result<TcpListener, Error> {
     let deadline = Instant::now() + BIND_RETRY;
     let listener = loop {
-        match listen_transparent(family, address) {
+        match listen(address) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
                 thread::sleep(BIND_RETRY_INTERVAL);
             }
@@ -67,7 +99,7 @@ pub fn bind(family: Family, port: u16) -> Result<TcpListener, Error> {
         match error.errno() {
             libc::EPERM => error.hint("CAP_NET_ADMIN is needed"),
             libc::EACCES => error.hint("CAP_NET_BIND_SERVICE is needed for ports below 1024"),
-            libc::EADDRINUSE => error.hint("something else listens there; see --port"),
+            libc::EADDRINUSE | libc::EADDRNOTAVAIL => error.hint(hint),
             _ => error,
         }
     })
@@ -86,11 +118,7 @@ pub fn bind_direct(transparent: &TcpListener) -> Result<TcpListener, Error> {
 
 fn listen_direct(transparent: &TcpListener) -> io::Result<TcpListener> {
     let address = transparent.local_addr()?;
-    let domain = match address {
-        SocketAddr::V4(_) => libc::AF_INET,
-        SocketAddr::V6(_) => libc::AF_INET6,
-    };
-    let socket = sys::socket(domain, libc::SOCK_STREAM, 0)?;
+    let socket = sys::socket(domain(address), libc::SOCK_STREAM, 0)?;
     let fd = socket.as_fd();
     // Connections in TIME_WAIT must not block the address at the next start.
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1 as c_int)?;
@@ -138,12 +166,12 @@ fn selection(address: IpAddr) -> Vec<sock_filter> {
     filter
 }
 
-fn listen_transparent(family: Family, address: SocketAddr) -> io::Result<TcpListener> {
-    let (domain, level, transparent) = match family {
-        Family::V4 => (libc::AF_INET, libc::SOL_IP, libc::IP_TRANSPARENT),
-        Family::V6 => (libc::AF_INET6, libc::SOL_IPV6, libc::IPV6_TRANSPARENT),
+fn listen_transparent(address: SocketAddr) -> io::Result<TcpListener> {
+    let (level, transparent) = match address {
+        SocketAddr::V4(_) => (libc::SOL_IP, libc::IP_TRANSPARENT),
+        SocketAddr::V6(_) => (libc::SOL_IPV6, libc::IPV6_TRANSPARENT),
     };
-    let socket = sys::socket(domain, libc::SOCK_STREAM, 0)?;
+    let socket = sys::socket(domain(address), libc::SOCK_STREAM, 0)?;
     let fd = socket.as_fd();
     sys::set_option(fd, level, transparent, 1 as c_int)?;
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1 as c_int)?;
@@ -161,6 +189,29 @@ fn listen_transparent(family: Family, address: SocketAddr) -> io::Result<TcpList
         0 as c_int,
     )?;
     Ok(listener)
+}
+
+fn listen_metrics(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = sys::socket(domain(address), libc::SOCK_STREAM, 0)?;
+    let fd = socket.as_fd();
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1 as c_int)?;
+    // The network can fill the accept queue.
+    sys::set_option(
+        fd,
+        libc::SOL_SOCKET,
+        libc::SO_RCVBUF,
+        METRICS_RECEIVE_BUFFER,
+    )?;
+    sys::set_option(fd, libc::SOL_TCP, libc::TCP_DEFER_ACCEPT, DEFER_ACCEPT)?;
+    set_timeouts(fd, DIRECT_DEADLINES.response)?;
+    listen(socket, address, Backlog::new(DIRECT_BACKLOG)?)
+}
+
+fn domain(address: SocketAddr) -> c_int {
+    match address {
+        SocketAddr::V4(_) => libc::AF_INET,
+        SocketAddr::V6(_) => libc::AF_INET6,
+    }
 }
 
 fn listen(socket: OwnedFd, address: SocketAddr, backlog: Backlog) -> io::Result<TcpListener> {

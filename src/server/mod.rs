@@ -24,37 +24,45 @@
 //! acknowledged, it is *idle*: it keeps little memory. An eviction shuts down the side that reads: a request
 //! that has arrived is answered, and then the connection ends.
 //!
-//! - `listener`: sockets with `IP_TRANSPARENT` on loopback, and direct ones for the node's own probes.
-//! - `acceptor`: an epoll(7) instance, one for clients and one for probes, at which idle workers wait.
+//! - `listener`: sockets with `IP_TRANSPARENT` on loopback, direct ones for the node's own probes, and that of
+//!   `--metrics`.
+//! - `acceptor`: an epoll(7) instance, one for each kind of listener, at which idle workers wait.
 //! - `workers`, and their `scheduling`; `limit`, `counts`, `parked`, `eviction`: as above.
 //! - `connection`: reads requests, writes responses and logs them, with the `deadlines` of each step, in the
 //!   `buffers` of its worker.
 //! - `client`: the stream of a connection, parked while it waits; `stream`: the connected socket, its deadlines, and
 //!   its lingering close.
-//! - `context`: what all connections share, and `report`: what the guard says of the interception.
+//! - `context`: what all connections share: the `config`, the `counters`, and `report`, which is what the guard says
+//!   of the interception.
+//! - `pages`: the answers to connections that are not captured: health, `state`, `metrics`.
 //!
 //! Direct connections from the node have their own listeners and workers, outside the limit: a probe shows
-//! that the process lives, not that a client is served at once.
+//! that the process lives, not that a client is served at once. So have connections to `--metrics`, which delay
+//! neither probes nor clients.
 
 pub mod acceptor;
 pub mod buffers;
 pub mod client;
+pub mod config;
 pub mod connection;
 pub mod context;
+pub mod counters;
 pub mod counts;
 pub mod deadlines;
 mod eviction;
 pub mod limit;
 pub mod listener;
+mod metrics;
+mod pages;
 pub mod parked;
 pub mod report;
 mod scheduling;
+mod state;
 pub mod stream;
 pub mod workers;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
-use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -62,10 +70,11 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 
 use crate::error::Error;
-use crate::http::directives::Directives;
 use crate::log::logger;
 use crate::sandbox;
-use crate::server::acceptor::Acceptor;
+use crate::server::acceptor::Acceptors;
+use crate::server::config::Config;
+use crate::server::listener::Listeners;
 use crate::server::report::LineReader;
 use crate::server::workers::Workers;
 
@@ -79,7 +88,7 @@ pub const READY: &[u8] = b"ready";
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Largest number of open files beside those of captured connections: a dozen of the server's own, one for
-/// each probe worker, and some that the parent process left open.
+/// each worker outside the limit, of which there are ten, and some that the parent process left open.
 const OTHER_FILES: usize = 34;
 
 /// Mappings of memory for each connection: a stack, its guard page, and one more for buffers. With the longest
@@ -88,24 +97,6 @@ const MAPPINGS_PER_CONNECTION: usize = 3;
 
 /// The kernel's limit on the mappings of a process (proc_sys_vm(5))
 const MAX_MAP_COUNT: &str = "/proc/sys/vm/max_map_count";
-
-/// The listening sockets of all families.
-#[derive(Debug)]
-pub struct Listeners {
-    /// Transparent listeners, for connections to captured addresses.
-    pub transparent: Vec<TcpListener>,
-    /// Direct listeners, for connections to the same addresses.
-    pub direct: Vec<TcpListener>,
-}
-
-/// What the options say of the server.
-#[derive(Clone, Copy, Debug)]
-pub struct Config {
-    /// The most connections that are served at once.
-    pub max_connections: usize,
-    /// The status and the delay of an echo, unless the request has others.
-    pub directives: Directives,
-}
 
 /// Serves until the guard shuts down its end of `control`, then drains the connections.
 ///
@@ -119,21 +110,16 @@ pub fn run(
     config: Config,
 ) -> Result<(), Error> {
     let fault = |attempt: &'static str| move |error: io::Error| Error::new(attempt, error);
-    let Config {
-        max_connections,
-        directives,
-    } = config;
-    let files = allow_open_files((max_connections + OTHER_FILES) as u64)
+    let files = allow_open_files((config.max_connections + OTHER_FILES) as u64)
         .map_err(fault("raise the limit of open files"))?;
     let mappings = allowed_mappings();
-    let clients = Acceptor::new(listeners.transparent).map_err(fault("listen"))?;
-    let probes = Acceptor::new(listeners.direct).map_err(fault("listen"))?;
+    let acceptors = Acceptors::new(listeners).map_err(fault("listen"))?;
     sandbox::enter_server(guard)?;
     // Not before the sandbox: a full log would block this process, which could then outlive the guard.
     logger::start_writer().map_err(fault("start a thread"))?;
-    let max_connections = cap_connections(max_connections, files, mappings);
-    let workers = Workers::start(clients, probes, max_connections, directives)
-        .map_err(fault("start a thread"))?;
+    let max_connections = cap_connections(config.max_connections, files, mappings);
+    let workers =
+        Workers::start(acceptors, max_connections, config).map_err(fault("start a thread"))?;
     control.write_all(READY).map_err(fault("tell the guard"))?;
     control
         .set_read_timeout(Some(MAINTENANCE_INTERVAL))

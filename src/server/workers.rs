@@ -1,8 +1,8 @@
 //! The worker threads: each accepts a connection, serves it to its end, and accepts the next.
 //!
 //! All idle workers wait at one [`Acceptor`]. The last idle one starts another before it serves. One that
-//! has no client for `SPARE_TIMEOUT` ends, unless it is the last. The number of probe workers is fixed, and
-//! the limit on connections does not apply to them.
+//! has no client for `SPARE_TIMEOUT` ends, unless it is the last. Direct connections and those to `--metrics` have
+//! workers of their own, whose number is fixed, and to which the limit on connections does not apply.
 
 use std::io;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::EpollTimeout;
 
 use crate::error::words;
-use crate::http::directives::Directives;
 use crate::log::logger;
 use crate::log::once::LogOnce;
-use crate::server::acceptor::{Accepted, Acceptor, ReadyListener};
+use crate::server::acceptor::{Accepted, Acceptor, Acceptors, ListenerKind, ReadyListener};
 use crate::server::buffers::Buffers;
+use crate::server::config::Config;
 use crate::server::connection::Connection;
 use crate::server::context::Context;
 use crate::server::counts::Shortage;
@@ -27,8 +27,11 @@ use crate::server::report::LastReport;
 use crate::server::scheduling;
 use crate::sys;
 
-/// Probe workers for each direct listener.
-const PROBE_WORKERS: usize = 4;
+/// Workers for each direct listener.
+const DIRECT_WORKERS: usize = 4;
+
+/// Workers for the listener of `--metrics`.
+const METRICS_WORKERS: usize = 2;
 
 /// Stack size of a thread, in bytes. Buffers are on the heap.
 const STACK_SIZE: usize = 64 * 1024;
@@ -47,8 +50,7 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct Workers {
     context: Context,
-    clients: Acceptor,
-    probes: Acceptor,
+    acceptors: Acceptors,
     limit: ConnectionLimit,
     limit_log: LogOnce,
     accept_log: LogOnce,
@@ -56,30 +58,26 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts the first worker and the probe workers.
+    /// Starts the first worker, and those outside the limit.
     ///
     /// # Errors
     /// `EAGAIN`, or any other error of clone(2) or mmap(2).
     pub fn start(
-        clients: Acceptor,
-        probes: Acceptor,
+        acceptors: Acceptors,
         max_connections: usize,
-        directives: Directives,
+        config: Config,
     ) -> io::Result<Arc<Workers>> {
         let workers = Arc::new(Workers {
-            context: Context::new(directives),
-            clients,
-            probes,
+            context: Context::new(config),
+            acceptors,
             limit: ConnectionLimit::new(max_connections),
             limit_log: LogOnce::default(),
             accept_log: LogOnce::default(),
             spawn_log: LogOnce::default(),
         });
         workers.ensure_idle_worker()?;
-        for _ in 0..PROBE_WORKERS * workers.probes.listener_count() {
-            let workers = Arc::clone(&workers);
-            spawn(move || workers.serve_probes())?;
-        }
+        workers.spawn_unlimited(DIRECT_WORKERS, |acceptors| &acceptors.direct)?;
+        workers.spawn_unlimited(METRICS_WORKERS, |acceptors| &acceptors.metrics)?;
         Ok(workers)
     }
 
@@ -106,7 +104,11 @@ impl Workers {
         logger::block_when_full();
         let mut buffers = Buffers::default();
         loop {
-            let Some(listener) = self.clients.wait(EpollTimeout::from(SPARE_TIMEOUT)) else {
+            let Some(listener) = self
+                .acceptors
+                .clients
+                .wait(EpollTimeout::from(SPARE_TIMEOUT))
+            else {
                 match self.limit.retire(slot) {
                     true => break,
                     false => continue,
@@ -115,7 +117,7 @@ impl Workers {
             // Before accept4(2), so that no connection exceeds the limit.
             while let Err((shortage, seen)) = self.limit.acquire() {
                 self.log_shortage(&shortage);
-                self.limit.make_way(seen, self.clients.waiting());
+                self.limit.make_way(seen, self.acceptors.clients.waiting());
             }
             let Some(accepted) = self.accept(listener) else {
                 self.limit.cancel();
@@ -127,19 +129,33 @@ impl Workers {
             {
                 self.log_shortage(&shortage);
                 // This client waits, too.
-                self.limit.make_way(seen, self.clients.waiting() + 1);
+                self.limit
+                    .make_way(seen, self.acceptors.clients.waiting() + 1);
             }
             self.serve(accepted, &DEADLINES, slot, &mut buffers);
             self.limit.release();
         }
     }
 
-    /// Accepts and serves direct connections, until the process exits.
-    fn serve_probes(&self) {
+    /// Starts workers that serve the connections of an acceptor outside the limit.
+    fn spawn_unlimited(
+        self: &Arc<Workers>,
+        count: usize,
+        acceptor: fn(&Acceptors) -> &Acceptor,
+    ) -> io::Result<()> {
+        for _ in 0..count * acceptor(&self.acceptors).listener_count() {
+            let workers = Arc::clone(self);
+            spawn(move || workers.serve_unlimited(acceptor(&workers.acceptors)))?;
+        }
+        Ok(())
+    }
+
+    /// Accepts and serves connections outside the limit, until the process exits.
+    fn serve_unlimited(&self, acceptor: &Acceptor) {
         let slot = self.limit.unlimited_slot();
         let mut buffers = Buffers::default();
         loop {
-            let ready = self.probes.wait(EpollTimeout::NONE);
+            let ready = acceptor.wait(EpollTimeout::NONE);
             if let Some(accepted) = ready.and_then(|listener| self.accept(listener)) {
                 self.serve(accepted, &DIRECT_DEADLINES, &slot, &mut buffers);
             }
@@ -155,11 +171,10 @@ impl Workers {
             attempt = self.try_accept(&listener);
             if let Err(error) = &attempt {
                 let lacks_file = error.raw_os_error() == Some(libc::EMFILE);
-                // A probe waits at another listener.
-                let waiting = if lacks_file {
-                    self.clients.waiting().max(1)
-                } else {
-                    0
+                // A probe waits at another listener. No client gives way to one of the metrics.
+                let waiting = match lacks_file && listener.kind() != ListenerKind::Metrics {
+                    true => self.acceptors.clients.waiting().max(1),
+                    false => 0,
                 };
                 self.limit.make_way(seen, waiting);
             }
@@ -191,7 +206,7 @@ impl Workers {
     pub fn maintain(self: &Arc<Workers>) {
         if let Err(error) = self.ensure_idle_worker() {
             self.log_shortage(&Shortage::Workers(error));
-            self.limit.evict(self.clients.waiting());
+            self.limit.evict(self.acceptors.clients.waiting());
         }
     }
 
@@ -213,13 +228,13 @@ impl Workers {
     pub fn drain(self: &Arc<Workers>, grace: Duration) {
         self.context.start_draining();
         let deadline = Instant::now() + grace;
-        let mut connections = self.context.connections();
+        let mut connections = self.context.counters().connections();
         let mut quiet_since = Instant::now();
         while Instant::now() < deadline {
             thread::sleep(DRAIN_INTERVAL);
             self.limit.end_delays();
             self.maintain();
-            let now = self.context.connections();
+            let now = self.context.counters().connections();
             if now != connections {
                 connections = now;
                 quiet_since = Instant::now();
@@ -243,7 +258,7 @@ impl Workers {
     /// Whether a client waits or a connection is open. A worker acquires a place before it takes a client from
     /// the kernel's queue; asked in this order, no client is missed.
     fn is_busy(&self) -> bool {
-        self.clients.waiting() > 0 || self.limit.open() > 0
+        self.acceptors.clients.waiting() > 0 || self.limit.open() > 0
     }
 }
 

@@ -526,7 +526,7 @@ fn no_request_forges_a_log_line() {
 }
 
 #[test]
-fn direct_connections_get_only_the_health_checks() {
+fn direct_connections_get_only_what_the_listener_itself_has() {
     let lab = Lab::new();
     let _daemon = lab.start(&[]);
     let connect = || lab.node.http("127.0.0.1:1");
@@ -546,7 +546,7 @@ fn direct_connections_get_only_the_health_checks() {
         let answer = connect().request("GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n");
         (answer.status.as_str(), answer.text()) == ("200 OK", "ready\n")
     });
-    for target in ["/", "/healthz/", "/readyz?verbose", "/secret"] {
+    for target in ["/healthz/", "/readyz?verbose", "/metrics/", "/secret"] {
         let answer = connect().request(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert_eq!(answer.status, "404 Not Found", "{target}");
         assert!(!answer.text().contains("Request received"), "{answer:?}");

@@ -20,6 +20,7 @@ pub mod inject;
 pub mod kernel;
 pub mod kubelet;
 pub mod manifest;
+pub mod metrics;
 pub mod pidfd;
 pub mod ping;
 pub mod refusal;

@@ -18,7 +18,7 @@ use tproxy_pod::http::fields::Persistence;
 use tproxy_pod::http::head::{Head, HeadScanner};
 use tproxy_pod::http::response::{Description, Response};
 use tproxy_pod::http::status::Status;
-use tproxy_pod::server::acceptor::{Acceptor, ReadyListener};
+use tproxy_pod::server::acceptor::{Acceptor, ListenerKind, ReadyListener};
 
 #[test]
 fn probes_do_not_wait_long_for_silent_connections_of_the_node() {
@@ -60,7 +60,7 @@ fn a_listener_is_ready_for_one_thread_at_a_time_however_many_clients_wait() {
     here.enter(|| {
         let sockets = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [first, second] = [0, 1].map(|at: usize| sockets[at].local_addr().unwrap());
-        let acceptor = Acceptor::new(sockets.into()).unwrap();
+        let acceptor = Acceptor::new(ListenerKind::Transparent, sockets.into()).unwrap();
         let connect = |to| TcpStream::connect(to).unwrap();
         let wait = || acceptor.wait(EpollTimeout::NONE).unwrap();
         let is_idle = || acceptor.wait(EpollTimeout::ZERO).is_none();

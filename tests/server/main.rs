@@ -8,3 +8,5 @@ mod deadlines;
 mod hostile;
 mod json_log;
 mod logs;
+mod metrics;
+mod state;

@@ -1,0 +1,50 @@
+//! What a listener answers to connections that are not captured: the node's own to the listener's address, and
+//! those to `--metrics`. The method of a request and its content make no difference.
+
+use crate::http::response::Content;
+use crate::http::status::Status;
+use crate::log::buffer::Buffer;
+use crate::server::acceptor::ListenerKind;
+use crate::server::context::Context;
+use crate::server::limit::ConnectionLimit;
+use crate::server::{metrics, state};
+
+/// Writes the content of the response for this target; returns its status and what it is.
+pub fn write(
+    content: &mut Buffer,
+    target: &[u8],
+    kind: ListenerKind,
+    context: &Context,
+    limit: &ConnectionLimit,
+) -> (Status, Content) {
+    let is_on_loopback = kind != ListenerKind::Metrics;
+    let mut status = Status::OK;
+    match target {
+        b"/metrics" => {
+            metrics::write(content, context, limit.open() as u64);
+            return (Status::OK, Content::Metrics);
+        }
+        b"/healthz" if context.is_draining() => {
+            status = Status::SERVICE_UNAVAILABLE;
+            content.push(b"draining\n");
+        }
+        b"/healthz" => content.push(b"ok\n"),
+        b"/readyz" if is_on_loopback => {
+            if !context.report().push_readiness(content) {
+                status = Status::SERVICE_UNAVAILABLE;
+            }
+            content.push(b"\n");
+        }
+        b"/" if is_on_loopback => {
+            state::write(content, context, limit.open() as u64, limit.size() as u64);
+        }
+        _ => {
+            status = Status::NOT_FOUND;
+            content.push(match is_on_loopback {
+                true => b"this is the listener itself, not a Pod: only /, /healthz, /readyz and /metrics are here\n",
+                false => b"only /metrics and /healthz are here\n".as_slice(),
+            });
+        }
+    }
+    (status, Content::Text)
+}
