@@ -180,6 +180,16 @@ TEXT
     on node grep Received "$log"
     shows "${expected_log[@]}"
 
+    step "A client chooses the form, the status and the delay of its answer."
+    on client curl -H Accept:application/json "$pod:8180/hello"
+    shows '"client":"192.0.2.2:' '"destination":"10.244.0.5:8180"' '"target":"/hello"'
+    on client curl -i -H X-Echo-Status:503 -H X-Echo-Delay:250ms "$pod:8180/late"
+    shows "HTTP/1.1 503 Service Unavailable" "Server: tproxy-pod/" "GET /late HTTP/1.1"
+
+    step "What the node sees of it: the state, and metrics beside it at /metrics."
+    on node curl 127.0.0.1:1/
+    shows "State:              ready" "Capturing:          TCP to $cidrs port 8180" "  503:              1"
+
     step "What is on the node while it runs."
     on node nft list table inet tproxy-pod
     shows "table inet tproxy-pod"
