@@ -203,7 +203,7 @@ fn the_node_probes_the_listener_directly() {
         );
         assert!(
             lab.node
-                .get(address, "/")
+                .get(address, "/nothing")
                 .starts_with("HTTP/1.1 404 Not Found\r\n")
         );
     }
