@@ -27,6 +27,9 @@ const ALLOW: &[u8] = b"\r\nAllow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 /// The product that answers, by which a client tells it from a Pod (RFC 9110, 10.2.4).
 const SERVER: &str = concat!("\r\nServer: tproxy-pod/", env!("CARGO_PKG_VERSION"));
 
+/// The field by which an echo depends on others of the request (RFC 9110, 12.5.5).
+const VARY: &[u8] = b"\r\nVary: Accept";
+
 /// What the content of a response is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -41,7 +44,7 @@ pub enum Content {
 }
 
 impl Content {
-    /// Its fields: Content-Type, and Vary for an echo (RFC 9110, 12.5.5).
+    /// Its fields: Content-Type, and for an echo [`VARY`].
     fn fields(self) -> &'static [u8] {
         match self {
             Content::Text => b"\r\nContent-Type: text/plain; charset=utf-8",
@@ -104,6 +107,9 @@ impl Response {
         self.0.push(SERVER.as_bytes());
         if has_content {
             self.0.push(content.fields());
+        } else if content != Content::Text {
+            // A 304 has it, too (RFC 9110, 15.4.5).
+            self.0.push(VARY);
         }
         // The echo of a HEAD request has another length than that of a GET, which is the one to be stated or left out
         // (RFC 9110, 8.6).
