@@ -19,6 +19,7 @@ use crate::http::log_lines::{self, Served};
 use crate::http::response::{CONTINUE, Content, Description};
 use crate::http::status::{Rejection, Status};
 use crate::log::buffer::Buffer;
+use crate::log::line::Line;
 use crate::log::logger;
 use crate::server::acceptor::{Accepted, ListenerKind};
 use crate::server::buffers::{Buffers, enlarge};
@@ -106,7 +107,7 @@ impl<'c> Connection<'c> {
                 Err(End::NoRequest) => {
                     let line = buffers.response.content();
                     let line = log_lines::without_request(line, logger::format(), &self.endpoints);
-                    break logger::log(Level::Info, module_path!(), line);
+                    break self.log(Level::Info, line);
                 }
                 Err(End::Lost(reason)) => break self.lose(&reason, buffers, filled),
             }
@@ -163,7 +164,7 @@ impl<'c> Connection<'c> {
             counters.count_answered(served.status, served.took);
         }
         // The response is sent: its buffer is free for the log line.
-        self.log(&served, response.content());
+        self.log_served(&served, response.content());
         *filled = body.unread.len();
         let [start, end] = [body.unread.start, body.unread.end].map(|at| span.range.end + at);
         input.copy_within(start..end, 0);
@@ -263,12 +264,22 @@ impl<'c> Connection<'c> {
 
     /// Logs a request. A probe is logged at level `debug` only, also where it says why the program is not ready:
     /// the guard has logged that.
-    fn log(&self, served: &Served<'_>, line: &mut Buffer) {
+    fn log_served(&self, served: &Served<'_>, line: &mut Buffer) {
         let level = match !self.is_captured() && served.status != Status::NOT_FOUND {
             true => Level::Debug,
             false => Level::Info,
         };
-        logger::log(level, module_path!(), served.line(line, logger::format()));
+        self.log(level, served.line(line, logger::format()));
+    }
+
+    /// Logs a line at this level, and at `debug` only for the metrics: any client of the network reaches them, and
+    /// must not take the place of the lines of captured requests.
+    fn log(&self, level: Level, line: Line<'_>) {
+        let level = match self.kind {
+            ListenerKind::Metrics => Level::Debug,
+            ListenerKind::Transparent | ListenerKind::Direct => level,
+        };
+        logger::log(level, module_path!(), line);
     }
 
     /// Counts and logs a request that was lost.
@@ -278,7 +289,7 @@ impl<'c> Connection<'c> {
         }
         let (line, input) = (buffers.response.content(), &buffers.input[..filled]);
         let line = log_lines::lost(line, logger::format(), &self.endpoints, reason, input);
-        logger::log(Level::Info, module_path!(), line);
+        self.log(Level::Info, line);
     }
 
     /// Responds to a request that is refused. The connection ends, because the start of the next request is
@@ -302,7 +313,7 @@ impl<'c> Connection<'c> {
         }
         let (line, format) = (response.content(), logger::format());
         let line = log_lines::refused(line, format, &self.endpoints, rejection, bytes);
-        logger::log(Level::Warn, module_path!(), line);
+        self.log(Level::Warn, line);
         if written.is_ok() {
             self.client.linger();
         }

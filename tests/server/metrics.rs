@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::lab::http_client::REQUEST;
 use crate::lab::metrics::Metrics;
 use crate::lab::stopwatch::Stopwatch;
-use crate::lab::{CIDRS, Lab, PATIENCE, POD, PROGRAM, wait_until};
+use crate::lab::{CIDRS, Daemon, Lab, PATIENCE, POD, PROGRAM, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -245,4 +245,27 @@ fn a_crowd_of_slow_clients_of_the_metrics_delays_neither_probes_nor_clients() {
         log.contains("Served 21 requests on 21 connections"),
         "{log}"
     );
+}
+
+/// Lines above that share a queue with those of captured requests, whose place any client of the network could take.
+#[test]
+fn whatever_clients_of_the_metrics_send_is_logged_at_debug() {
+    let lab = Lab::new();
+    let mut command = lab.node.command(PROGRAM);
+    command.args(["--metrics", OPEN]).env("RUST_LOG", "debug");
+    let daemon = Daemon::spawn(command);
+    daemon.wait_for("Created table");
+    lab.client.http(OPEN).send("GET / HT");
+    for (request, line) in [
+        ("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", "to /metrics "),
+        ("GET /none HTTP/1.1\r\nHost: a\r\n\r\n", "to /none "),
+        ("GET / HTTP/1.1\r\n\r\n", "status=400 "),
+        ("GET / HTTP/1.1\r\nHos", "status=408 "),
+    ] {
+        lab.client.http(OPEN).request(request);
+        let line = daemon.wait_for(line);
+        assert!(line.contains(" DEBUG "), "{line}");
+    }
+    let line = daemon.wait_for("Lost request ");
+    assert!(line.contains(" DEBUG "), "{line}");
 }
