@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
+use crate::log::escape::escaped;
 use crate::log::once::LogOnce;
 use crate::netlink::message::{Message, attribute, u32_at};
 use crate::netlink::socket::Socket;
@@ -32,8 +33,14 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// kernel sends no notification when that module is loaded.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// Longest list of names, in bytes.
+/// Longest list of names, in bytes, but for [`DOTS`].
 const MAX_NAMES: usize = 200;
+
+/// What follows each name in the list.
+const SEPARATOR: &[u8] = b", ";
+
+/// What stands for the names that do not fit.
+const DOTS: &[u8] = b"...";
 
 /// The bridges of a node, each list in the order of the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,7 +57,7 @@ pub struct BridgeTopology {
 pub struct BridgeMonitor {
     socket: Socket,
     topology: BridgeTopology,
-    /// The names of the bridges, or as many as [`MAX_NAMES`] allows.
+    /// See [`BridgeMonitor::names`]. Each is followed by [`SEPARATOR`].
     names: Vec<u8>,
     refreshed_at: Instant,
     /// When the rules were made to match `topology`; `None` if they do not.
@@ -82,9 +89,10 @@ impl BridgeMonitor {
         &self.topology
     }
 
-    /// The names of the bridges at the last refresh, or as many as [`MAX_NAMES`] allows.
+    /// The names of the bridges, with ports or without, escaped: those that were listed last, which the rules match
+    /// unless the refresh failed after that; or as many as [`MAX_NAMES`] allows.
     pub fn names(&self) -> &[u8] {
-        self.names.strip_suffix(b", ").unwrap_or(&self.names)
+        self.names.strip_suffix(SEPARATOR).unwrap_or(&self.names)
     }
 
     /// When the next refresh is due.
@@ -206,15 +214,21 @@ pub fn read_bridge(payload: &[u8]) -> Option<Bridge> {
     (attribute(info, IFLA_INFO_KIND)? == b"bridge\0").then_some(bridge)
 }
 
-/// Appends the name of a device (`struct ifinfomsg`) to a list of at most [`MAX_NAMES`] bytes.
+/// Appends the name of a device (`struct ifinfomsg`), which may have any bytes but `/`, `:` and whitespace
+/// (`dev_valid_name`, net/core/dev.c), to a list of at most [`MAX_NAMES`] bytes. The first name that does not fit
+/// ends the list, with [`DOTS`].
 fn push_name(names: &mut Vec<u8>, payload: &[u8]) {
+    if names.ends_with(DOTS) {
+        return;
+    }
     let device = payload.get(IFINFOMSG..).unwrap_or_default();
     let name = attribute(device, libc::IFLA_IFNAME).unwrap_or_default();
-    if names.len() + name.len() <= MAX_NAMES {
-        names.extend_from_slice(name.strip_suffix(b"\0").unwrap_or(name));
-        names.extend_from_slice(b", ");
-    } else if !names.ends_with(b"...") {
-        names.extend_from_slice(b"...");
+    let name = escaped(name.strip_suffix(b"\0").unwrap_or(name)).to_string();
+    if names.len() + name.len() + SEPARATOR.len() <= MAX_NAMES {
+        names.extend_from_slice(name.as_bytes());
+        names.extend_from_slice(SEPARATOR);
+    } else {
+        names.extend_from_slice(DOTS);
     }
 }
 
@@ -232,19 +246,38 @@ pub fn read_subnet(payload: &[u8]) -> Option<(u32, Cidr)> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_names_of_bridges_are_a_list_of_limited_length() {
+    fn list(bridges: impl IntoIterator<Item = Vec<u8>>) -> String {
         let mut names = Vec::new();
-        for number in 1..=1000 {
+        for name in bridges {
             let mut device = Message::new(libc::RTM_NEWLINK, 0, &[0; IFINFOMSG]);
-            device.put_text(libc::IFLA_IFNAME, &format!("bridge{number}"));
+            device.put(libc::IFLA_IFNAME, &[&name, &b"\0"[..]].concat());
             push_name(&mut names, &device.to_bytes(1)[16..]);
         }
-        let names = str::from_utf8(&names).unwrap();
+        String::from_utf8(names).unwrap()
+    }
+
+    #[test]
+    fn the_names_of_bridges_are_a_list_of_limited_length() {
+        let names = list((1..=1000).map(|number| format!("bridge{number}").into_bytes()));
         assert!(names.starts_with("bridge1, bridge2, "), "{names}");
         assert!(
-            names.len() < MAX_NAMES + 10 && names.ends_with(", ..."),
+            names.len() <= MAX_NAMES + DOTS.len() && names.ends_with(", ..."),
             "{names}"
         );
+    }
+
+    #[test]
+    fn the_list_of_names_ends_at_the_first_that_does_not_fit() {
+        let long = || std::iter::repeat_n(b"a-bridge-longer".to_vec(), 12);
+        let names = list(long().chain([b"b0".to_vec()]));
+        assert_eq!(names.matches("longer, ").count(), 11, "{names}");
+        assert!(names.ends_with("longer, ..."), "{names}");
+        assert!(list(long().take(11).chain([b"b0".to_vec()])).ends_with(", b0, "));
+    }
+
+    #[test]
+    fn a_name_is_printable_whatever_it_has_in_it() {
+        let names = list([b"br\xff\x1b[2J".to_vec(), "brü".into(), b"cni0".to_vec()]);
+        assert_eq!(names, r"br\xff\x1b[2J, br\xc3\xbc, cni0, ");
     }
 }

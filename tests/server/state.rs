@@ -80,9 +80,10 @@ fn the_page_names_the_bridges_that_are_followed() {
     daemon.wait_for("Created table bridge");
     let bridges = || bridge.node.state(LISTENER, "Bridges");
     wait_until("its bridge is named", || bridges() == "cni0");
-    bridge.node.run("ip link add docker0 type bridge");
-    wait_until("a new one is named, too", || bridges() == "cni0, docker0");
-    bridge.node.run("ip link del docker0");
+    bridge.node.run("ip link add dücker0 type bridge");
+    let both = r"cni0, d\xc3\xbccker0";
+    wait_until("a new one is named, too", || bridges() == both);
+    bridge.node.run("ip link del dücker0");
     wait_until("it is not named any more", || bridges() == "cni0");
 }
 
