@@ -329,9 +329,9 @@ impl Guard {
 
     /// Tells the server what has changed.
     fn report(&mut self) {
-        let bridges = self.bridge_monitor.names();
+        let names = self.bridge_monitor.names();
         self.reporter
-            .send(&self.reconciler, &mut self.tables, bridges, &self.server);
+            .send(&self.reconciler, &mut self.tables, names, &self.server);
     }
 
     /// Refreshes the rules for bridges when that is due. A failure is tried again, and logged as
@@ -350,7 +350,7 @@ impl Guard {
             log::warn!("Cannot follow the bridges: {error}");
         }
         let reason = failed.map(|error| format!("cannot follow the bridges: {error}"));
-        self.reporter.set_bridges(reason);
+        self.reporter.set_bridge_failure(reason);
     }
 
     /// Replaces the rules for bridges if bridges, their ports or their subnets have changed.

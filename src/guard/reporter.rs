@@ -21,7 +21,7 @@ pub struct Reporter {
     /// A stop has begun.
     is_stopping: bool,
     /// Why the rules for bridges could not be refreshed.
-    bridges: Option<String>,
+    bridge_failure: Option<String>,
     /// Why there are no rules for bridges.
     not_redirected: Option<String>,
     /// Another process has removed the table of the rules.
@@ -41,8 +41,8 @@ impl Reporter {
     }
 
     /// Records why the rules for bridges could not be refreshed, or that they were.
-    pub fn set_bridges(&mut self, failure: Option<String>) {
-        self.bridges = failure;
+    pub fn set_bridge_failure(&mut self, failure: Option<String>) {
+        self.bridge_failure = failure;
     }
 
     /// Records why there are no rules for bridges.
@@ -56,24 +56,24 @@ impl Reporter {
         times.into_iter().flatten().min()
     }
 
-    /// Tells the server what has changed since the last line. `bridges` are the names of those that the rules are
-    /// for. Called only once everything is installed. Never waits: what a server that hangs does not take is sent
+    /// Tells the server what has changed since the last line. `bridge_names` is shown unless there are no rules for
+    /// bridges. Called only once everything is installed. Never waits: what a server that hangs does not take is sent
     /// again later, and only its last state then.
     pub fn send(
         &mut self,
         reconciler: &Reconciler,
         tables: &mut Tables,
-        bridges: &[u8],
+        bridge_names: &[u8],
         server: &ServerProcess,
     ) {
         self.retry_at = None;
         self.check_table(tables);
-        let bridges = match &self.not_redirected {
+        let names_or_reason = match &self.not_redirected {
             Some(reason) => reason.as_bytes(),
-            None => bridges,
+            None => bridge_names,
         };
         let reason = self.reason(reconciler.failure());
-        let line = line(reconciler.restored(), bridges, reason.as_bytes());
+        let line = line(reconciler.restored(), names_or_reason, reason.as_bytes());
         if self.sent == line {
             return;
         }
@@ -99,7 +99,8 @@ impl Reporter {
         if self.is_table_removed {
             return "another process removed the table of the rules".to_owned();
         }
-        lost.or_else(|| self.bridges.clone()).unwrap_or_default()
+        lost.or_else(|| self.bridge_failure.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -112,10 +113,10 @@ mod tests {
         let lost = || Some("a route is lost".to_owned());
         let mut report = Reporter::default();
         assert_eq!(report.reason(None), "");
-        report.set_bridges(Some("cannot follow the bridges".to_owned()));
+        report.set_bridge_failure(Some("cannot follow the bridges".to_owned()));
         assert_eq!(report.reason(None), "cannot follow the bridges");
         assert_eq!(report.reason(lost()), "a route is lost");
-        report.set_bridges(None);
+        report.set_bridge_failure(None);
         assert_eq!(report.reason(None), "");
         report.is_table_removed = true;
         assert!(report.reason(lost()).contains("removed the table"));

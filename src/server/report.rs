@@ -29,7 +29,7 @@ pub struct Restored {
 }
 
 /// The line that tells the server all fields, each after a tab but the first. `reason` is why the program is not
-/// ready, or empty, and `bridges` the bridges that the rules are for.
+/// ready, or empty, and `bridges` the names of the bridges, or why there are no rules for them.
 pub fn line(restored: Restored, bridges: &[u8], reason: &[u8]) -> Vec<u8> {
     let mut line = Buffer::EMPTY;
     line.push_filled("$\t$", &[restored.rules, restored.routes]);
@@ -52,7 +52,7 @@ pub enum Field {
     Rules,
     /// The number of restored routes.
     Routes,
-    /// The bridges.
+    /// The names of the bridges, or why there are no rules for them.
     Bridges,
     /// Why the program is not ready; empty if it is.
     Reason,
