@@ -223,8 +223,8 @@ impl Workers {
         }
     }
 
-    /// Drains: delayed responses are sent, every connection ends with its next response, and parked ones end when no new connection has
-    /// come for `QUIET`. Returns when no connection is left, or after `grace`.
+    /// Drains: delayed responses are sent, every connection ends with its next response, and parked ones end when no
+    /// new connection has come for `QUIET`. Returns when no connection is left, or after `grace`.
     pub fn drain(self: &Arc<Workers>, grace: Duration) {
         self.context.start_draining();
         let deadline = Instant::now() + grace;
