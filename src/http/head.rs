@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::http::body::Framing;
 use crate::http::directives::EchoFields;
 use crate::http::fields::{Fields, Persistence};
-use crate::http::request_line::{RequestLine, authority};
+use crate::http::request_line::{RequestLine, authority, path};
 use crate::http::status::{Rejection, Status, bad};
 
 /// The longest head, in bytes, from the request line to the empty line.
@@ -170,6 +170,11 @@ impl<'a> Head<'a> {
             prefers_json: fields.accept.prefers_json(),
             echo: fields.echo,
         })
+    }
+
+    /// The path of the target, without scheme, authority and query; `*` of the asterisk-form.
+    pub fn path(&self) -> &'a [u8] {
+        path(self.target)
     }
 }
 

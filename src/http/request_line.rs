@@ -153,9 +153,26 @@ fn is_target(target: &[u8], method: &[u8]) -> bool {
             || authority(target).is_some())
 }
 
-/// The authority of a target in absolute-form: `scheme "://" authority` and any path. An empty host is invalid (RFC
-/// 9110, 4.2.1), and userinfo is an error (RFC 9110, 4.2.4), so it is what a Host field may contain.
+/// The authority of a target in absolute-form.
 pub(super) fn authority(target: &[u8]) -> Option<&[u8]> {
+    split_absolute(target).map(|(authority, _)| authority)
+}
+
+/// The path of a target in origin-form or absolute-form, without the query; `*` of the asterisk-form. An empty path
+/// is `/` (RFC 9110, 4.2.3).
+pub(super) fn path(target: &[u8]) -> &[u8] {
+    let target = split_absolute(target).map_or(target, |(_, rest)| rest);
+    let mut parts = target.split(|byte| b"?#".contains(byte));
+    match parts.next().unwrap_or_default() {
+        b"" => b"/",
+        path => path,
+    }
+}
+
+/// Splits a target in absolute-form, `scheme "://" authority` and any path and query, into the authority and what
+/// follows it. An empty host is invalid (RFC 9110, 4.2.1), and userinfo is an error (RFC 9110, 4.2.4), so the
+/// authority is what a Host field may contain.
+fn split_absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
     let colon = target.iter().position(|byte| *byte == b':')?;
     let (scheme, rest) = target.split_at(colon);
     let [first, others @ ..] = scheme else {
@@ -163,6 +180,33 @@ pub(super) fn authority(target: &[u8]) -> Option<&[u8]> {
     };
     let is_scheme = first.is_ascii_alphabetic() && others.iter().all(u8::is_ascii_alphanumeric);
     let rest = rest.strip_prefix(b"://").filter(|_| is_scheme)?;
-    let authority = rest.split(|byte| b"/?#".contains(byte)).next()?;
-    (is_host(authority) && !matches!(authority, b"" | b":")).then_some(authority)
+    let end = rest.iter().position(|byte| b"/?#".contains(byte));
+    let (authority, rest) = rest.split_at(end.unwrap_or(rest.len()));
+    (is_host(authority) && !matches!(authority, b"" | b":")).then_some((authority, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_has_neither_scheme_and_authority_nor_query() {
+        for (target, expected) in [
+            ("/metrics", "/metrics"),
+            ("/metrics?a=b?c", "/metrics"),
+            ("/metrics#a", "/metrics"),
+            ("/a://b/c", "/a://b/c"),
+            ("//b/c", "//b/c"),
+            ("/?http://a/b", "/"),
+            ("*", "*"),
+            ("http://192.0.2.2:9180/metrics", "/metrics"),
+            ("HTTP://[::1]:1/healthz?x", "/healthz"),
+            ("http://a", "/"),
+            ("http://a?/metrics", "/"),
+            ("http://a/?b://c", "/"),
+        ] {
+            let path = path(target.as_bytes());
+            assert_eq!(str::from_utf8(path), Ok(expected), "{target}");
+        }
+    }
 }

@@ -212,7 +212,7 @@ impl<'c> Connection<'c> {
             };
         }
         let limit = self.client.limit();
-        let (status, kind) = pages::write(content, head.target, self.kind, self.context, limit);
+        let (status, kind) = pages::write(content, head.path(), self.kind, self.context, limit);
         Begun {
             status,
             delay: Duration::ZERO,

@@ -1,5 +1,5 @@
 //! What a listener answers to connections that are not captured: the node's own to the listener's address, and
-//! those to `--metrics`. The method of a request and its content make no difference.
+//! those to `--metrics`. The method, the query and the content of a request make no difference.
 
 use crate::http::response::Content;
 use crate::http::status::Status;
@@ -9,17 +9,17 @@ use crate::server::context::Context;
 use crate::server::limit::ConnectionLimit;
 use crate::server::{metrics, state};
 
-/// Writes the content of the response for this target; returns its status and what it is.
+/// Writes the content of the response for this path; returns its status and what it is.
 pub fn write(
     content: &mut Buffer,
-    target: &[u8],
+    path: &[u8],
     kind: ListenerKind,
     context: &Context,
     limit: &ConnectionLimit,
 ) -> (Status, Content) {
     let is_on_loopback = kind != ListenerKind::Metrics;
     let mut status = Status::OK;
-    match target {
+    match path {
         b"/metrics" => {
             metrics::write(content, context, limit.open() as u64);
             return (Status::OK, Content::Metrics);

@@ -546,7 +546,10 @@ fn direct_connections_get_only_what_the_listener_itself_has() {
         let answer = connect().request("GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n");
         (answer.status.as_str(), answer.text()) == ("200 OK", "ready\n")
     });
-    for target in ["/healthz/", "/readyz?verbose", "/metrics/", "/secret"] {
+    for target in ["/readyz?verbose", "http://a/readyz"] {
+        assert_eq!(lab.node.page("127.0.0.1:1", target), "ready\n");
+    }
+    for target in ["/healthz/", "/readyz/a", "/metrics/", "/secret"] {
         let answer = connect().request(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert_eq!(answer.status, "404 Not Found", "{target}");
         assert!(!answer.text().contains("Request received"), "{answer:?}");

@@ -147,8 +147,11 @@ fn the_listener_for_metrics_has_health_and_nothing_else_and_is_off_unless_given(
     let lab = Lab::new();
     let mut daemon = lab.start(&["--cidr", CIDRS, "--metrics", OPEN]);
     daemon.wait_for(&format!("Serving metrics at {OPEN}"));
-    assert_eq!(lab.client.page(OPEN, "/healthz"), "ok\n");
-    lab.client.metrics(OPEN);
+    for target in ["/healthz", "/healthz?a", "http://a:1/healthz?a=/b"] {
+        assert_eq!(lab.client.page(OPEN, target), "ok\n");
+    }
+    let with_query = lab.client.page(OPEN, "http://192.0.2.1:9100/metrics?a=b");
+    assert!(with_query.contains("tproxy_pod_info{"), "{with_query}");
     for target in ["/", "/readyz", "/metric", "/metrics/", "*"] {
         let method = if target == "*" { "OPTIONS" } else { "GET" };
         let request = format!("{method} {target} HTTP/1.1\r\nHost: a\r\n\r\n");
