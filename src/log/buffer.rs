@@ -68,20 +68,6 @@ impl Buffer {
         self.push(&digits[start..]);
     }
 
-    /// Appends a text with a number in place of each `$`.
-    pub fn push_filled(&mut self, text: &str, numbers: &[u64]) {
-        let mut numbers = numbers.iter();
-        for byte in text.bytes() {
-            match byte {
-                b'$' => numbers
-                    .next()
-                    .into_iter()
-                    .for_each(|it| self.push_number(*it)),
-                byte => self.push(&[byte]),
-            }
-        }
-    }
-
     /// The content.
     pub fn bytes(&mut self) -> &mut [u8] {
         &mut self.bytes[..self.length]
@@ -153,13 +139,6 @@ mod tests {
             buffer.push(b">");
             assert_eq!(buffer.bytes(), [b"<", &bytes[..length], b">"].concat());
         }
-    }
-
-    #[test]
-    fn numbers_take_the_place_of_dollars() {
-        let mut buffer = Buffer::default();
-        buffer.push_filled("a $, b $\n", &[1, 20]);
-        assert_eq!(buffer.bytes(), b"a 1, b 20\n");
     }
 
     #[test]

@@ -5,97 +5,131 @@ use crate::log::buffer::Buffer;
 use crate::log::logger;
 use crate::server::context::Context;
 use crate::server::counters::{BOUNDS, Codes, Counters};
-use crate::server::report::Field;
+use crate::server::limit::ConnectionLimit;
+use crate::server::report::{Field, LastReport};
 
-/// The first family, up to the name of the node.
-const INFO: &str = concat!(
-    "\
-# HELP tproxy_pod_info The version, and the node.
-# TYPE tproxy_pod_info gauge
-tproxy_pod_info{version=\"",
-    env!("CARGO_PKG_VERSION"),
-    "\",node=\""
-);
+const INFO: &str = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\",node=\"");
 
-/// The rest of the first family, and those that always have the same samples.
-const FIXED: &str = "\
-\"} 1
-# HELP tproxy_pod_connections Connections that are open.
-# TYPE tproxy_pod_connections gauge
-tproxy_pod_connections $
-# HELP tproxy_pod_connections_total Connections that were accepted.
-# TYPE tproxy_pod_connections_total counter
-tproxy_pod_connections_total $
-# HELP tproxy_pod_lost_total Requests that were not read or answered to their end.
-# TYPE tproxy_pod_lost_total counter
-tproxy_pod_lost_total $
-# HELP tproxy_pod_log_lines_lost_total Log lines that were lost because the log was not read.
-# TYPE tproxy_pod_log_lines_lost_total counter
-tproxy_pod_log_lines_lost_total $
-# HELP tproxy_pod_restored_total Entries that another process removed, and that were restored.
-# TYPE tproxy_pod_restored_total counter
-tproxy_pod_restored_total{what=\"rule\"} ";
+const GAUGE: &str = "gauge";
+const COUNTER: &str = "counter";
 
-/// The beginning of the family of durations.
-const DURATION: &str = "
-# HELP tproxy_pod_request_duration_seconds Time from the first byte to the last of the echo.
-# TYPE tproxy_pod_request_duration_seconds histogram
-";
-
-/// Appends all families; `open` connections are open.
-pub fn write(text: &mut Buffer, context: &Context, open: u64) {
-    let (counters, report) = (context.counters(), context.report());
+/// Appends all families.
+pub fn write(text: &mut Buffer, context: &Context, limit: &ConnectionLimit) {
+    let counters = context.counters();
+    write_family(text, "info", GAUGE, "The version, and the node.");
+    push_name(text, "info");
     text.push(INFO.as_bytes());
     push_value(text, context.node().unwrap_or_default());
-    let numbers = [
-        open,
-        counters.connections(),
-        counters.lost(),
-        logger::lost_lines(),
-    ];
-    text.push_filled(FIXED, &numbers);
-    report.push(Field::Rules, text);
-    text.push(b"\ntproxy_pod_restored_total{what=\"route\"} ");
-    report.push(Field::Routes, text);
-    text.push(DURATION.as_bytes());
+    text.push(b"\"} 1\n");
+    for (name, kind, help, number) in [
+        (
+            "connections",
+            GAUGE,
+            "Connections that are open.",
+            limit.open() as u64,
+        ),
+        (
+            "connections_total",
+            COUNTER,
+            "Connections that were accepted.",
+            counters.connections(),
+        ),
+        (
+            "lost_total",
+            COUNTER,
+            "Requests that were not read or answered to their end.",
+            counters.lost(),
+        ),
+        (
+            "log_lines_lost_total",
+            COUNTER,
+            "Log lines that were lost because the log was not read.",
+            logger::lost_lines(),
+        ),
+    ] {
+        write_family(text, name, kind, help);
+        push_name(text, name);
+        push_end(text, " ", number);
+    }
+    write_restored(text, context.report());
     write_durations(text, counters);
-    write_codes(
-        text,
-        "tproxy_pod_requests_total",
-        " Requests that were echoed.\n",
-        &counters.answered,
-        200,
-    );
-    write_codes(
-        text,
-        "tproxy_pod_refused_total",
-        " Requests that were refused.\n",
-        &counters.refused,
-        400,
-    );
+    let help = "Requests that were echoed.";
+    write_codes(text, "requests_total", help, &counters.answered, 200);
+    let help = "Requests that were refused.";
+    write_codes(text, "refused_total", help, &counters.refused, 400);
+}
+
+fn write_restored(text: &mut Buffer, report: &LastReport) {
+    let name = "restored_total";
+    let help = "Entries that another process removed, and that were restored.";
+    write_family(text, name, COUNTER, help);
+    for (label, field) in [
+        ("{what=\"rule\"} ", Field::Rules),
+        ("{what=\"route\"} ", Field::Routes),
+    ] {
+        push_name(text, name);
+        text.push(label.as_bytes());
+        report.push(field, text);
+        text.push(b"\n");
+    }
 }
 
 /// The histogram of durations. A bucket has the numbers of all below it, too.
 fn write_durations(text: &mut Buffer, counters: &Counters) {
+    let name = "request_duration_seconds";
+    let help = "Time from the first byte to the last of the echo.";
+    write_family(text, name, "histogram", help);
     let mut count = 0;
     let bounds = BOUNDS.iter().map(|(_, bound)| *bound).chain(["+Inf"]);
     for (bound, number) in bounds.zip(counters.durations()) {
         count += number;
-        text.push(b"tproxy_pod_request_duration_seconds_bucket{le=\"");
+        push_name(text, name);
+        text.push(b"_bucket{le=\"");
         text.push(bound.as_bytes());
-        text.push_filled("\"} $\n", &[count]);
+        push_end(text, "\"} ", count);
     }
-    text.push(b"tproxy_pod_request_duration_seconds_sum ");
+    push_name(text, name);
+    text.push(b"_sum ");
     push_seconds(text, counters.total_duration());
-    text.push_filled("\ntproxy_pod_request_duration_seconds_count $\n", &[count]);
+    text.push(b"\n");
+    push_name(text, name);
+    push_end(text, "_count ", count);
 }
 
-/// A counter for each status code that was counted, and for `least`, which is always there.
-fn write_codes(text: &mut Buffer, name: &str, help: &str, codes: &Codes, least: u64) {
-    for part in ["# HELP ", name, help, "# TYPE ", name, " counter\n"] {
-        text.push(part.as_bytes());
+/// A counter for each status code that was counted, and for `first`, which is there from the start.
+fn write_codes(text: &mut Buffer, name: &str, help: &str, codes: &Codes, first: u64) {
+    write_family(text, name, COUNTER, help);
+    let is_there = |(code, number): &(u64, u64)| *number > 0 || *code == first;
+    for (code, number) in codes.numbers().filter(is_there) {
+        push_name(text, name);
+        text.push(b"{code=\"");
+        text.push_number(code);
+        push_end(text, "\"} ", number);
     }
-    codes.push(text, name, "{code=\"$\"} $\n", least);
+}
+
+/// The lines of help and type.
+fn write_family(text: &mut Buffer, name: &str, kind: &str, help: &str) {
+    for (keyword, about) in [("# HELP ", help), ("# TYPE ", kind)] {
+        text.push(keyword.as_bytes());
+        push_name(text, name);
+        text.push(b" ");
+        text.push(about.as_bytes());
+        text.push(b"\n");
+    }
+}
+
+/// A name of a family.
+fn push_name(text: &mut Buffer, name: &str) {
+    text.push(b"tproxy_pod_");
+    text.push(name.as_bytes());
+}
+
+/// The end of a sample: what is left up to its value, and the value.
+fn push_end(text: &mut Buffer, rest: &str, value: u64) {
+    text.push(rest.as_bytes());
+    text.push_number(value);
+    text.push(b"\n");
 }
 
 /// A time in seconds, with its microseconds as decimals.

@@ -18,33 +18,37 @@ pub fn write(
     limit: &ConnectionLimit,
 ) -> (Status, Content) {
     let is_on_loopback = kind != ListenerKind::Metrics;
-    let mut status = Status::OK;
     match path {
         b"/metrics" => {
-            metrics::write(content, context, limit.open() as u64);
-            return (Status::OK, Content::Metrics);
+            metrics::write(content, context, limit);
+            (Status::OK, Content::Metrics)
         }
         b"/healthz" if context.is_draining() => {
-            status = Status::SERVICE_UNAVAILABLE;
             content.push(b"draining\n");
+            (Status::SERVICE_UNAVAILABLE, Content::Text)
         }
-        b"/healthz" => content.push(b"ok\n"),
+        b"/healthz" => {
+            content.push(b"ok\n");
+            (Status::OK, Content::Text)
+        }
         b"/readyz" if is_on_loopback => {
-            if !context.report().push_readiness(content) {
-                status = Status::SERVICE_UNAVAILABLE;
-            }
+            let is_ready = context.report().push_readiness(content);
             content.push(b"\n");
+            match is_ready {
+                true => (Status::OK, Content::Text),
+                false => (Status::SERVICE_UNAVAILABLE, Content::Text),
+            }
         }
         b"/" if is_on_loopback => {
-            state::write(content, context, limit.open() as u64, limit.size() as u64);
+            state::write(content, context, limit);
+            (Status::OK, Content::Text)
         }
         _ => {
-            status = Status::NOT_FOUND;
             content.push(match is_on_loopback {
                 true => b"this is the listener itself, not a Pod: only /, /healthz, /readyz and /metrics are here\n",
                 false => b"only /metrics and /healthz are here\n".as_slice(),
             });
+            (Status::NOT_FOUND, Content::Text)
         }
     }
-    (status, Content::Text)
 }

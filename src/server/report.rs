@@ -32,7 +32,9 @@ pub struct Restored {
 /// ready, or empty, and `bridges` the names of the bridges, or why there are no rules for them.
 pub fn line(restored: Restored, bridges: &[u8], reason: &[u8]) -> Vec<u8> {
     let mut line = Buffer::EMPTY;
-    line.push_filled("$\t$", &[restored.rules, restored.routes]);
+    line.push_number(restored.rules);
+    line.push(b"\t");
+    line.push_number(restored.routes);
     for text in [bridges, reason] {
         line.push(b"\t");
         for byte in &text[..text.len().min(LONGEST_TEXT)] {
