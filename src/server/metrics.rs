@@ -29,6 +29,12 @@ pub fn write(text: &mut Buffer, context: &Context, limit: &ConnectionLimit) {
             limit.open() as u64,
         ),
         (
+            "connections_limit",
+            GAUGE,
+            "Connections that can be open at once.",
+            limit.size() as u64,
+        ),
+        (
             "connections_total",
             COUNTER,
             "Connections that were accepted.",

@@ -48,7 +48,8 @@ fn the_numbers_are_right_after_known_traffic_and_promtool_accepts_them() {
         metrics
     };
     let before = scrape();
-    assert_eq!(counted(&before), [(info, 1.0)]);
+    let limit = ("connections_limit", 1024.0);
+    assert_eq!(counted(&before), [limit, (info, 1.0)]);
     assert_eq!(value(&before, "requests_total{code=\"200\"}"), 0.0);
 
     let mut slow = lab.client.http(POD);
@@ -72,6 +73,7 @@ fn the_numbers_are_right_after_known_traffic_and_promtool_accepts_them() {
     let after = scrape();
     let expected = [
         ("connections", 3.0),
+        limit,
         ("connections_total", 6.0),
         (info, 1.0),
         ("lost_total", 1.0),
