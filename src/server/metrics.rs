@@ -8,6 +8,7 @@ use crate::server::counters::{BOUNDS, Codes, Counters};
 use crate::server::limit::ConnectionLimit;
 use crate::server::report::{Field, LastReport};
 
+/// The labels of the first family, up to the name of the node.
 const INFO: &str = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\",node=\"");
 
 const GAUGE: &str = "gauge";
@@ -15,12 +16,27 @@ const COUNTER: &str = "counter";
 
 /// Appends all families.
 pub fn write(text: &mut Buffer, context: &Context, limit: &ConnectionLimit) {
+    write_info(text, context);
     let counters = context.counters();
+    write_numbers(text, counters, limit);
+    write_restored(text, context.report());
+    write_durations(text, counters);
+    let help = "Requests that were echoed.";
+    write_codes(text, "requests_total", help, &counters.answered, 200);
+    let help = "Requests that were refused.";
+    write_codes(text, "refused_total", help, &counters.refused, 400);
+}
+
+fn write_info(text: &mut Buffer, context: &Context) {
     write_family(text, "info", GAUGE, "The version, and the node.");
     push_name(text, "info");
     text.push(INFO.as_bytes());
     push_value(text, context.node().unwrap_or_default());
     text.push(b"\"} 1\n");
+}
+
+/// The families that have one number each.
+fn write_numbers(text: &mut Buffer, counters: &Counters, limit: &ConnectionLimit) {
     for (name, kind, help, number) in [
         (
             "connections",
@@ -57,12 +73,6 @@ pub fn write(text: &mut Buffer, context: &Context, limit: &ConnectionLimit) {
         push_name(text, name);
         push_end(text, " ", number);
     }
-    write_restored(text, context.report());
-    write_durations(text, counters);
-    let help = "Requests that were echoed.";
-    write_codes(text, "requests_total", help, &counters.answered, 200);
-    let help = "Requests that were refused.";
-    write_codes(text, "refused_total", help, &counters.refused, 400);
 }
 
 fn write_restored(text: &mut Buffer, report: &LastReport) {
