@@ -21,36 +21,42 @@ pub struct Directives {
 pub struct EchoFields {
     status: Option<Status>,
     delay: Option<Duration>,
+    /// Why a field is malformed. It is reported only where the fields have an effect.
+    fault: Option<&'static str>,
 }
 
 impl EchoFields {
     /// Adds an `X-Echo-Status` field.
-    pub(super) fn add_status(&mut self, value: &[u8]) -> Result<(), Rejection> {
+    pub(super) fn add_status(&mut self, value: &[u8]) {
         match (parse_status(value), self.status) {
             (Some(status), None) => self.status = Some(status),
-            _ => return Err(bad("X-Echo-Status: expected one number from 200 to 599")),
+            _ => self.fault = Some("X-Echo-Status: expected one number from 200 to 599"),
         }
-        Ok(())
     }
 
     /// Adds an `X-Echo-Delay` field.
-    pub(super) fn add_delay(&mut self, value: &[u8]) -> Result<(), Rejection> {
+    pub(super) fn add_delay(&mut self, value: &[u8]) {
         match (parse_delay(value, MAX_DELAY), self.delay) {
             (Some(delay), None) => self.delay = Some(delay),
             _ => {
-                return Err(bad(
-                    "X-Echo-Delay: expected one duration such as 250ms or 2s, at most 10s",
-                ));
+                let expected =
+                    "X-Echo-Delay: expected one duration such as 250ms or 2s, at most 10s";
+                self.fault = Some(expected);
             }
         }
-        Ok(())
     }
 
     /// The directives for the request: what it has no field for is as `others` say.
-    pub fn or(self, others: Directives) -> Directives {
-        Directives {
-            status: self.status.unwrap_or(others.status),
-            delay: self.delay.unwrap_or(others.delay),
+    ///
+    /// # Errors
+    /// 400 for a malformed field, or one that is repeated.
+    pub fn or(self, others: Directives) -> Result<Directives, Rejection> {
+        match self.fault {
+            Some(fault) => Err(bad(fault)),
+            None => Ok(Directives {
+                status: self.status.unwrap_or(others.status),
+                delay: self.delay.unwrap_or(others.delay),
+            }),
         }
     }
 }
@@ -118,12 +124,15 @@ mod tests {
             delay: Duration::from_secs(2),
         };
         let mut fields = EchoFields::default();
-        assert_eq!(fields.or(operator), operator);
-        fields.add_status(b"503").unwrap();
-        assert_eq!(fields.or(operator).status, Status::SERVICE_UNAVAILABLE);
-        assert_eq!(fields.or(operator).delay, operator.delay);
-        assert!(fields.add_status(b"503").is_err());
-        fields.add_delay(b"0ms").unwrap();
-        assert_eq!(fields.or(operator).delay, Duration::ZERO);
+        assert_eq!(fields.or(operator), Ok(operator));
+        fields.add_status(b"503");
+        let Directives { status, delay } = fields.or(operator).unwrap();
+        assert_eq!(status, Status::SERVICE_UNAVAILABLE);
+        assert_eq!(delay, operator.delay);
+        fields.add_delay(b"0ms");
+        assert_eq!(fields.or(operator).unwrap().delay, Duration::ZERO);
+        fields.add_status(b"503");
+        let rejection = fields.or(operator).unwrap_err();
+        assert!(rejection.reason.starts_with("X-Echo-Status: "));
     }
 }

@@ -132,7 +132,7 @@ impl<'c> Connection<'c> {
             head = Head::parse(bytes, &span)?;
         }
         response.clear();
-        let begun_response = self.begin_response(response.content(), &head);
+        let begun_response = self.begin_response(response.content(), &head)?;
         let begun = *filled - span.range.end;
         // The body is read into the rest of the buffer, over what has arrived of it.
         *filled = span.range.end;
@@ -200,25 +200,25 @@ impl<'c> Connection<'c> {
 
     /// Writes the content of a response up to the request's body: an echo, or a whole page for a connection that is
     /// not captured.
-    fn begin_response(&self, content: &mut Buffer, head: &Head<'_>) -> Begun {
+    fn begin_response(&self, content: &mut Buffer, head: &Head<'_>) -> Result<Begun, Rejection> {
         if self.is_captured() {
-            let Directives { status, delay } = head.echo.or(self.context.directives());
+            let Directives { status, delay } = head.echo.or(self.context.directives())?;
             let echo = Echo::begin(content, head, &self.endpoints, self.context.node());
-            return Begun {
+            return Ok(Begun {
                 status,
                 delay,
                 content: echo.content(),
                 echo: Some(echo),
-            };
+            });
         }
         let limit = self.client.limit();
         let (status, kind) = pages::write(content, head.path(), self.kind, self.context, limit);
-        Begun {
+        Ok(Begun {
             status,
             delay: Duration::ZERO,
             content: kind,
             echo: None,
-        }
+        })
     }
 
     /// Reads the body, whose first `filled` bytes are in `input`, and completes the echo with it in `content`.

@@ -186,9 +186,13 @@ fn the_metrics_are_text_of_version_0_0_4_whatever_else_is_asked() {
     let _daemon = lab.start(&["--metrics", OPEN, "--status", "500"]);
     let request = "GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\n\
                    X-Echo-Status: 503\r\nX-Echo-Delay: 10s\r\n\r\n";
+    let malformed = "GET /metrics HTTP/1.1\r\nHost: a\r\n\
+                     X-Echo-Status: 1\r\nX-Echo-Delay: 1\r\n\r\n";
     for response in [
         lab.node.http(LISTENERS[0]).request(request),
         lab.client.http(OPEN).request(request),
+        lab.node.http(LISTENERS[0]).request(malformed),
+        lab.client.http(OPEN).request(malformed),
     ] {
         assert_eq!(response.status, "200 OK");
         let kind = response.field("Content-Type");
