@@ -165,7 +165,6 @@ impl<'c> Client<'c> {
         if !delay.is_zero() {
             self.limit.delay(self.slot, delay);
             self.unpark();
-            self.slot.end_delay();
         }
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::server::parked::{
-    ALLOWANCE, ANSWERED, ASKED, BEGUN, BITS, BUSY, DELAYED, EVICTED, REQUEST_ALLOWANCE, Slot,
+    ALLOWANCE, ANSWERED, ASKED, BEGUN, BITS, DELAYED, REQUEST_ALLOWANCE, Slot, is_parked,
 };
 
 /// Time that clients wait at most for the sake of [`REQUEST_ALLOWANCE`].
@@ -68,7 +68,7 @@ fn choose(
     let mut queue = Vec::new();
     let mut are_others_spared = false;
     for (at, Parked { word, client }) in parked.iter().copied().enumerate() {
-        if matches!(word, BUSY | EVICTED) {
+        if !is_parked(word) {
             continue;
         }
         let is_shortened = word & (BEGUN | ASKED) == BEGUN;
@@ -125,7 +125,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::server::parked::Progress;
+    use crate::server::parked::{BUSY, EVICTED, Progress};
 
     const MS: Duration = Duration::from_millis(1);
 

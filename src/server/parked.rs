@@ -7,16 +7,16 @@
 //! - within a request, [`REQUEST_ALLOWANCE`] more, and the time that takes at [`RATE`] what it has sent. If bytes
 //!   come more slowly than that, they are no progress once the request is [`REQUEST_ALLOWANCE`] old.
 //!
-//! While its response is delayed, it may give way at once: the response is sent then.
-//!
 //! Together it is [`MAX_ALLOWANCE`] at most. When it is over, the kernel is asked what it knows of the client: see
 //! `Slot::spares`. Which of the connections that may give way does so is not decided here.
+//!
+//! A connection whose response is delayed is parked, too, and may give way at once: then the response is sent.
 //!
 //! A slot is one atomic word, so that a request takes no lock.
 
 use std::net::IpAddr;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Condvar, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -49,13 +49,15 @@ const READ_TIME: Duration = Duration::from_millis(100);
 
 /// The word of a slot without a parked connection.
 pub const BUSY: u64 = 0;
-/// The word of a connection that was evicted. Any other word is the time from which the connection may give
-/// way, in ns since the start of the slots, shifted by one, and these bits:
-pub const EVICTED: u64 = u64::MAX;
+/// Any other word is the time from which the connection may give way, in ns since the start of the slots, shifted by
+/// one, and these bits:
+///
 /// A request has been answered on it.
 pub const ANSWERED: u64 = 1 << 63;
 /// Its response is delayed.
 pub const DELAYED: u64 = 1 << 60;
+/// It was evicted: the word has no time any more.
+pub const EVICTED: u64 = 1 << 59;
 /// The kernel has spared its client once.
 pub const ASKED: u64 = 1 << 61;
 /// A request has begun.
@@ -98,8 +100,6 @@ pub struct Slot {
     client: AtomicU64,
     /// The time from which the connection may give way without a first byte.
     first_byte: AtomicU64,
-    /// Whether the response of the parked connection is delayed.
-    is_delayed: AtomicBool,
     /// Signals that the connection is evicted while its response is delayed.
     evicted: Condvar,
 }
@@ -113,7 +113,6 @@ impl Slot {
             descriptor: AtomicI32::new(-1),
             client: AtomicU64::new(0),
             first_byte: AtomicU64::new(0),
-            is_delayed: AtomicBool::new(false),
             evicted: Condvar::new(),
         }
     }
@@ -145,27 +144,21 @@ impl Slot {
 
     /// Parks the connection while its response is delayed: it may give way from now on.
     pub fn park_delayed(&self) {
-        self.is_delayed.store(true, Ordering::Relaxed);
         let word = self.time(Instant::now()) | DELAYED | BEGUN;
         self.word.store(word, Ordering::Release);
     }
 
     /// Waits for up to this time until the connection is evicted, under the lock under which [`Slot::end`] is called.
     pub fn wait_evicted<T>(&self, lock: MutexGuard<'_, T>, time: Duration) {
-        let is_parked = |_: &mut T| self.word() != EVICTED;
+        let is_parked = |_: &mut T| self.word() & EVICTED == 0;
         drop(self.evicted.wait_timeout_while(lock, time, is_parked));
-    }
-
-    /// Records that the response is not delayed any more: once the connection is busy again.
-    pub fn end_delay(&self) {
-        self.is_delayed.store(false, Ordering::Relaxed);
     }
 
     /// Makes the connection busy again; returns `false` if it was evicted. Then its descriptor may be closed
     /// only after the lock under which [`Slot::end`] is called has been held once.
     pub fn unpark(&self) -> bool {
         let word = self.word.load(Ordering::Relaxed);
-        (word != EVICTED && self.replace(word, BUSY)) || {
+        (word & EVICTED == 0 && self.replace(word, BUSY)) || {
             self.word.store(BUSY, Ordering::Release);
             false
         }
@@ -174,10 +167,11 @@ impl Slot {
     /// Ends the connection if it is evicted: its worker sends a delayed response, or reads what has arrived, and then
     /// the end of the stream.
     pub fn end(&self) {
-        if self.word.load(Ordering::Acquire) != EVICTED {
+        let word = self.word.load(Ordering::Acquire);
+        if word & EVICTED == 0 {
             return;
         }
-        if self.is_delayed.load(Ordering::Relaxed) {
+        if word & DELAYED != 0 {
             self.evicted.notify_one();
         } else {
             // Fails with ENOTCONN if the client has gone.
@@ -188,13 +182,13 @@ impl Slot {
     /// Evicts the connection if it waits for a request to begin.
     pub fn evict_unbegun(&self) -> bool {
         let word = self.word.load(Ordering::Relaxed);
-        !matches!(word, BUSY | EVICTED) && word & BEGUN == 0 && self.replace(word, EVICTED)
+        is_parked(word) && word & BEGUN == 0 && self.replace(word, EVICTED)
     }
 
     /// Evicts the connection if its response is delayed.
     pub fn evict_delayed(&self) -> bool {
         let word = self.word.load(Ordering::Relaxed);
-        !matches!(word, BUSY | EVICTED) && word & DELAYED != 0 && self.replace(word, EVICTED)
+        is_parked(word) && word & DELAYED != 0 && self.replace(word, EVICTED | DELAYED)
     }
 
     /// Evicts the connection if its word is still this, and the kernel knows no reason to spare it. Otherwise it
@@ -202,7 +196,8 @@ impl Slot {
     pub fn evict(&self, word: u64, now: Instant) -> bool {
         // Should the descriptor be another connection's by now, the word has changed, too.
         let later = self.spares(word, now);
-        let next = later.map_or(EVICTED, |later| later | word & BITS | ASKED);
+        let evicted = EVICTED | word & DELAYED;
+        let next = later.map_or(evicted, |later| later | word & BITS | ASKED);
         self.replace(word, next) && later.is_none()
     }
 
@@ -247,6 +242,11 @@ impl Slot {
             .compare_exchange(word, other, Ordering::AcqRel, Ordering::Relaxed);
         replaced.is_ok()
     }
+}
+
+/// Whether the word is of a connection that waits, and was not evicted.
+pub fn is_parked(word: u64) -> bool {
+    word != BUSY && word & EVICTED == 0
 }
 
 /// An address as a number that is not 0.
