@@ -183,11 +183,13 @@ impl Request<'_> {
         let host = values(&self.lines, b"host");
         !method.is_empty()
             && method.iter().all(u8::is_ascii_uppercase)
-            && *method != b"CONNECT"
+            && ![&b"CONNECT"[..], b"TRACE"].contains(method)
             && target.starts_with(b"/")
             && target.iter().all(u8::is_ascii_graphic)
             && matches!(host.as_slice(), [host] if host.iter().all(plain))
-            && values(&self.lines, b"expect").is_empty()
+            && ["expect", "x-echo-status", "x-echo-delay"]
+                .iter()
+                .all(|name| values(&self.lines, name.as_bytes()).is_empty())
             && fields.iter().all(is_field)
             && self.lines.len() <= 100
             && self.length - self.content.len() < 4096
