@@ -203,12 +203,16 @@ fn check_refused(stream: &[u8], rejection: Rejection) {
     let mut response = Response::default();
     response.clear();
     let before = response.content().len();
-    echo::refusal(response.content(), rejection);
+    let content = echo::refusal(response.content(), rejection, stream);
     let text = response.content().bytes()[before..].to_vec();
+    if content == Content::Json {
+        let json: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(json["error"], rejection.reason);
+    }
     let bytes = response.finish(Description {
         status: rejection.status,
         method: b"",
-        content: Content::Text,
+        content,
         persistence: Persistence::Close,
     });
     assert_is_response(bytes, &text, false);

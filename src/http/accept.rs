@@ -1,4 +1,5 @@
-//! The Accept field (RFC 9110, 12.5.1): whether a client prefers the echo as JSON.
+//! The Accept field (RFC 9110, 12.5.1): whether a client prefers the echo as JSON. Parameters of a media range, such as
+//! `charset`, make no difference.
 
 use crate::http::syntax::split_unquoted;
 
@@ -67,12 +68,32 @@ impl Accept {
     }
 }
 
+/// Whether the Accept fields of a request prefer JSON, however malformed it is otherwise.
+pub(super) fn prefers_json(request: &[u8]) -> bool {
+    let mut accept = Accept::default();
+    let lines = request.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    // An empty line may precede the request.
+    for line in lines.skip(1).take_while(|line| !line.is_empty()) {
+        if let Some((name, value)) = line.split_at_checked(b"accept:".len())
+            && name.eq_ignore_ascii_case(b"accept:")
+        {
+            accept.add(value);
+        }
+    }
+    accept.prefers_json()
+}
+
 /// The weight that a parameter gives in thousandths, if its name is `q`: `Some(None)` if it is malformed (RFC 9110,
 /// 12.4.2).
 fn weight(parameter: &[u8]) -> Option<Option<u16>> {
-    let [b'q' | b'Q', b'=', value @ ..] = parameter else {
+    let equals = parameter.iter().position(|byte| *byte == b'=')?;
+    let (name, value) = (&parameter[..equals], &parameter[equals + 1..]);
+    if !name.trim_ascii().eq_ignore_ascii_case(b"q") {
         return None;
-    };
+    }
+    if name.len() > 1 {
+        return Some(None);
+    }
     let [whole @ (b'0' | b'1'), fraction @ ..] = value else {
         return Some(None);
     };
@@ -131,6 +152,8 @@ mod tests {
             "application/json;q=0.4, text/plain;q=0.5",
             "application/json;q=0, application/*, */*;q=0.1",
             "application/json;q=2",
+            "application/json;q =0",
+            "application/json; q= 0.5",
             "application/json;q=0.1234",
             "application/json;q=1.001",
             "application/json;q=",

@@ -1,5 +1,6 @@
 //! The echo, which is the content of a response. `json_echo` has it as JSON.
 
+use crate::http::accept::prefers_json;
 use crate::http::endpoints::Endpoints;
 use crate::http::head::Head;
 use crate::http::json_echo;
@@ -56,8 +57,8 @@ impl Echo {
     /// What it is in a response.
     pub fn content(self) -> Content {
         match self.is_json {
-            true => Content::JsonEcho,
-            false => Content::TextEcho,
+            true => Content::Json,
+            false => Content::Text,
         }
     }
 }
@@ -96,10 +97,16 @@ fn end_text(echo: &mut Buffer, received: u64) {
     }
 }
 
-/// Writes the content of a response that refuses a request.
-pub fn refusal(content: &mut Buffer, rejection: Rejection) {
+/// Writes the content of a response that refuses a request, of which `request` has arrived, in the form that the client
+/// prefers; returns what it is.
+pub fn refusal(content: &mut Buffer, rejection: Rejection, request: &[u8]) -> Content {
+    if prefers_json(request) {
+        json_echo::refusal(content, rejection);
+        return Content::Json;
+    }
     rejection.status.push_line(content);
     content.push(b": ");
     content.push(rejection.reason.as_bytes());
     content.push(b"\n");
+    Content::Text
 }

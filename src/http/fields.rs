@@ -1,5 +1,6 @@
 //! The header fields that the server interprets: Host, User-Agent, those that decide about the framing of the
-//! request and about its connection, and those by which a client chooses its echo. Contradictions are refused, never resolved.
+//! request and about its connection, and those by which a client chooses its echo. Contradictions are refused,
+//! never resolved.
 
 use crate::http::accept::Accept;
 use crate::http::body::{Framing, MAX_CONTENT};

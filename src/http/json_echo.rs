@@ -5,6 +5,7 @@
 
 use crate::http::endpoints::Endpoints;
 use crate::http::head::Head;
+use crate::http::status::Rejection;
 use crate::log::buffer::Buffer;
 use crate::log::json::{escape_char, push_string};
 use crate::log::timestamp::Timestamp;
@@ -40,26 +41,47 @@ pub fn begin(echo: &mut Buffer, head: &Head<'_>, endpoints: &Endpoints, node: Op
     push_fields(echo, head.lines);
 }
 
+/// Writes why a request is refused.
+pub fn refusal(content: &mut Buffer, rejection: Rejection) {
+    content.push(b"{\"status\":");
+    rejection.status.push_code(content);
+    content.push(b",\"error\":");
+    push_string(content, rejection.reason.as_bytes(), usize::MAX);
+    content.push(b"}\n");
+}
+
 /// Appends an object of the field names in lower case, each with an array of its values in order.
 fn push_fields(echo: &mut Buffer, lines: &[u8]) {
-    echo.push(b"{");
-    let mut separator = b"".as_slice();
-    for (at, (name, _)) in fields(lines).enumerate() {
-        let has_name = |field: &(&[u8], &[u8])| field.0.eq_ignore_ascii_case(name);
-        if fields(lines).take(at).any(|field| has_name(&field)) {
+    let hashed = fields(lines).map(|(name, value)| Some((hash(name), name, value)));
+    let mut fields: Vec<_> = hashed.collect();
+    let mut separator = b"{".as_slice();
+    for at in 0..fields.len() {
+        let Some((hash, name, value)) = fields[at].take() else {
             continue;
-        }
+        };
         echo.push(separator);
         push_string(echo, &name.to_ascii_lowercase(), usize::MAX);
-        separator = b":[";
-        for (_, value) in fields(lines).skip(at).filter(has_name) {
-            echo.push(separator);
-            push_string(echo, value, usize::MAX);
-            separator = b",";
+        echo.push(b":[");
+        push_string(echo, value, usize::MAX);
+        for other in &mut fields[at + 1..] {
+            let is_same = |other: &mut (u32, &[u8], &[u8])| {
+                other.0 == hash && other.1.eq_ignore_ascii_case(name)
+            };
+            if let Some((_, _, value)) = other.take_if(is_same) {
+                echo.push(b",");
+                push_string(echo, value, usize::MAX);
+            }
         }
-        echo.push(b"]");
+        separator = b"],";
     }
-    echo.push(b"}");
+    echo.push(if fields.is_empty() { b"{}" } else { b"]}" });
+}
+
+/// A number that is the same for the same name in any case, and rarely for two names (FNV-1a).
+fn hash(name: &[u8]) -> u32 {
+    name.iter().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0193)
+    })
 }
 
 /// The names and values of valid field lines, up to the empty line.
@@ -117,34 +139,47 @@ pub fn end(echo: &mut Buffer, start: usize, received: u64) {
 
 /// The length of the longest beginning of a text whose encoded form fits into `room`, and the length of that form.
 fn fitting_text(text: &str, room: usize) -> (usize, usize) {
+    let encoded = text.bytes().map(escaped_length).sum();
+    if encoded <= room {
+        return (text.len(), encoded);
+    }
     let (mut raw, mut encoded) = (0, 0);
     for character in text.chars() {
-        let length = match character.is_ascii() {
-            true => escape_char(character, &mut [0; 12]).len(),
-            false => character.len_utf8(),
-        };
-        if encoded + length > room {
+        let length = character.len_utf8();
+        let bytes = &text.as_bytes()[raw..raw + length];
+        let more: usize = bytes.iter().copied().map(escaped_length).sum();
+        if encoded + more > room {
             break;
         }
-        raw += character.len_utf8();
-        encoded += length;
+        raw += length;
+        encoded += more;
     }
     (raw, encoded)
 }
 
+/// The length of a byte of a text as [`escape_char`] encodes it; a byte beyond ASCII stays as it is.
+fn escaped_length(byte: u8) -> usize {
+    match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' => 2,
+        0..=0x1f | 0x7f => 6,
+        _ => 1,
+    }
+}
+
 /// Encodes the first `raw` bytes of `area`, which are UTF-8, so that they end with it.
 fn encode_text(area: &mut [u8], raw: usize) {
-    let mut end = area.len();
-    for at in (0..raw).rev() {
-        let byte = area[at];
-        let mut space = [0; 12];
-        let escape = match byte.is_ascii() {
-            true => escape_char(byte.into(), &mut space),
-            false => &[byte],
-        };
-        let start = end - escape.len();
-        area[start..end].copy_from_slice(escape);
-        end = start;
+    let (mut at, mut end) = (raw, area.len());
+    while at > 0 {
+        let plain = area[..at].iter().rev();
+        let plain = plain.take_while(|byte| escaped_length(**byte) == 1).count();
+        area.copy_within(at - plain..at, end - plain);
+        (at, end) = (at - plain, end - plain);
+        if let Some(before) = at.checked_sub(1) {
+            let mut space = [0; 12];
+            let escape = escape_char(area[before].into(), &mut space);
+            area[end - escape.len()..end].copy_from_slice(escape);
+            (at, end) = (before, end - escape.len());
+        }
     }
 }
 
@@ -211,6 +246,24 @@ mod tests {
             assert_eq!(echo["truncated"], false);
             assert!(echo.get("body").is_none());
         }
+    }
+
+    #[test]
+    fn each_byte_takes_as_much_as_it_is_counted_for() {
+        for byte in 0..0x80 {
+            let length = escape_char(byte.into(), &mut [0; 12]).len();
+            assert_eq!(escaped_length(byte), length, "{byte}");
+        }
+    }
+
+    #[test]
+    fn fields_are_grouped_by_name_in_any_case() {
+        let mut echo = Buffer::EMPTY;
+        push_fields(&mut echo, b"A: 1\r\nB:\r\na:  2 \r\nAb: x\r\nb: y\r\n\r\n");
+        assert_eq!(echo.bytes(), br#"{"a":["1","2"],"b":["","y"],"ab":["x"]}"#);
+        echo.resize(0);
+        push_fields(&mut echo, b"\r\n");
+        assert_eq!(echo.bytes(), b"{}");
     }
 
     #[test]

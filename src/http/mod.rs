@@ -6,7 +6,8 @@
 //! 1. `head`: `HeadScanner` finds the end of a request head, `Head::parse` reads it. `request_line`
 //!    reads its first line; `fields` interprets the field lines, which `httparse` splits.
 //! 2. `body`: decodes what follows the head.
-//! 3. `echo`: writes the content of the response, in JSON by `json_echo`. `accept` chooses the form, `directives` the status and the delay.
+//! 3. `echo`: writes the content of the response, in JSON by `json_echo`. `accept` chooses the form, `directives` the
+//!    status and the delay.
 //! 4. `response`: puts the head of the response in front of its content.
 //! 5. `log_lines`: the line of the request.
 //!

@@ -24,33 +24,31 @@ pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// The methods of a resource (RFC 9110, 10.2.1).
 const ALLOW: &[u8] = b"\r\nAllow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
-/// The product that answers, by which a client tells it from a Pod (RFC 9110, 10.2.4).
-const SERVER: &str = concat!("\r\nServer: tproxy-pod/", env!("CARGO_PKG_VERSION"));
-
-/// The field by which an echo depends on others of the request (RFC 9110, 12.5.5).
-const VARY: &[u8] = b"\r\nVary: Accept";
+/// The product that answers, by which a client tells it from a Pod (RFC 9110, 10.2.4). A response depends on all of its
+/// request: no cache may store it (RFC 9111, 5.2.2.5).
+const FIXED_FIELDS: &str = concat!(
+    "\r\nServer: tproxy-pod/",
+    env!("CARGO_PKG_VERSION"),
+    "\r\nCache-Control: no-store"
+);
 
 /// What the content of a response is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// A text.
+    /// Text.
     Text,
-    /// An echo in text, which the client might have got in JSON.
-    TextEcho,
-    /// An echo in JSON.
-    JsonEcho,
+    /// JSON.
+    Json,
     /// Metrics in the text format of Prometheus.
     Metrics,
 }
 
 impl Content {
-    /// Its fields: Content-Type, and for an echo [`VARY`].
-    fn fields(self) -> &'static [u8] {
+    fn content_type(self) -> &'static [u8] {
         match self {
             Content::Text => b"\r\nContent-Type: text/plain; charset=utf-8",
-            Content::TextEcho => b"\r\nContent-Type: text/plain; charset=utf-8\r\nVary: Accept",
+            Content::Json => b"\r\nContent-Type: application/json",
             Content::Metrics => b"\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8",
-            Content::JsonEcho => b"\r\nContent-Type: application/json\r\nVary: Accept",
         }
     }
 }
@@ -104,12 +102,9 @@ impl Response {
         status.push_line(&mut self.0);
         self.0.push(b"\r\nDate: ");
         Timestamp::now().push_imf_fixdate(&mut self.0);
-        self.0.push(SERVER.as_bytes());
+        self.0.push(FIXED_FIELDS.as_bytes());
         if has_content {
-            self.0.push(content.fields());
-        } else if content != Content::Text {
-            // A 304 has it, too (RFC 9110, 15.4.5).
-            self.0.push(VARY);
+            self.0.push(content.content_type());
         }
         // The echo of a HEAD request has another length than that of a GET, which is the one to be stated or left out
         // (RFC 9110, 8.6).

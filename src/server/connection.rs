@@ -299,12 +299,12 @@ impl<'c> Connection<'c> {
         let bytes = &input[..filled];
         let request = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
         response.clear();
-        echo::refusal(response.content(), rejection);
+        let content = echo::refusal(response.content(), rejection, request);
         let method = request.split(|byte| *byte == b' ').next();
         let sent = response.finish(Description {
             status: rejection.status,
             method: method.unwrap_or_default(),
-            content: Content::Text,
+            content,
             persistence: Persistence::Close,
         });
         let written = self.client.write(sent, true);

@@ -50,16 +50,18 @@ impl Response {
         std::str::from_utf8(&self.content).unwrap()
     }
 
-    /// Field lines after Date and Server, which start each response, and after those of its content, which is text.
+    /// Field lines after those that start each response, and after those of its content, which is text.
     pub fn other_fields(&self) -> Vec<&str> {
         let date = self.field("Date");
         assert!(date.len() == 29 && date.ends_with(" GMT"), "{self:?}");
         let server = concat!("tproxy-pod/", env!("CARGO_PKG_VERSION"));
         assert_eq!(self.field("Server"), server);
+        assert_eq!(self.field("Cache-Control"), "no-store");
         assert_eq!(self.field("Content-Type"), "text/plain; charset=utf-8");
-        let others = self.fields[3..].iter().map(String::as_str);
-        let is_of_content =
-            |line: &&str| line.starts_with("Content-Length: ") || *line == "Vary: Accept";
+        let others = self.fields[4..].iter().map(String::as_str);
+        let is_of_content = |line: &&str| {
+            line.starts_with("Content-Length: ") || *line == "Cache-Control: no-store"
+        };
         others.skip_while(is_of_content).collect()
     }
 }
