@@ -135,7 +135,7 @@ pub struct Head<'a> {
     /// Whether the client prefers the echo as JSON.
     pub prefers_json: bool,
     /// The status and the delay for which the client asks.
-    pub echo: EchoFields,
+    pub echo_fields: EchoFields,
 }
 
 impl<'a> Head<'a> {
@@ -168,7 +168,7 @@ impl<'a> Head<'a> {
             expects_continue: fields.expects_continue(http)?,
             persistence: fields.persistence(http),
             prefers_json: fields.accept.prefers_json(),
-            echo: fields.echo,
+            echo_fields: fields.echo,
         })
     }
 

@@ -132,21 +132,21 @@ impl<'c> Connection<'c> {
             head = Head::parse(bytes, &span)?;
         }
         response.clear();
-        let begun_response = self.begin_response(response.content(), &head)?;
-        let begun = *filled - span.range.end;
+        let begun = self.begin_response(response.content(), &head)?;
+        let arrived = *filled - span.range.end;
         // The body is read into the rest of the buffer, over what has arrived of it.
         *filled = span.range.end;
-        let body = self.read_body(&head, rest, begun, &begun_response, response.content())?;
-        self.client.delay(begun_response.delay);
+        let body = self.read_body(&head, rest, arrived, &begun, response.content())?;
+        self.client.delay(begun.delay);
         let ends = !self.is_captured() || self.client.is_evicted() || self.context.is_draining();
         let persistence = match ends {
             true => Persistence::Close,
             false => head.persistence,
         };
         let sent = response.finish(Description {
-            status: begun_response.status,
+            status: begun.status,
             method: head.method,
-            content: begun_response.content,
+            content: begun.content,
             persistence,
         });
         let written = self.client.write(sent, persistence == Persistence::Close);
@@ -156,7 +156,7 @@ impl<'c> Connection<'c> {
             head: &head,
             endpoints: &self.endpoints,
             received: body.received,
-            status: begun_response.status,
+            status: begun.status,
             took: self.client.end_request(),
         };
         if self.is_captured() {
@@ -202,7 +202,7 @@ impl<'c> Connection<'c> {
     /// not captured.
     fn begin_response(&self, content: &mut Buffer, head: &Head<'_>) -> Result<Begun, Rejection> {
         if self.is_captured() {
-            let Directives { status, delay } = head.echo.or(self.context.directives())?;
+            let Directives { status, delay } = head.echo_fields.or(self.context.directives())?;
             let echo = Echo::begin(content, head, &self.endpoints, self.context.node());
             return Ok(Begun {
                 status,
