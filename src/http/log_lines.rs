@@ -7,10 +7,24 @@ use crate::http::head::Head;
 use crate::http::status::{Rejection, Status};
 use crate::log::LogFormat;
 use crate::log::buffer::Buffer;
-use crate::log::line::{Line, Name};
+use crate::log::line::{FieldName, Line, field_name};
 
 /// The number of bytes that the log line of a refused or lost request shows.
 const SHOWN: usize = 64;
+
+// docs/operations.md says what each is.
+const CLIENT: FieldName = field_name!("client");
+const DESTINATION: FieldName = field_name!("destination");
+const METHOD: FieldName = field_name!("method");
+const TARGET: FieldName = field_name!("target");
+const VERSION: FieldName = field_name!("version");
+const HOST: FieldName = field_name!("host");
+const USER_AGENT: FieldName = field_name!("user_agent");
+const BODY: FieldName = field_name!("body");
+const STATUS: FieldName = field_name!("status");
+const REASON: FieldName = field_name!("reason");
+const BYTES: FieldName = field_name!("bytes");
+const TOOK: FieldName = field_name!("took", "took_us");
 
 /// A request that was answered.
 pub struct Served<'a> {
@@ -32,14 +46,14 @@ impl Served<'_> {
         let head = self.head;
         let mut line = Line::new(buffer, format, "Received request to ", head.target);
         push_endpoints(&mut line, self.endpoints);
-        line.word(Name::METHOD, head.method);
-        line.word(Name::TARGET, head.target);
-        line.plain(Name::VERSION, head.version);
-        line.string(Name::HOST, head.host);
-        line.string(Name::USER_AGENT, head.user_agent);
-        line.number(Name::BODY, self.received);
-        line.number(Name::STATUS, self.status.code().into());
-        line.took(self.took.as_micros() as u64);
+        line.word(METHOD, head.method);
+        line.word(TARGET, head.target);
+        line.plain(VERSION, head.version);
+        line.string(HOST, head.host);
+        line.string(USER_AGENT, head.user_agent);
+        line.number(BODY, self.received);
+        line.number(STATUS, self.status.code().into());
+        line.micros(TOOK, self.took.as_micros() as u64);
         line
     }
 }
@@ -54,7 +68,7 @@ pub fn refused<'b>(
 ) -> Line<'b> {
     let mut line = Line::new(buffer, format, "Refused request", b"");
     push_endpoints(&mut line, endpoints);
-    line.number(Name::STATUS, rejection.status.code().into());
+    line.number(STATUS, rejection.status.code().into());
     push_reason(&mut line, rejection.reason, input);
     line
 }
@@ -85,11 +99,11 @@ pub fn without_request<'b>(
 }
 
 fn push_endpoints(line: &mut Line<'_>, endpoints: &Endpoints) {
-    line.plain(Name::CLIENT, endpoints.client.as_bytes());
-    line.plain(Name::DESTINATION, endpoints.destination.as_bytes());
+    line.plain(CLIENT, endpoints.client.as_bytes());
+    line.plain(DESTINATION, endpoints.destination.as_bytes());
 }
 
 fn push_reason(line: &mut Line<'_>, reason: &str, input: &[u8]) {
-    line.reason(reason);
-    line.string(Name::BYTES, &input[..input.len().min(SHOWN)]);
+    line.words(REASON, reason);
+    line.string(BYTES, &input[..input.len().min(SHOWN)]);
 }

@@ -6,40 +6,31 @@ use crate::log::buffer::Buffer;
 use crate::log::escape::{MAX_ESCAPED, push_escaped};
 use crate::log::json;
 
-/// The name of a field, with what separates it from others.
+/// The name of a field, with what separates it from others. See [`field_name`].
 #[derive(Clone, Copy, Debug)]
-pub struct Name {
+pub struct FieldName {
     text: &'static str,
     json: &'static str,
 }
 
-macro_rules! name {
+impl FieldName {
+    /// The name between its separators in either form.
+    pub const fn new(text: &'static str, json: &'static str) -> FieldName {
+        FieldName { text, json }
+    }
+}
+
+/// The [`FieldName`] of a literal, or of two: in text, and in JSON.
+macro_rules! field_name {
     ($name:literal) => {
-        name!($name, $name)
+        field_name!($name, $name)
     };
     ($text:literal, $json:literal) => {
-        Name {
-            text: concat!(" ", $text, "="),
-            json: concat!(",\"", $json, "\":"),
-        }
+        FieldName::new(concat!(" ", $text, "="), concat!(",\"", $json, "\":"))
     };
 }
 
-#[allow(missing_docs, reason = "docs/operations.md says what each is")]
-impl Name {
-    pub const CLIENT: Name = name!("client");
-    pub const DESTINATION: Name = name!("destination");
-    pub const METHOD: Name = name!("method");
-    pub const TARGET: Name = name!("target");
-    pub const VERSION: Name = name!("version");
-    pub const HOST: Name = name!("host");
-    pub const USER_AGENT: Name = name!("user_agent");
-    pub const BODY: Name = name!("body");
-    pub const STATUS: Name = name!("status");
-    pub const REASON: Name = name!("reason");
-    pub const BYTES: Name = name!("bytes");
-    const TOOK: Name = name!("took", "took_us");
-}
+pub(crate) use field_name;
 
 /// A line that is being written, without time and level.
 #[derive(Debug)]
@@ -75,7 +66,7 @@ impl<'b> Line<'b> {
     }
 
     /// Adds text that needs no escaping in either form, such as an address.
-    pub fn plain(&mut self, name: Name, text: &[u8]) {
+    pub fn plain(&mut self, name: FieldName, text: &[u8]) {
         self.name(name);
         match self.format {
             LogFormat::Text => self.content.push(text),
@@ -84,7 +75,7 @@ impl<'b> Line<'b> {
     }
 
     /// Adds a word that a peer sent.
-    pub fn word(&mut self, name: Name, bytes: &[u8]) {
+    pub fn word(&mut self, name: FieldName, bytes: &[u8]) {
         self.name(name);
         match self.format {
             LogFormat::Text => push_escaped(self.content, bytes),
@@ -93,7 +84,7 @@ impl<'b> Line<'b> {
     }
 
     /// Adds bytes that a peer sent, which may have spaces: quoted in either form.
-    pub fn string(&mut self, name: Name, bytes: &[u8]) {
+    pub fn string(&mut self, name: FieldName, bytes: &[u8]) {
         self.name(name);
         match self.format {
             LogFormat::Text => self.quoted(|content| push_escaped(content, bytes)),
@@ -101,30 +92,30 @@ impl<'b> Line<'b> {
         }
     }
 
-    /// Adds a reason in words of the program.
-    pub fn reason(&mut self, reason: &str) {
-        self.name(Name::REASON);
+    /// Adds words of the program: quoted in either form.
+    pub fn words(&mut self, name: FieldName, words: &str) {
+        self.name(name);
         match self.format {
-            LogFormat::Text => self.quoted(|content| content.push(reason.as_bytes())),
-            LogFormat::Json => json::push_string(self.content, reason.as_bytes(), MAX_ESCAPED),
+            LogFormat::Text => self.quoted(|content| content.push(words.as_bytes())),
+            LogFormat::Json => json::push_string(self.content, words.as_bytes(), MAX_ESCAPED),
         }
     }
 
     /// Adds a number.
-    pub fn number(&mut self, name: Name, number: u64) {
+    pub fn number(&mut self, name: FieldName, number: u64) {
         self.name(name);
         self.content.push_number(number);
     }
 
-    /// Adds how long it took, in µs.
-    pub fn took(&mut self, micros: u64) {
-        self.number(Name::TOOK, micros);
+    /// Adds a time in µs, which the text says behind it.
+    pub fn micros(&mut self, name: FieldName, micros: u64) {
+        self.number(name, micros);
         if self.format == LogFormat::Text {
             self.content.push(b"us");
         }
     }
 
-    fn name(&mut self, name: Name) {
+    fn name(&mut self, name: FieldName) {
         let name = match self.format {
             LogFormat::Text => name.text,
             LogFormat::Json => name.json,
