@@ -21,14 +21,14 @@
 //!      │ keeps restoring rules and routes             │ no new connection for 300 ms: closes parked ones
 //!      │                                              │ waits until none is open [≤ 10 s]; cuts off the rest
 //!      │                                              │ "Served N requests on M connections"
-//!      ◀── end of the stream ────────────────────────┘ flushes the log, exits with 0
-//!      │ waits until all responses are acknowledged [≤ 16 s in all]
+//!      ◀── end of the stream ────────────────────────┘ flushes the log [≤ 5 s], exits with 0
+//!      │ waits until all responses are acknowledged [≤ 19 s in all]
 //!      │ destroys the sockets that the server closed
 //!      │ Guard::undo: removes the tables, then mark rules and routes
 //!      ▼ exits with 0
 //! ```
 //!
-//! A server that has not exited after [`LONGEST_STOP`], 16 s, is killed. If it ends before it was requested to,
+//! A server that has not exited after [`LONGEST_STOP`], 19 s, is killed. If it ends before it was requested to,
 //! or not with status 0, the guard skips the rest of `drain`, undoes everything and exits with 1. A stop signal
 //! before the server is ready undoes what there is at once, and the server dies with the guard.
 
@@ -53,6 +53,7 @@ use crate::guard::block_monitor::BlockMonitor;
 use crate::guard::reconciler::Reconciler;
 use crate::guard::reporter::Reporter;
 use crate::guard::server_process::{ServerExit, ServerProcess};
+use crate::log::queue::MAX_FLUSH;
 use crate::nftables::bridge::BridgeRedirect;
 use crate::nftables::ruleset::Ruleset;
 use crate::nftables::table::Tables;
@@ -67,8 +68,9 @@ const STOP_SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGH
 /// retransmitted after 1 s, and then after 2 s (RFC 6298, 2.1).
 pub const HANDSHAKES: Duration = Duration::from_secs(3);
 
-/// Time of a stop beside [`HANDSHAKES`] and [`GRACE`]: the server writes the last lines of its log.
-const MARGIN: Duration = Duration::from_secs(3);
+/// Time of a stop beside [`HANDSHAKES`] and [`GRACE`]: the server writes the last lines of its log, in
+/// [`MAX_FLUSH`], and exits.
+const MARGIN: Duration = MAX_FLUSH.saturating_add(Duration::from_secs(1));
 
 /// The longest time from a stop signal until the guard waits for no client any more. The process that
 /// stops it, such as the kubelet, should wait longer before SIGKILL.

@@ -82,7 +82,8 @@ pub fn log(level: Level, module: &'static str, mut line: Line<'_>) {
 /// `EAGAIN`, or any other error of clone(2).
 pub fn start_writer() -> io::Result<()> {
     let max_write = MAX_WRITE.load(Ordering::SeqCst);
-    thread::Builder::new().spawn(move || QUEUE.write_lines(max_write, write_stderr))?;
+    thread::Builder::new()
+        .spawn(move || QUEUE.write_lines(max_write, push_notice, write_stderr))?;
     HAS_WRITER.store(true, Ordering::SeqCst);
     Ok(())
 }
@@ -97,8 +98,7 @@ pub fn exceed_when_full() {
     WHEN_FULL.set(WhenFull::Exceed);
 }
 
-/// The number of lines of this process that were lost since the start, because the log was not read, or could not
-/// be written.
+/// The number of lines of this process that were lost since the start, because they could not be written in time.
 pub fn lost_lines() -> u64 {
     QUEUE.lost()
 }
@@ -120,11 +120,7 @@ impl Logger {
     fn write(&self, level: Level, content: Content<'_>) {
         let time = Timestamp::now();
         if HAS_WRITER.load(Ordering::SeqCst) {
-            QUEUE.push(WHEN_FULL.get(), |lines, lost| {
-                if lost > 0 {
-                    let notice = format_args!("Lost {lost} log lines: the log was not read");
-                    self.push_line(lines, time, Level::Warn, Content::Message(notice));
-                }
+            QUEUE.push(WHEN_FULL.get(), |lines| {
                 self.push_line(lines, time, level, content);
             });
         } else {
@@ -155,6 +151,15 @@ impl Log for Logger {
 
     fn flush(&self) {
         QUEUE.flush();
+    }
+}
+
+/// Appends the line that says how many lines are lost, whatever `RUST_LOG` is.
+fn push_notice(lines: &mut Buffer, lost: u64) {
+    if let Some(logger) = LOGGER.get() {
+        let text = format_args!("Lost {lost} log lines: they could not be written in time");
+        let content = Content::Message(text);
+        logger.push_line(lines, Timestamp::now(), Level::Warn, content);
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, PipeReader, Read, Write, pipe};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, ExitStatus};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use nix::libc::O_NONBLOCK;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tproxy_pod::guard::LONGEST_STOP;
+use tproxy_pod::log::queue::MAX_FLUSH;
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: pod\r\n\r\n";
 
@@ -35,19 +36,24 @@ fn count_received(log: &str) -> usize {
 fn count_lost(log: &str) -> usize {
     let notices = log.lines().filter_map(|line| {
         let (_, rest) = line.split_once(" WARN  Lost ")?;
-        let number = rest.strip_suffix(" log lines: the log was not read")?;
+        let number = rest.strip_suffix(" log lines: they could not be written in time")?;
         Some(number.parse::<usize>().unwrap())
     });
     notices.sum()
 }
 
-/// Sends requests with long lines, more than may wait, from some clients at once. Each client is answered, and
-/// waits for the log once. Returns the number of requests.
-fn fill_log(lab: &Lab) -> usize {
+/// A request with a line of more than 2,000 bytes.
+fn long_request() -> String {
     let field = |name: &str| format!("{name}: {}\r\n", "x".repeat(500));
     let target = "t".repeat(500);
     let fields = [field("Host"), field("User-Agent")].concat();
-    let request = format!("GET /{target} HTTP/1.1\r\n{fields}\r\n");
+    format!("GET /{target} HTTP/1.1\r\n{fields}\r\n")
+}
+
+/// Sends requests with long lines, more than may wait, from some clients at once. Each client is answered, and
+/// waits for the log once. Returns the number of requests.
+fn fill_log(lab: &Lab) -> usize {
+    let request = long_request();
     let ask = || {
         let mut connection = lab.client.http(POD);
         let all = Stopwatch::start();
@@ -96,8 +102,8 @@ impl UnreadLog {
         read
     }
 
-    /// Reads a log that was full. Then a line has space that says what is lost, before the line of one more
-    /// request.
+    /// Reads a log that was full. Then the line of one more request has space, and is behind those that say what
+    /// is lost.
     fn read_on(&mut self, lab: &Lab) -> String {
         let mut half = vec![0; 1 << 20];
         self.log.as_mut().unwrap().read_exact(&mut half).unwrap();
@@ -116,6 +122,27 @@ impl UnreadLog {
             let mut text = String::new();
             log.read_to_string(&mut text).unwrap();
             text
+        })
+    }
+
+    /// Reads the log to its end, a page at a time, with a pause after each until `is_fast`.
+    fn read_slowly(
+        &mut self,
+        pause: Duration,
+        is_fast: &'static AtomicBool,
+    ) -> thread::JoinHandle<String> {
+        let log = self.log.take().unwrap();
+        let mut text = log.buffer().to_vec();
+        let mut pipe = log.into_inner();
+        thread::spawn(move || {
+            let mut page = [0; 4096];
+            while let Ok(length @ 1..) = pipe.read(&mut page) {
+                text.extend(&page[..length]);
+                if !is_fast.load(Ordering::SeqCst) {
+                    thread::sleep(pause);
+                }
+            }
+            String::from_utf8(text).unwrap()
         })
     }
 
@@ -271,18 +298,74 @@ fn while_the_log_is_not_read_a_stop_ends_in_order_within_its_time() {
 }
 
 #[test]
-fn with_a_slow_reader_a_stop_ends_in_order_within_its_time() {
+fn a_slow_reader_slows_requests_down_and_loses_no_line() {
+    static IS_OVER: AtomicBool = AtomicBool::new(false);
+    let lab = Lab::new();
+    let mut program = UnreadLog::start(&lab);
+    // 230 KB/s: about 100 lines a second.
+    let log = program.read_slowly(Duration::from_millis(18), &IS_OVER);
+    let request = long_request();
+    let ask = || {
+        let mut connection = lab.client.http(POD);
+        let start = Instant::now();
+        let (mut answered, mut longest) = (0, Duration::ZERO);
+        while start.elapsed() < 5 * STUCK {
+            let watch = Stopwatch::start();
+            assert_eq!(connection.request(&request).status, "200 OK");
+            answered += 1;
+            longest = longest.max(watch.used());
+        }
+        (answered, longest)
+    };
+    let clients: Vec<(usize, Duration)> = thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(ask)).collect();
+        clients.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    IS_OVER.store(true, Ordering::SeqCst);
+    assert_eq!(program.stop().code(), Some(0));
+    let log = log.join().unwrap();
+
+    let answered: usize = clients.iter().map(|(answered, _)| answered).sum();
+    assert_eq!((count_received(&log), count_lost(&log)), (answered, 0));
+    // Each waits for the lines of all: 80 ms. After 1 s lines would be lost.
+    let longest = clients.iter().map(|(_, longest)| longest).max().unwrap();
+    assert!(*longest < STUCK / 2, "{longest:?}");
+    // The queue and the pipe hold about 1,000 lines: there were more.
+    assert!(answered > 1200, "{answered} requests: the log was not full");
+}
+
+#[test]
+fn a_stop_writes_all_lines_that_wait_as_long_as_they_are_read() {
+    static IS_FAST: AtomicBool = AtomicBool::new(false);
+    let lab = Lab::new();
+    let mut program = UnreadLog::start(&lab);
+    let answered = fill_log(&lab);
+    // 2 MiB take more than 2 s.
+    let log = program.read_slowly(Duration::from_millis(4), &IS_FAST);
+    assert_eq!(program.stop().code(), Some(0));
+    let log = log.join().unwrap();
+    assert!(log.contains(&format!("Served {answered} requests")));
+    assert_eq!(count_received(&log) + count_lost(&log), answered);
+    assert_eq!(lab.remains(), [""; 0]);
+}
+
+#[test]
+fn with_a_reader_that_is_too_slow_a_stop_gives_up_and_ends_in_order_within_its_time() {
+    static IS_FAST: AtomicBool = AtomicBool::new(false);
     let lab = Lab::new();
     let mut program = UnreadLog::start(&lab);
     fill_log(&lab);
-    let mut log = program.log.take().unwrap();
-    thread::spawn(move || {
-        let mut piece = [0; 4096];
-        while let Ok(1..) = log.read(&mut piece) {
-            thread::sleep(Duration::from_millis(300));
-        }
-    });
+    let log = program.read_slowly(Duration::from_millis(300), &IS_FAST);
+    let start = Instant::now();
     assert_eq!(program.stop().code(), Some(0));
+    let took = start.elapsed();
+    IS_FAST.store(true, Ordering::SeqCst);
+    let log = log.join().unwrap();
+    assert!(took >= MAX_FLUSH, "{took:?}");
+    // Those of 64 KiB in the pipe, and of at least one page a second.
+    let written = count_received(&log);
+    assert!((34..400).contains(&written), "{written} lines");
+    assert!(log.ends_with('\n'));
     assert_eq!(lab.remains(), [""; 0]);
 }
 

@@ -1,47 +1,85 @@
 //! The queue with a writer that is fast, slow, or stuck.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use super::*;
 
-/// Fills a queue, and returns the number of lines that it accepted.
-fn fill(queue: &LogQueue) -> usize {
-    let mut accepted = 0;
-    for _ in 0..2 * CAPACITY / 1000 {
-        queue.push(WhenFull::Discard, |lines, _| {
-            accepted += 1;
-            lines.push(&[b'\n'; 1000]);
-        });
-    }
-    accepted
-}
-
-#[test]
-fn the_line_after_lost_lines_gets_their_number() {
-    static QUEUE: LogQueue = LogQueue::empty();
-    let lost = (2 * CAPACITY / 1000 - fill(&QUEUE)) as u64;
-    assert!(lost > 0);
-    thread::spawn(|| QUEUE.write_lines(usize::MAX, <[u8]>::len));
-    let numbers = [(); 2].map(|()| {
-        let mut number = 0;
-        QUEUE.push(WhenFull::Block, |lines, lost| {
-            number = lost;
-            lines.push(b"\n");
-        });
-        number
-    });
-    assert_eq!(numbers, [lost, 0]);
-}
+/// A line of the tests, in bytes.
+const LENGTH: usize = 1000;
 
 /// Queues a line, and returns whether it was accepted.
 fn push(queue: &LogQueue, when_full: WhenFull) -> bool {
     let mut is_accepted = false;
-    queue.push(when_full, |lines, _| {
+    queue.push(when_full, |lines| {
         is_accepted = true;
-        lines.push(&[b'\n'; 1000]);
+        lines.push(&[b'x'; LENGTH - 1]);
+        lines.push(b"\n");
     });
     is_accepted
+}
+
+/// Fills a queue, and returns the number of lines that it accepted.
+fn fill(queue: &LogQueue) -> usize {
+    let pushes = 0..2 * CAPACITY / LENGTH;
+    pushes.filter(|_| push(queue, WhenFull::Discard)).count()
+}
+
+/// Starts a writer that says nothing of lost lines.
+fn spawn_writer(
+    queue: &'static LogQueue,
+    max_write: usize,
+    write: impl FnMut(&[u8]) -> usize + Send + 'static,
+) {
+    thread::spawn(move || queue.write_lines(max_write, |_, _| {}, write));
+}
+
+/// What a writer wrote, which says the number of lost lines in a line of its own.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl Written {
+    /// Starts the writer. Of what a call of it writes, `space` returns the length.
+    fn spawn(
+        queue: &'static LogQueue,
+        mut space: impl FnMut(&[u8]) -> usize + Send + 'static,
+    ) -> Written {
+        let written = Written::default();
+        let output = written.clone();
+        let write = move |lines: &[u8]| {
+            let length = space(lines);
+            output.0.lock().unwrap().extend(&lines[..length]);
+            length
+        };
+        let notice = |lines: &mut Buffer, lost| {
+            lines.push_number(lost);
+            lines.push(b"\n");
+        };
+        thread::spawn(move || queue.write_lines(libc::PIPE_BUF, notice, write));
+        written
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    /// The numbers of lost lines.
+    fn notices(&self) -> Vec<u64> {
+        let text = self.text();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+}
+
+#[test]
+fn the_writer_says_once_how_many_lines_are_lost_and_needs_no_further_line() {
+    static QUEUE: LogQueue = LogQueue::empty();
+    let accepted = fill(&QUEUE);
+    let lost = (2 * CAPACITY / LENGTH - accepted) as u64;
+    assert!(lost > 0);
+    let written = Written::spawn(&QUEUE, <[u8]>::len);
+    QUEUE.flush();
+    assert_eq!(written.notices(), [lost]);
+    assert_eq!(written.text().lines().count(), accepted + 1);
 }
 
 #[test]
@@ -53,35 +91,73 @@ fn for_a_stuck_writer_threads_wait_a_second_in_all() {
     let wait = || assert!((0..10).all(|_| !push(&QUEUE, WhenFull::Block)));
     thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(wait))));
     let took = start.elapsed();
-    assert!(took > STUCK / 2 && took < 2 * STUCK, "{took:?}");
+    assert!(took >= STUCK && took < 2 * STUCK, "{took:?}");
     assert_eq!(QUEUE.lost(), lost + 30);
 }
 
 #[test]
-fn a_writer_that_had_nothing_to_write_is_not_stuck() {
+fn a_writer_is_stuck_until_half_of_the_queue_is_written() {
     static QUEUE: LogQueue = LogQueue::empty();
-    assert!(push(&QUEUE, WhenFull::Discard));
-    QUEUE.take_batch(&mut Buffer::default());
-    thread::sleep(STUCK);
+    let (may_write, writes) = mpsc::channel::<()>();
+    let wait = move |lines: &[u8]| {
+        // The notice of this writer is empty.
+        if !lines.is_empty() {
+            let _ = writes.recv();
+        }
+        lines.len()
+    };
+    spawn_writer(&QUEUE, libc::PIPE_BUF, wait);
     fill(&QUEUE);
-    let start = Instant::now();
     assert!(!push(&QUEUE, WhenFull::Block));
-    assert!(start.elapsed() > STUCK / 2);
+    let backlog = || QUEUE.backlog(&QUEUE.lock());
+    let write_to = |length| {
+        while backlog() > length {
+            let before = backlog();
+            may_write.send(()).unwrap();
+            let start = Instant::now();
+            while backlog() == before {
+                assert!(start.elapsed() < 10 * STUCK, "a write has ended");
+                thread::yield_now();
+            }
+        }
+    };
+    for (left, is_stuck) in [(CAPACITY - 2 * BLOCK, true), (CAPACITY / 2, false)] {
+        write_to(left);
+        while push(&QUEUE, WhenFull::Discard) {}
+        let start = Instant::now();
+        assert!(!push(&QUEUE, WhenFull::Block));
+        assert_eq!(start.elapsed() < STUCK, is_stuck, "{left} bytes were left");
+    }
 }
 
 #[test]
-fn for_a_slow_writer_threads_wait_and_lose_nothing() {
+fn for_a_slow_writer_threads_wait_in_turn_and_lose_nothing() {
     static QUEUE: LogQueue = LogQueue::empty();
     fill(&QUEUE);
     let lost = QUEUE.lost();
+    // 400 lines a second.
     let slow = |lines: &[u8]| {
-        thread::sleep(STUCK / 4);
+        thread::sleep(Duration::from_millis(10));
         lines.len()
     };
-    thread::spawn(move || QUEUE.write_lines(usize::MAX, slow));
+    spawn_writer(&QUEUE, libc::PIPE_BUF, slow);
+    let wait = || {
+        let longest = (0..30).map(|_| {
+            let start = Instant::now();
+            assert!(push(&QUEUE, WhenFull::Block));
+            start.elapsed()
+        });
+        longest.max().unwrap()
+    };
     let start = Instant::now();
-    assert!((0..4 * BLOCK / 1000).all(|_| push(&QUEUE, WhenFull::Block)));
-    assert!(start.elapsed() > STUCK / 2);
+    let longest = thread::scope(|scope| {
+        let threads: Vec<_> = (0..32).map(|_| scope.spawn(wait)).collect();
+        let longest = threads.into_iter().map(|it| it.join().unwrap());
+        longest.max().unwrap()
+    });
+    // Each of the 32 waits for the lines of the others: 80 ms.
+    assert!(longest < STUCK / 2, "{longest:?}");
+    assert!(start.elapsed() > STUCK, "they wait all the time");
     assert_eq!(QUEUE.lost(), lost);
 }
 
@@ -92,32 +168,44 @@ fn once_the_writer_moves_again_lines_are_queued_and_memory_is_given_back() {
     assert!(!push(&QUEUE, WhenFull::Block));
     let lost = QUEUE.lost();
     assert!(QUEUE.lock().blocks.len() >= CAPACITY / BLOCK);
-    thread::spawn(move || QUEUE.write_lines(usize::MAX, <[u8]>::len));
+    spawn_writer(&QUEUE, usize::MAX, <[u8]>::len);
     QUEUE.flush();
     assert!(push(&QUEUE, WhenFull::Discard));
     assert_eq!((QUEUE.lost(), QUEUE.lock().blocks.len()), (lost, 1));
 }
 
 #[test]
-fn a_last_line_is_queued_with_the_number_of_lost_ones_even_if_there_is_no_space() {
+fn a_last_line_is_queued_even_if_there_is_no_space() {
     static QUEUE: LogQueue = LogQueue::empty();
     fill(&QUEUE);
-    let mut number = 0;
-    QUEUE.push(WhenFull::Exceed, |lines, lost| {
-        number = lost;
-        lines.push(b"\n");
-    });
-    assert!(number > 0);
-    assert_eq!(number, QUEUE.lost());
+    assert!(push(&QUEUE, WhenFull::Exceed));
 }
 
 #[test]
-fn lines_that_cannot_be_written_are_lost() {
+fn lines_that_cannot_be_written_are_lost_and_said_with_the_next_ones() {
     static QUEUE: LogQueue = LogQueue::empty();
-    thread::spawn(|| QUEUE.write_lines(usize::MAX, |_| 3));
-    QUEUE.push(WhenFull::Discard, |lines, _| lines.push(b"1\n2\n3\n"));
-    QUEUE.flush();
-    assert_eq!(QUEUE.lost(), 2);
+    // For the first line, a part of the second, and later for all.
+    let mut spaces = [4, 0, 0].into_iter();
+    let written = Written::spawn(&QUEUE, move |lines| spaces.next().unwrap_or(lines.len()));
+    for (lines, lost) in [("a1\nb2\nc3\n", 2), ("d4\n", 3), ("e5\n", 3), ("f6\n", 3)] {
+        QUEUE.push(WhenFull::Discard, |queue| queue.push(lines.as_bytes()));
+        QUEUE.flush();
+        assert_eq!(QUEUE.lost(), lost, "after {lines}");
+    }
+    // Nothing fits behind "b" at first, neither the number 2 nor "d4".
+    assert_eq!(written.text(), "a1\nb\n3\ne5\nf6\n");
+}
+
+#[test]
+fn a_line_that_lacks_only_its_end_gets_it_and_is_not_lost() {
+    static QUEUE: LogQueue = LogQueue::empty();
+    let mut spaces = [5].into_iter();
+    let written = Written::spawn(&QUEUE, move |lines| spaces.next().unwrap_or(lines.len()));
+    for lines in ["a1\nb2\n", "c3\n"] {
+        QUEUE.push(WhenFull::Discard, |queue| queue.push(lines.as_bytes()));
+        QUEUE.flush();
+    }
+    assert_eq!((written.text().as_str(), QUEUE.lost()), ("a1\nb2\nc3\n", 0));
 }
 
 #[test]
@@ -128,7 +216,7 @@ fn a_flush_gives_up_when_nothing_is_written() {
         thread::sleep(Duration::from_secs(3600));
         0
     };
-    thread::spawn(move || QUEUE.write_lines(usize::MAX, stuck));
+    spawn_writer(&QUEUE, usize::MAX, stuck);
     let start = Instant::now();
     QUEUE.flush();
     assert!(start.elapsed() >= STALL);
@@ -146,7 +234,7 @@ fn a_flush_waits_while_something_is_written() {
         lines.len()
     };
     let queued = QUEUE.lock().length as u64;
-    thread::spawn(move || QUEUE.write_lines(CAPACITY / 12, slow));
+    spawn_writer(&QUEUE, CAPACITY / 12, slow);
     QUEUE.flush();
     assert_eq!(written.load(Ordering::SeqCst), queued);
 }
@@ -159,7 +247,7 @@ fn a_flush_gives_up_when_lines_are_written_too_slowly() {
         thread::sleep(STALL / 4);
         lines.len()
     };
-    thread::spawn(move || QUEUE.write_lines(CAPACITY / 64, slow));
+    spawn_writer(&QUEUE, CAPACITY / 64, slow);
     let start = Instant::now();
     QUEUE.flush();
     let took = start.elapsed();
@@ -170,10 +258,10 @@ fn a_flush_gives_up_when_lines_are_written_too_slowly() {
 fn a_flush_ends_while_other_threads_log_without_end() {
     static QUEUE: LogQueue = LogQueue::empty();
     static IS_OVER: AtomicBool = AtomicBool::new(false);
-    thread::spawn(|| QUEUE.write_lines(usize::MAX, <[u8]>::len));
+    spawn_writer(&QUEUE, usize::MAX, <[u8]>::len);
     let log = || {
         while !IS_OVER.load(Ordering::SeqCst) {
-            QUEUE.push(WhenFull::Block, |lines, _| lines.push(&[b'\n'; 1000]));
+            push(&QUEUE, WhenFull::Block);
         }
     };
     (0..2).for_each(|_| drop(thread::spawn(log)));
