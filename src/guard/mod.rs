@@ -68,8 +68,7 @@ const STOP_SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGH
 /// retransmitted after 1 s, and then after 2 s (RFC 6298, 2.1).
 pub const HANDSHAKES: Duration = Duration::from_secs(3);
 
-/// Time of a stop beside [`HANDSHAKES`] and [`GRACE`]: the server writes the last lines of its log, in
-/// [`MAX_FLUSH`], and exits.
+/// Time of a stop beside [`HANDSHAKES`] and [`GRACE`]: the server writes its last log lines, and exits.
 const MARGIN: Duration = MAX_FLUSH.saturating_add(Duration::from_secs(1));
 
 /// The longest time from a stop signal until the guard waits for no client any more. The process that
