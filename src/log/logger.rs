@@ -98,7 +98,7 @@ pub fn exceed_when_full() {
     WHEN_FULL.set(WhenFull::Exceed);
 }
 
-/// The number of lines of this process that were lost since the start, because they could not be written in time.
+/// The number of lines of this process that were lost since the start, because they could not be written.
 pub fn lost_lines() -> u64 {
     QUEUE.lost()
 }
@@ -157,7 +157,7 @@ impl Log for Logger {
 /// Appends the line that says how many lines are lost, whatever `RUST_LOG` is.
 fn push_notice(lines: &mut Buffer, lost: u64) {
     if let Some(logger) = LOGGER.get() {
-        let text = format_args!("Lost {lost} log lines: they could not be written in time");
+        let text = format_args!("Lost {lost} log lines: they could not be written");
         let content = Content::Message(text);
         logger.push_line(lines, Timestamp::now(), Level::Warn, content);
     }

@@ -7,8 +7,8 @@
 //! 3. `logger` appends the line to `queue`, and the thread of the request goes on. If the queue is full,
 //!    a thread that serves clients waits until there is space. After 1 s it discards the line, and then all
 //!    threads do at once, as those do always that serve no clients, until half of the queue is written.
-//! 4. The writer thread takes all queued lines, 4 ms after the first of them or when they are 128 KiB,
-//!    and passes them to `logger::write_stderr`: one write(2) for many lines, of at most `PIPE_BUF` bytes
+//! 4. The writer thread takes the oldest block of queued lines, 4 ms after the first of them or when they are
+//!    128 KiB, and passes them to `logger::write_stderr`: one write(2) for many lines, of at most `PIPE_BUF` bytes
 //!    unless stderr is a file. Before them it says how many lines were lost since it said so last.
 //!
 //! Before the writer thread has started, step 3 writes the line to stderr at once. The guard and the

@@ -285,7 +285,8 @@ impl<W: FnMut(&[u8]) -> usize> Output<W> {
             true => return count_lines(lines),
             false => (self.write)(lines),
         };
-        self.is_cut = lines[..written].last().is_some_and(|byte| *byte != b'\n');
+        let is_whole = written == lines.len();
+        self.is_cut = !is_whole && lines[..written].last().is_some_and(|byte| *byte != b'\n');
         // A line of which only the end is missing gets that with the next lines.
         count_lines(&lines[written..][usize::from(self.is_cut)..])
     }

@@ -162,14 +162,14 @@ impl<'c> Client<'c> {
 
     /// Waits before the response. Meanwhile another thread may evict the connection: then no longer.
     pub fn delay(&mut self, delay: Duration) {
-        if !delay.is_zero() {
+        if !delay.is_zero() && !self.is_evicted {
             self.limit.delay(self.slot, delay);
             self.unpark();
         }
     }
 
-    /// Whether another thread has evicted the connection during a delay, and more has arrived than the request: a
-    /// close would reset the connection.
+    /// Whether another thread has evicted the connection, and more has arrived than the request: a close would reset the
+    /// connection.
     pub fn has_unread(&self) -> bool {
         self.is_evicted && stream::has_unread(self.stream.descriptor())
     }

@@ -1,8 +1,8 @@
 //! Chooses the connections that give way to clients that wait.
 //!
-//! Four ranks go one after another: connections whose response is delayed, which send it; connections that have not
-//! been answered a request, and of these first those of a client address that has more than half of all connections;
-//! the others of that address; all others, unless one of that address gives way soon.
+//! Ranks go one after another: connections whose response is delayed, which send it; connections that have not been
+//! answered a request, and of these first those of a client address that has more than half of all connections; the
+//! others of that address; all others, unless one of that address gives way soon.
 //!
 //! Within a rank the earliest goes first, by the time in its [`Slot`]. Where many clients wait, a begun request
 //! gives way earlier, so that none of them waits for [`REQUEST_ALLOWANCE`].

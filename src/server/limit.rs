@@ -1,8 +1,9 @@
-//! The limit on connections, and the workers that serve them: one lock, one condition variable.
+//! The limit on connections, and the workers that serve them: one lock, a condition variable for releases, and one in
+//! each slot for a delayed response.
 //!
 //! A worker acquires a place before it accepts a client, and serves it once another worker is idle, to wait for
 //! the next one. At a shortage it evicts as many connections as clients wait, and waits for a release. A
-//! request takes no lock: see [`Slot`].
+//! request that is not delayed takes no lock: see [`Slot`].
 
 #[cfg(test)]
 mod tests;

@@ -65,7 +65,7 @@ fn write_numbers(text: &mut Buffer, counters: &Counters, limit: &ConnectionLimit
         (
             "log_lines_lost_total",
             COUNTER,
-            "Log lines that were lost because they could not be written in time.",
+            "Log lines that were lost because they could not be written.",
             logger::lost_lines(),
         ),
     ] {

@@ -12,7 +12,7 @@
 //!
 //! A connection whose response is delayed is parked, too, and may give way at once: then the response is sent.
 //!
-//! A slot is one atomic word, so that a request takes no lock.
+//! A slot is one atomic word, so that a request that is not delayed takes no lock.
 
 use std::net::IpAddr;
 use std::os::fd::RawFd;

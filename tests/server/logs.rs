@@ -36,7 +36,7 @@ fn count_received(log: &str) -> usize {
 fn count_lost(log: &str) -> usize {
     let notices = log.lines().filter_map(|line| {
         let (_, rest) = line.split_once(" WARN  Lost ")?;
-        let number = rest.strip_suffix(" log lines: they could not be written in time")?;
+        let number = rest.strip_suffix(" log lines: they could not be written")?;
         Some(number.parse::<usize>().unwrap())
     });
     notices.sum()

@@ -209,6 +209,16 @@ fn a_line_that_lacks_only_its_end_gets_it_and_is_not_lost() {
 }
 
 #[test]
+fn a_line_that_is_written_in_parts_stays_one_line() {
+    static QUEUE: LogQueue = LogQueue::empty();
+    let written = Written::spawn(&QUEUE, <[u8]>::len);
+    let lines = format!("{}\nb\n", "x".repeat(libc::PIPE_BUF + 1));
+    QUEUE.push(WhenFull::Discard, |queue| queue.push(lines.as_bytes()));
+    QUEUE.flush();
+    assert_eq!((written.text(), QUEUE.lost()), (lines, 0));
+}
+
+#[test]
 fn a_flush_gives_up_when_nothing_is_written() {
     static QUEUE: LogQueue = LogQueue::empty();
     fill(&QUEUE);
