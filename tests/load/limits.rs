@@ -106,7 +106,8 @@ fn idle_connections_cost_little_memory() {
     let daemon = lab.start(&[]);
     assert!(lab.client.get(POD, "/").contains("Request received"));
     let at_start = memory(&daemon);
-    assert!(at_start <= 1_750_000, "{at_start} bytes at the start");
+    // 1.6 to 1.8 MB: how many pages of the file the kernel maps around a fault depends on its page cache.
+    assert!(at_start <= 1_900_000, "{at_start} bytes at the start");
     let mut connections = lab.open_connections(POD, 1000);
     wait_until("idle connections gave memory back", || {
         memory(&daemon) <= 9_000_000
