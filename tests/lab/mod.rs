@@ -624,6 +624,11 @@ pub fn resident_memory(process: Pid) -> u64 {
     memory(process, "VmRSS:")
 }
 
+/// Resident memory of a process that is not of a file, in bytes.
+pub fn anonymous_memory(process: Pid) -> u64 {
+    memory(process, "RssAnon:")
+}
+
 fn memory(process: Pid, kind: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let mut words = status.split_whitespace();

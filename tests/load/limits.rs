@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crate::lab::http_client::REQUEST;
 use crate::lab::manifest::Pod;
 use crate::lab::{
-    CIDRS, Daemon, Lab, Namespace, POD, POD6, peak_memory, resident_memory, wait_until, wait_within,
+    CIDRS, Daemon, Lab, Namespace, POD, POD6, anonymous_memory, peak_memory, resident_memory,
+    wait_until, wait_within,
 };
 use nix::sys::epoll::EpollTimeout;
 use tproxy_pod::http::body::MAX_CONTENT;
@@ -106,14 +107,19 @@ fn idle_connections_cost_little_memory() {
     let daemon = lab.start(&[]);
     assert!(lab.client.get(POD, "/").contains("Request received"));
     let at_start = memory(&daemon);
-    // 1.6 to 1.8 MB: how many pages of the file the kernel maps around a fault depends on its page cache.
+    // How many pages of the file the kernel maps around a fault depends on its page cache: 0.1 MB more or less.
     assert!(at_start <= 1_900_000, "{at_start} bytes at the start");
+    let own: u64 = [daemon.guard(), daemon.server()]
+        .map(anonymous_memory)
+        .iter()
+        .sum();
+    assert!(own <= 350_000, "{own} bytes at the start, without the file");
     let mut connections = lab.open_connections(POD, 1000);
     wait_until("idle connections gave memory back", || {
         memory(&daemon) <= 9_000_000
     });
     println!(
-        "{at_start} bytes at the start, {} with them",
+        "{at_start} bytes at the start, {own} of its own, {} with them",
         memory(&daemon)
     );
     for connection in &mut connections {
